@@ -1,0 +1,76 @@
+"""Relative-trust optimizers (Fromage, Madam) for Hugging Face training.
+
+Importing this package makes ``--optim fromage`` and ``--optim madam`` known to Transformers, now if
+it is loaded, else when it gets loaded. It imports neither Transformers nor Triton itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hf_relopt import import_hook
+
+if TYPE_CHECKING:
+    from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
+    from hf_relopt.groups import Plan
+    from hf_relopt.hf.registration import register
+    from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
+    from hf_relopt.optim.create import create_optimizer, plan
+    from hf_relopt.optim.fromage import Fromage
+    from hf_relopt.optim.madam import Madam
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "FormatError",
+    "Fromage",
+    "Madam",
+    "Plan",
+    "RelOptError",
+    "RelOptMixin",
+    "RelOptTrainer",
+    "UnsupportedSetup",
+    "create_optimizer",
+    "plan",
+    "register",
+]
+
+# Where each public name lives; loaded when first asked for, so that the command line and the
+# interpreter start-up hook stay light.
+_HOMES = {
+    "ConfigError": "hf_relopt.errors",
+    "FormatError": "hf_relopt.errors",
+    "Fromage": "hf_relopt.optim.fromage",
+    "Madam": "hf_relopt.optim.madam",
+    "Plan": "hf_relopt.groups",
+    "RelOptError": "hf_relopt.errors",
+    "RelOptMixin": "hf_relopt.hf.trainer",
+    "RelOptTrainer": "hf_relopt.hf.trainer",
+    "UnsupportedSetup": "hf_relopt.errors",
+    "create_optimizer": "hf_relopt.optim.create",
+    "plan": "hf_relopt.optim.create",
+    "register": "hf_relopt.hf.registration",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_relopt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register(_: object) -> None:
+    importlib.import_module("hf_relopt.hf.registration").register()
+
+
+# Options are parsed as soon as the first module is there; the Trainer looks into the second.
+import_hook.call_when_imported("transformers.training_args", _register)
+import_hook.call_when_imported("transformers.trainer_optimizer", _register)

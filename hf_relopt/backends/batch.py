@@ -1,0 +1,157 @@
+"""What a backend gets: tensors of one device and dtype, and all that the rule needs with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise, stochastic_round
+from hf_relopt.sharding import LocalSums
+
+# (param, grad, *buffers, **coefficients, **constants) -> (new param, *new buffers)
+Update = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T parameters of one group, device and dtype, in one step.
+
+    ``coefficients`` are 0-dim (the same for all) or [T]; ``learn`` and ``move`` are bool [T]: may
+    this tensor's state, its weights change in this step? ``keys`` are the noise keys, int32 [T],
+    or None to round to nearest.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    buffers: list[tuple[Tensor, ...]]
+    update: Update
+    coefficients: dict[str, Tensor]
+    constants: dict[str, object]
+    learn: Tensor
+    move: Tensor
+    keys: Tensor | None
+    maximize: bool
+
+    def scalars(self, index: int) -> Scalars:
+        """The 0-dim tensors that belong to parameter ``index``."""
+        return Scalars(
+            {k: v if v.dim() == 0 else v[index] for k, v in self.coefficients.items()},
+            self.learn[index],
+            self.move[index],
+            None if self.keys is None else self.keys[index],
+        )
+
+    def only(self, index: int) -> Batch:
+        """The same step for parameter ``index`` alone."""
+        pick = slice(index, index + 1)
+        return replace(
+            self,
+            params=self.params[pick],
+            grads=self.grads[pick],
+            buffers=self.buffers[pick],
+            coefficients={k: v if v.dim() == 0 else v[pick] for k, v in self.coefficients.items()},
+            learn=self.learn[pick],
+            move=self.move[pick],
+            keys=None if self.keys is None else self.keys[pick],
+        )
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """One parameter's coefficients, masks and noise key: 0-dim, or one value per entry."""
+
+    coefficients: dict[str, Tensor]
+    learn: Tensor
+    move: Tensor
+    key: Tensor | None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """``local_sums`` feeds the whole norms, ``apply`` runs the rule and writes the results."""
+
+    local_sums: LocalSums
+    apply: Callable[[Batch], None]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision the rule runs in: float64 for float64 weights, float32 for all others."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def rule_step(
+    update: Update,
+    param: Tensor,
+    grad: Tensor,
+    buffers: tuple[Tensor, ...],
+    scalars: Scalars,
+    position: Tensor | None,
+    constants: dict[str, object],
+    maximize: bool,
+) -> None:
+    """Run the rule on one piece and write weights and state in place, each under its mask.
+
+    torch.where decides, not a factor of 0 or 1: 0 * inf is NaN, and -0.0 - 0 * (-1) is +0.0.
+    """
+    wide = compute_dtype(param.dtype)
+    gradient = grad.to(wide)
+    if maximize:
+        gradient = -gradient
+    new, *new_buffers = update(
+        param.to(wide), gradient, *buffers, **scalars.coefficients, **constants
+    )
+    if scalars.key is not None and position is not None:
+        rounded = stochastic_round(new, param.dtype, noise(scalars.key, position))
+    else:
+        rounded = new.to(param.dtype)
+    param.copy_(torch.where(scalars.move, rounded, param))
+    for buffer, new_buffer in zip(buffers, new_buffers, strict=True):
+        buffer.copy_(torch.where(scalars.learn, new_buffer, buffer))
+
+
+def needs_noise(param: Tensor, keys: Tensor | None) -> bool:
+    """True if writing into ``param`` rounds stochastically."""
+    return keys is not None and param.dtype in ROUNDED_DTYPES
+
+
+def piece_size(device: torch.device) -> int:
+    """Entries worked on at once: what stays in a core's cache, or few enough to bound memory.
+
+    A rule holds up to eight float32 temporaries per entry, so an accelerator's 2^21 entries are
+    64 MB, and a CPU's 2^18 fit the second-level cache with room for the operands.
+    """
+    return 2**18 if device.type == "cpu" else 2**21
+
+
+def pieces(
+    param: Tensor, grad: Tensor, buffers: tuple[Tensor, ...], size: int
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], int]]:
+    """Cut one parameter into views of about ``size`` entries, with the first one's position.
+
+    Contiguous tensors are cut as flat ones; others along their first dimension, so that a position
+    always counts in row-major order whatever the memory layout.
+    """
+    tensors = (param, grad, *buffers)
+    if param.is_contiguous():
+        # A gradient in another layout is copied here, one tensor at a time.
+        tensors = tuple(tensor.reshape(-1) for tensor in tensors)
+    if param.numel() <= size:
+        yield tensors[0], tensors[1], tensors[2:], 0
+        return
+    rows = tensors[0].shape[0]
+    row_numel = param.numel() // rows
+    step = max(1, size // row_numel)
+    for start in range(0, rows, step):
+        length = min(step, rows - start)
+        cut = tuple(tensor.narrow(0, start, length) for tensor in tensors)
+        yield cut[0], cut[1], cut[2:], start * row_numel
+
+
+def positions(like: Tensor, first: int) -> Tensor:
+    """int32 row-major positions of ``like``'s entries, from ``first`` on (wrapping beyond 2^32)."""
+    counted = torch.arange(like.numel(), device=like.device, dtype=torch.int32)
+    first = (first + 2**31) % 2**32 - 2**31
+    return (counted + first).view(like.shape)

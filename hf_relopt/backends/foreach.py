@@ -1,0 +1,105 @@
+"""Small tensors laid end to end and stepped together; large ones in pieces, as in the loop.
+
+A model has many small tensors (biases, norm gains), and each would cost as many kernel launches as
+a large one. Laid end to end, with their scalars repeated per entry, they are one long tensor to the
+rule, so the equation is the same code in every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends import loop
+from hf_relopt.backends.batch import Batch, Scalars, needs_noise, piece_size, rule_step
+
+# A tensor is small while copying it costs less than launching its own kernels.
+_SMALL_PART_OF_PIECE = 8
+
+
+def apply(batch: Batch) -> None:
+    """Run the rule for every tensor of the batch."""
+    small: list[int] = []
+    limit = piece_size(batch.params[0].device) // _SMALL_PART_OF_PIECE
+    for index, param in enumerate(batch.params):
+        if param.numel() > limit:
+            loop.apply_one(batch, index)
+        else:
+            small.append(index)
+    for indices in _runs(batch, small):
+        _apply_together(batch, indices)
+
+
+def _runs(batch: Batch, indices: list[int]) -> Iterator[list[int]]:
+    """Split ``indices`` so that each part holds at most one piece's worth of entries."""
+    run: list[int] = []
+    entries = 0
+    limit = piece_size(batch.params[0].device)
+    for index in indices:
+        numel = batch.params[index].numel()
+        if run and entries + numel > limit:
+            yield run
+            run, entries = [], 0
+        run.append(index)
+        entries += numel
+    if run:
+        yield run
+
+
+def _apply_together(batch: Batch, indices: list[int]) -> None:
+    if len(indices) == 1:
+        return loop.apply_one(batch, indices[0])
+    params = [batch.params[i] for i in indices]
+    flat = _end_to_end(params)
+    grad = _end_to_end([batch.grads[i] for i in indices])
+    buffers = [[batch.buffers[i][k] for i in indices] for k in range(len(batch.buffers[0]))]
+    flat_buffers = tuple(_end_to_end(tensors) for tensors in buffers)
+    spread = _Spread(params, indices)
+    scalars = Scalars(
+        {k: v if v.dim() == 0 else spread(v) for k, v in batch.coefficients.items()},
+        spread(batch.learn),
+        spread(batch.move),
+        None if batch.keys is None else spread(batch.keys),
+    )
+    position = spread.positions() if needs_noise(flat, batch.keys) else None
+    rule_step(
+        batch.update, flat, grad, flat_buffers, scalars, position, batch.constants, batch.maximize
+    )
+    _copy_back(params, flat)
+    for tensors, flat_buffer in zip(buffers, flat_buffers, strict=True):
+        _copy_back(tensors, flat_buffer)
+    return None
+
+
+class _Spread:
+    """Repeats one value per tensor into one value per entry of the tensors laid end to end."""
+
+    def __init__(self, params: list[Tensor], indices: list[int]) -> None:
+        device = params[0].device
+        self._total = sum(param.numel() for param in params)
+        self._rows = torch.tensor(indices).to(device, non_blocking=True)
+        self._sizes = torch.tensor([p.numel() for p in params]).to(device, non_blocking=True)
+
+    def __call__(self, per_tensor: Tensor) -> Tensor:
+        # output_size spares repeat_interleave a look at the sizes from the host.
+        return torch.repeat_interleave(per_tensor[self._rows], self._sizes, output_size=self._total)
+
+    def positions(self) -> Tensor:
+        """int32: each entry's place in its own tensor."""
+        starts = torch.cumsum(self._sizes, 0) - self._sizes
+        counted = torch.arange(self._total, device=starts.device)
+        firsts = torch.repeat_interleave(starts, self._sizes, output_size=self._total)
+        return (counted - firsts).to(torch.int32)
+
+
+def _end_to_end(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _copy_back(tensors: list[Tensor], flat: Tensor) -> None:
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(
+        tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    )

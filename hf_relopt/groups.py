@@ -1,0 +1,225 @@
+"""The plan: which rule each trainable weight follows, once each, in a form a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_relopt.errors import ConfigError
+
+ROLES = ("matrix", "embedding", "head", "conv", "lora", "vector", "scalar")
+
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trainable tensor.
+
+    Attributes:
+        name: its first name in the model; ``tied`` holds the others.
+        role: one of ROLES.
+        zero_start: all of its entries are zero now.
+        options: ``rule`` and ``lr``, and whatever the overrides say.
+    """
+
+    name: str
+    param: Tensor
+    role: str
+    zero_start: bool
+    tied: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every trainable weight of a model with what it follows; ``print(plan)`` shows a table.
+
+    Attributes:
+        optim: name of the optimizer.
+        entries: the weights to be trained, in the model's order.
+        skipped: those that an override leaves alone.
+        options: the optimizer's own options.
+    """
+
+    optim: str
+    entries: tuple[Entry, ...]
+    skipped: tuple[Entry, ...]
+    options: dict[str, Any]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Param groups: one for each role, set of options and device, with ``param_names``."""
+        groups: dict[Any, dict[str, Any]] = {}
+        for entry in self.entries:
+            key = (entry.role, entry.param.device, _key(entry.options))
+            group = groups.setdefault(key, {"params": [], "role": entry.role, **entry.options})
+            group["params"].append((entry.name, entry.param))
+        return list(groups.values())
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("role", "follows", "lr", "tensors", "parameters", "first")]
+        lines: dict[Any, list[Entry]] = {}
+        for entry in self.entries:
+            lines.setdefault((entry.role, self._follows(entry), _lr(entry)), []).append(entry)
+        for (role, follows, lr), entries in lines.items():
+            numel = sum(entry.param.numel() for entry in entries)
+            rows.append((role, follows, lr, str(len(entries)), f"{numel:,}", _first(entries)))
+        for entry in self.skipped:
+            numel = entry.param.numel()
+            rows.append((entry.role, "not trained", "-", "1", f"{numel:,}", entry.name))
+        total = sum(entry.param.numel() for entry in self.entries)
+        title = f"{self.optim}: {len(self.entries)} tensors, {total:,} parameters"
+        return "\n".join([title, *_table(rows)])
+
+    def _follows(self, entry: Entry) -> str:
+        rule = entry.options.get("rule", self.optim)
+        if not entry.zero_start or rule == "adamw":
+            return rule
+        return f"{rule}, from zero by min_scale"
+
+
+def build(
+    model: nn.Module,
+    optim: str,
+    lr: float | Tensor,
+    *,
+    overrides: Overrides | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Give each trainable weight of ``model`` a role and what it follows.
+
+    Args:
+        overrides: role or name pattern (``fnmatch``) -> options for the weights it names: ``lr``,
+            ``rule``, the rule's own options, or ``skip: True`` for no training. Later ones win.
+
+    Raises:
+        ConfigError: an override matches no trainable weight.
+    """
+    overrides = dict(overrides or {})
+    used: set[str] = set()
+    entries: list[Entry] = []
+    skipped: list[Entry] = []
+    for name, param, tied, module in _trainable(model):
+        role = _role(model, name, tied, param, module)
+        chosen: dict[str, Any] = {"rule": optim, "lr": lr}
+        for target, changes in overrides.items():
+            if target == role or any(fnmatchcase(n, target) for n in (name, *tied)):
+                used.add(target)
+                chosen.update(changes)
+        skip = chosen.pop("skip", False)
+        entry = Entry(name, param, role, _is_zero(param), tied, chosen)
+        (skipped if skip else entries).append(entry)
+    for target in overrides:
+        if target not in used:
+            present = sorted({entry.role for entry in (*entries, *skipped)})
+            raise ConfigError(
+                f"The override {target!r} matches no trainable weight. Use a role that the model "
+                f"has ({', '.join(present)}) or a pattern over its names, such as "
+                f"{(entries or skipped)[0].name!r}."
+                if entries or skipped
+                else f"The override {target!r} matches nothing: the model has no trainable weight."
+            )
+    return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}))
+
+
+def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
+    """Has this model been trained before? And the evidence, in words.
+
+    Every initialisation in Transformers sets norm gains to one value; training moves them apart. A
+    model without norms is judged by where its configuration says it was loaded from.
+    """
+    gains = [
+        (name, param)
+        for module_name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, param in ((f"{module_name}.weight", getattr(module, "weight", None)),)
+        if isinstance(param, Tensor) and param.dim() == 1 and not param.is_meta
+    ]
+    for name, gain in gains:
+        if gain.numel() > 1 and bool((gain != gain[0]).any()):
+            return True, f"the entries of {name} differ, as they do after training"
+    if gains:
+        return False, "all its norm gains are constant, as they are before training"
+    source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    return (True, f"it was loaded from {source}") if source else (False, "it has no source")
+
+
+def _trainable(
+    model: nn.Module,
+) -> Iterator[tuple[str, Tensor, tuple[str, ...], nn.Module]]:
+    """(first name, tensor, its other names, its module) of each trainable tensor once."""
+    names: dict[Tensor, list[str]] = {}
+    for name, named in model.named_parameters(remove_duplicate=False):
+        if named.requires_grad:
+            names.setdefault(named, []).append(name)
+    for param, (first, *tied) in names.items():
+        yield first, param, tuple(tied), model.get_submodule(first.rpartition(".")[0])
+
+
+def _role(
+    model: nn.Module, name: str, tied: tuple[str, ...], param: Tensor, module: nn.Module
+) -> str:
+    if param.dim() == 0 or param.numel() == 1:
+        return "scalar"
+    if ".lora_" in name or name.startswith("lora_"):
+        return "lora"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    if param.dim() == 1:
+        return "vector"
+    if any(_is_head(model, n) for n in (name, *tied)):
+        return "head"
+    return "conv" if isinstance(module, nn.modules.conv._ConvNd) else "matrix"
+
+
+def _is_head(model: nn.Module, name: str) -> bool:
+    """Transformers keeps the body under ``base_model_prefix``; what lies beside it is the head."""
+    unwrap: Any = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
+    if ".modules_to_save." in name:
+        return True
+    prefix = getattr(inner, "base_model_prefix", "")
+    if not prefix or not hasattr(inner, prefix) or getattr(inner, prefix) is inner:
+        return False
+    local = name.removeprefix("base_model.model.") if inner is not model else name
+    return not local.startswith(f"{prefix}.")
+
+
+def _is_zero(param: Tensor) -> bool:
+    return not param.is_meta and param.numel() > 0 and not bool(torch.any(param != 0))
+
+
+def _key(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(
+        sorted((name, id(v) if isinstance(v, Tensor) else str(v)) for name, v in options.items())
+    )
+
+
+def _lr(entry: Entry) -> str:
+    return f"{float(entry.options['lr']):g}"
+
+
+def _first(entries: list[Entry]) -> str:
+    first = entries[0]
+    tied = f" (tied: {', '.join(first.tied)})" if first.tied else ""
+    return first.name + tied
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns aligned, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    numeric = (2, 3, 4)
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if i in numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

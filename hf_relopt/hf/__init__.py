@@ -1,0 +1,1 @@
+"""The doors to Transformers and Accelerate; everything that knows them is here."""

@@ -1,0 +1,108 @@
+"""Launch modes under which whole norms would be wrong, refused before training starts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.sharding import is_sharded
+
+_INSTEAD = "Use DDP (torchrun or accelerate launch --multi_gpu) or a single device."
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse what TrainingArguments or the launcher's environment already say.
+
+    Raises:
+        UnsupportedSetup: DeepSpeed with ZeRO stage 1 or more or its own optimizer, or FSDP.
+    """
+    config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
+    if isinstance(config, dict):
+        _check_deepspeed_config(config)
+    elif args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        if not os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+            _refuse_zero(int(stage) if stage.isdigit() else 2)
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        version = os.environ.get("FSDP_VERSION", "")
+        _refuse_fsdp(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
+
+
+def check_launch(model: nn.Module) -> None:
+    """Refuse what Accelerate's state and the model show when the optimizer is made.
+
+    Raises:
+        UnsupportedSetup: ZeRO stage 1 or more, FSDP, Megatron, or weights that are sharded already.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    state = AcceleratorState._shared_state
+    plugin = state.get("deepspeed_plugin") or _only(state.get("deepspeed_plugins"))
+    if plugin is not None:
+        _check_deepspeed_config(getattr(plugin, "deepspeed_config", {}) or {})
+        _refuse_zero(getattr(plugin, "zero_stage", 0))
+    fsdp = state.get("fsdp_plugin")
+    if fsdp is not None:
+        _refuse_fsdp(str(getattr(fsdp, "fsdp_version", 1)))
+    kind = PartialState._shared_state.get("distributed_type")
+    if kind == DistributedType.MEGATRON_LM:
+        raise UnsupportedSetup(f"Megatron-LM shards and fuses weights. {_INSTEAD}")
+    check_model(model)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that is wrapped or sharded already."""
+    for module in model.modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            _refuse_fsdp("1")
+    for name, param in model.named_parameters():
+        if is_sharded(param):
+            raise UnsupportedSetup(
+                f"{name} is a DTensor: FSDP2 or tensor parallelism has sharded the model, and "
+                f"norms of whole tensors are not summed over shards yet. {_INSTEAD}"
+            )
+        if getattr(param, "_fsdp_flattened", False):
+            _refuse_fsdp("1")
+
+
+def _check_deepspeed_config(config: dict[str, Any]) -> None:
+    if "optimizer" in config:
+        raise UnsupportedSetup(
+            f"The DeepSpeed configuration has an optimizer of its own "
+            f"({config['optimizer'].get('type', '?')}), which would train instead of the one that "
+            f"--optim names. Remove it there. {_INSTEAD}"
+        )
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    _refuse_zero(stage if isinstance(stage, int) else 0)
+
+
+def _refuse_zero(stage: int) -> None:
+    if stage >= 1:
+        raise UnsupportedSetup(
+            f"DeepSpeed ZeRO stage {stage} lays all weights end to end and cuts them anywhere, so "
+            f"the norms of single tensors are lost and every step would be wrong. {_INSTEAD}"
+        )
+
+
+def _refuse_fsdp(version: str) -> None:
+    if version.strip() == "2":
+        raise UnsupportedSetup(
+            "FSDP2 shards weights, and norms of whole tensors are not yet summed over shards here. "
+            f"{_INSTEAD}"
+        )
+    raise UnsupportedSetup(
+        "FSDP1 flattens weights, so the norms of single tensors are lost and every step would be "
+        f"silently wrong. {_INSTEAD}"
+    )
+
+
+def _fsdp_version(plugin_args: Any) -> str:
+    return str((plugin_args or {}).get("fsdp_version", 1)) if isinstance(plugin_args, dict) else "1"
+
+
+def _only(plugins: Any) -> Any:
+    return next(iter(plugins.values())) if plugins else None

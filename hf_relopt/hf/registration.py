@@ -1,0 +1,155 @@
+"""``--optim fromage`` and ``--optim madam`` in Transformers, which has no registry for them.
+
+HfArgumentParser takes its choices from the enum OptimizerNames, TrainingArguments converts with it,
+and Trainer looks the member up in a table of handlers. A real member and a handler make all three
+work. Everything that leans on those insides is in this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from enum import Enum
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.hf import arguments, guards, optim_args
+from hf_relopt.hf.log import logger
+from hf_relopt.optim.base import RelativeOptimizer
+from hf_relopt.optim.create import OPTIMIZERS, from_plan
+from hf_relopt.optim.create import plan as make_plan
+
+SUPPORTED = "5.4 to 5.23"
+
+
+def register() -> None:
+    """Make our optimizers known to Transformers; idempotent.
+
+    Raises:
+        UnsupportedSetup: this Transformers keeps its optimizers elsewhere.
+    """
+    from transformers import training_args
+
+    _add_members(training_args)
+    _check_arguments_early(training_args.TrainingArguments)
+    # The handlers' module imports torch and more: it is filled when somebody needs it.
+    trainer_optimizer = sys.modules.get("transformers.trainer_optimizer")
+    if trainer_optimizer is not None:
+        _add_handlers(trainer_optimizer)
+
+
+def restore_member(name: str) -> Enum:
+    """Unpickle an optimizer's name in a process that has not imported hf_relopt yet."""
+    register()
+    from transformers.training_args import OptimizerNames
+
+    return OptimizerNames(name)
+
+
+def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
+    """The optimizer that ``args`` ask for, with its plan printed.
+
+    Raises:
+        ConfigError, UnsupportedSetup: see :func:`hf_relopt.hf.arguments.check`.
+    """
+    name = arguments.name_of(args)
+    assert name is not None
+    arguments.check(args)
+    guards.check_launch(model)
+    said = optim_args.parse(name, args.optim_args)
+    lr = arguments.resolve_lr(args, model, said.lr)
+    chosen = make_plan(model, name, lr, overrides=said.overrides, **said.options)
+    logger.info("%s", chosen)
+    optimizer = from_plan(chosen)
+    arguments.explain(args, name, optimizer.param_groups)
+    optimizer.register_load_state_dict_post_hook(functools.partial(_adopt_saved_lr, args))
+    return optimizer
+
+
+def _adopt_saved_lr(args: Any, optimizer: torch.optim.Optimizer) -> None:
+    """After a resume the checkpoint's rate is in force: let ``args`` say so."""
+    group = optimizer.param_groups[0]
+    lr = float(group.get("initial_lr", group["lr"]))
+    if lr != args.learning_rate:
+        logger.info("resumed: learning rate %g, from the checkpoint.", lr)
+        args.learning_rate = lr
+
+
+def _add_members(training_args: ModuleType) -> None:
+    names = getattr(training_args, "OptimizerNames", None)
+    if not (isinstance(names, type) and issubclass(names, Enum) and issubclass(names, str)):
+        raise _moved("training_args.OptimizerNames")
+    for value in OPTIMIZERS:
+        if value in names._value2member_map_:
+            continue
+        member: Any = str.__new__(names, value)
+        member._name_, member._value_ = value.upper(), value
+        member.__objclass__ = names
+        member._sort_order_ = len(names._member_names_)
+        # Pickle asks the object itself: a fresh process registers before it looks the name up.
+        member.__reduce_ex__ = functools.partial(_reduce, value)
+        type.__setattr__(names, member._name_, member)
+        names._member_names_.append(member._name_)
+        names._member_map_[member._name_] = member
+        names._value2member_map_[value] = member
+
+
+def _reduce(value: str, _protocol: int) -> tuple[Any, tuple[str]]:
+    return restore_member, (value,)
+
+
+def _add_handlers(trainer_optimizer: ModuleType) -> None:
+    table = getattr(trainer_optimizer, "_OPTIMIZER_HANDLERS", None)
+    if not isinstance(table, dict):
+        raise _moved("trainer_optimizer._OPTIMIZER_HANDLERS")
+    from transformers.training_args import OptimizerNames
+
+    for value in OPTIMIZERS:
+        table[OptimizerNames(value)] = _handle
+
+
+def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
+    """Trainer calls ``factory()(model, **kwargs)`` with what a handler returns."""
+
+    def factory() -> Any:
+        return functools.partial(build_optimizer, args=context.args)
+
+    return factory, {}
+
+
+def _check_arguments_early(arguments_class: type) -> None:
+    """Check our options when the arguments are built, before a model is loaded.
+
+    Transformers' own parser of optim_args would end a malformed one in a bare unpacking error.
+    """
+    for method in ("__post_init__", "set_optimizer"):
+        original = getattr(arguments_class, method, None)
+        if original is None:
+            raise _moved(f"TrainingArguments.{method}")
+        if not getattr(original, "_hf_relopt", False):
+            setattr(arguments_class, method, _then_check(original))
+
+
+def _then_check(original: Any) -> Any:
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        arguments.check(self)
+        return result
+
+    wrapped._hf_relopt = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _moved(what: str) -> UnsupportedSetup:
+    import transformers
+
+    return UnsupportedSetup(
+        f"transformers {transformers.__version__} has no {what} of the kind that --optim fromage "
+        f"and --optim madam need; hf_relopt supports transformers {SUPPORTED}. Install one of "
+        "these, or pass Trainer(optimizer_cls_and_kwargs=(hf_relopt.Fromage, {'lr': 0.01}))."
+    )

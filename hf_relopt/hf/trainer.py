@@ -1,0 +1,69 @@
+"""RelOptTrainer: a Trainer that knows what a relative step needs, and what is pointless for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer
+
+from hf_relopt.hf import arguments
+from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
+from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
+from hf_relopt.hf.log import logger
+
+
+class RelOptMixin:
+    """Put it before a Trainer class: ``class MyTrainer(RelOptMixin, Seq2SeqTrainer)``.
+
+    Adds to the stock Trainer: telemetry with each logging step (``relative_update``, ``at_bound``,
+    ``changed_entries``, ``skipped_tensors``), no gradient clipping where it is pointless, and
+    ``train(resume_from_checkpoint=True)`` that takes the last whole checkpoint and starts afresh if
+    there is none. Other optimizers than ours train as in the stock Trainer.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._telemetry = TelemetryCallback()
+        self.add_callback(self._telemetry)  # type: ignore[attr-defined]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; arguments as for Trainer.
+
+        Raises:
+            FormatError: the checkpoint to resume from is not whole.
+        """
+        if resume_from_checkpoint is True:
+            output_dir = self.args.output_dir  # type: ignore[attr-defined]
+            resume_from_checkpoint = last_complete_checkpoint(output_dir)
+            if resume_from_checkpoint is None:
+                logger.info("no whole checkpoint in %s: training starts afresh.", output_dir)
+            else:
+                logger.info("resuming from %s.", resume_from_checkpoint)
+        elif isinstance(resume_from_checkpoint, str):
+            require_complete(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the telemetry of the step if it was measured."""
+        if "loss" in logs:
+            logs.update(self._telemetry.figures())
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _clipping_is_pointless(self) -> bool:
+        inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
+        return inner is not None and arguments.clipping_is_pointless(inner.param_groups)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self._clipping_is_pointless():
+            return None
+        return super()._clip_grad_norm(model)  # type: ignore[misc]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # Trainer computes a norm in every step even without clipping; here, only to log it.
+        if self._clipping_is_pointless() and not will_log(self.args, self.state):  # type: ignore[attr-defined]
+            return None
+        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+
+
+class RelOptTrainer(RelOptMixin, Trainer):
+    """Drop-in for Trainer, with the same arguments; see :class:`RelOptMixin`."""

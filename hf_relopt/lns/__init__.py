@@ -1,0 +1,1 @@
+"""The numbers: how a real weight becomes one that fits in few bits."""

@@ -1,0 +1,1 @@
+"""The optimizers: state, closures, checkpoints; the equations are in rules/."""

@@ -1,0 +1,102 @@
+"""The checkpoint contract: what is refused, and state that keeps its dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.errors import ConfigError
+from hf_relopt.optim.rules import RULES
+
+# How to recognise what wrote a checkpoint that has no "rule" in its groups.
+_SIGNS = {
+    "AdamW or Adam": {"betas", "eps"},
+    "SGD": {"momentum", "dampening"},
+    "Muon": {"ns_steps"},
+    "Adafactor": {"decay_rate", "clip_threshold"},
+}
+
+
+def check(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Refuse a ``state_dict`` that was not written by the same rules over the same shapes."""
+    for part in ("state", "param_groups"):
+        if part not in state_dict:
+            raise ConfigError(
+                f"This is no optimizer checkpoint: it has no {part!r}, only "
+                f"{sorted(map(str, state_dict))}. Pass what optimizer.state_dict() returned."
+            )
+    own = type(optimizer).__name__
+    saved_groups = state_dict["param_groups"]
+    for group in saved_groups:
+        if group.get("rule") not in RULES:
+            raise ConfigError(
+                f"This checkpoint was written by {_author(group)}, and this optimizer is {own}. "
+                f"Resume with the optimizer that wrote it, or start {own} afresh from the weights "
+                "alone (do not load the optimizer's state)."
+            )
+    saved_rules = [group["rule"] for group in saved_groups]
+    own_rules = [group["rule"] for group in optimizer.param_groups]
+    if set(saved_rules) != set(own_rules):
+        raise ConfigError(
+            f"This checkpoint was written with {' and '.join(sorted(set(saved_rules)))}, and this "
+            f"{own} has {' and '.join(sorted(set(own_rules)))}. Resume with the optimizer and the "
+            "plan that wrote it, or start afresh from the weights alone."
+        )
+    _check_shapes(optimizer, state_dict)
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    saved = [len(group["params"]) for group in state_dict["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    if saved != own:
+        raise ConfigError(
+            f"This checkpoint has param groups of {saved} tensors, this optimizer of {own}: it "
+            "belongs to another model or another plan. Load it into the model it was saved from."
+        )
+    for param, group, state in _pairs(optimizer, state_dict):
+        for name in RULES[group["rule"]].buffers:
+            shape = state[name].shape if name in state else None
+            if shape is not None and shape != param.shape:
+                raise ConfigError(
+                    f"This checkpoint's {name} has shape {tuple(shape)} where the weight has "
+                    f"{tuple(param.shape)}: it belongs to another model. Load it into the model it "
+                    "was saved from."
+                )
+        missing = {*RULES[group["rule"]].scalars, *RULES[group["rule"]].buffers} - set(state)
+        if state and missing:
+            raise ConfigError(
+                f"This checkpoint lacks {', '.join(sorted(missing))} for a tensor under "
+                f"{group['rule']}; it has {', '.join(sorted(map(str, state)))}. It is damaged or "
+                "another optimizer's."
+            )
+
+
+def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Put back what torch has cast to the parameter's dtype, as copies on the right device."""
+    for param, _, state in _pairs(optimizer, state_dict):
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                target = optimizer.state[param]
+                copy = torch.empty_like(
+                    value, device=param.device, memory_format=torch.preserve_format
+                )
+                target[name] = copy.copy_(value)
+
+
+def _pairs(
+    optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
+) -> Iterator[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]]:
+    """(parameter, saved group, saved state) for each parameter in order."""
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for param, key in zip(group["params"], saved["params"], strict=True):
+            yield param, saved, state_dict["state"].get(key, {})
+
+
+def _author(group: Mapping[str, Any]) -> str:
+    for name, signs in _SIGNS.items():
+        if signs <= set(group):
+            return name
+    return f"another optimizer (its options are {', '.join(sorted(set(group) - {'params'}))})"

@@ -1,0 +1,110 @@
+"""From a model and a name to a plan and an optimizer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_relopt import groups
+from hf_relopt.errors import ConfigError
+from hf_relopt.groups import Overrides, Plan
+from hf_relopt.optim.base import RelativeOptimizer
+from hf_relopt.optim.fromage import Fromage
+from hf_relopt.optim.madam import Madam
+from hf_relopt.optim.options import OPTIONS, check_options, unknown_option
+from hf_relopt.optim.rules import RULES
+
+OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {"fromage": Fromage, "madam": Madam}
+
+FROM_SCRATCH_LR = 0.01
+FINE_TUNING_LR = 0.001
+
+
+def default_lr(model: nn.Module) -> tuple[float, str]:
+    """The rate if nobody gives one, and why."""
+    pretrained, evidence = groups.looks_pretrained(model)
+    if pretrained:
+        return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
+    return FROM_SCRATCH_LR, f"the model looks untrained: {evidence}"
+
+
+def plan(
+    model: nn.Module,
+    optim: str,
+    lr: float | Tensor | None = None,
+    *,
+    overrides: Overrides | None = None,
+    **options: Any,
+) -> Plan:
+    """Say which rule each trainable weight of ``model`` would follow.
+
+    Args:
+        model: tied weights count once, frozen ones not at all.
+        optim: "fromage" or "madam".
+        lr: relative step, 0 <= lr < 1; None: 0.001 if the model looks pretrained, else 0.01.
+        overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
+            {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
+        options: the optimizer's options, see :class:`Fromage` and :class:`Madam`.
+
+    Raises:
+        ConfigError: an unknown name, a bad option, or an override that matches nothing.
+    """
+    check_name(optim)
+    for name in options:
+        if name not in OPTIONS[optim] or name == "lr":
+            raise unknown_option(optim, name)
+    lr = default_lr(model)[0] if lr is None else lr
+    check_options(optim, {**options, "lr": lr})
+    for target, changes in (overrides or {}).items():
+        check_override(optim, target, changes)
+    return groups.build(model, optim, lr, overrides=overrides, options=options)
+
+
+def create_optimizer(
+    model: nn.Module,
+    optim: str,
+    lr: float | Tensor | None = None,
+    *,
+    overrides: Overrides | None = None,
+    **options: Any,
+) -> RelativeOptimizer:
+    """The optimizer for ``model``, for a plain or Accelerate loop; arguments as in :func:`plan`.
+
+    Raises:
+        ConfigError: an unknown name, a bad option, an override that matches nothing, or a model
+            without trainable weights.
+    """
+    return from_plan(plan(model, optim, lr, overrides=overrides, **options))
+
+
+def from_plan(chosen: Plan) -> RelativeOptimizer:
+    """The optimizer that follows ``chosen``."""
+    return OPTIMIZERS[chosen.optim](chosen.groups, **chosen.options)
+
+
+def check_name(optim: str) -> None:
+    """Raise ConfigError unless ``optim`` is one of ours."""
+    if optim not in OPTIMIZERS:
+        near = difflib.get_close_matches(str(optim), OPTIMIZERS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Use one of these."
+        raise ConfigError(f"optim is {optim!r}; hf_relopt has {' and '.join(OPTIMIZERS)}. {hint}")
+
+
+def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless every key of an override is an option of the rule it leads to."""
+    rule = changes.get("rule", optim)
+    if rule not in RULES:
+        raise ConfigError(
+            f"The override {target!r} asks for rule {rule!r}; there are {', '.join(RULES)}."
+        )
+    for name, value in changes.items():
+        if name == "skip" and not isinstance(value, bool):
+            raise ConfigError(
+                f"skip is {value!r} in the override {target!r}; it takes True or False."
+            )
+        if name not in ("rule", "skip") and name not in OPTIONS[rule]:
+            raise unknown_option(rule, name, {*OPTIONS[rule], "rule", "skip"})
+    check_options(rule, changes)

@@ -1,0 +1,96 @@
+"""What an optimizer is given: parameters, gradients and rates, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.errors import ConfigError
+from hf_relopt.optim.options import check_options
+
+
+def as_list(params: Any) -> list[Any]:
+    """``params`` (tensors, named tensors or groups) as a list with at least one tensor in it.
+
+    Raises:
+        ConfigError: a bare tensor, or nothing to train.
+    """
+    if isinstance(params, Tensor):
+        raise ConfigError("params is one tensor; pass a list of tensors, [tensor].")
+    entries = [params] if isinstance(params, dict) else list(params)
+    # A group's generator would be used up by the look into it.
+    for entry in entries:
+        if isinstance(entry, dict) and not isinstance(entry["params"], Tensor):
+            entry["params"] = list(entry["params"])
+    if not any(tensors(entry) for entry in entries):
+        raise ConfigError(
+            "The parameter list is empty; an optimizer needs at least one trainable tensor. Is "
+            "the whole model frozen, or has a generator been used up already?"
+        )
+    return entries
+
+
+def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse complex parameters, and those that are in this group or in ``others`` already."""
+    if not isinstance(group["params"], Tensor):
+        group["params"] = list(group["params"])
+    seen = {param for other in others for param in other["params"]}
+    for param in tensors(group):
+        if not isinstance(param, Tensor):
+            raise ConfigError(
+                f"A parameter is of type {type(param).__name__}; an optimizer takes tensors, "
+                "(name, tensor) pairs or groups of them. Pass model.parameters()."
+            )
+        if param.is_complex():
+            raise ConfigError(
+                f"A parameter has dtype {param.dtype}; the rules are for real numbers. Train "
+                "torch.view_as_real(parameter) instead."
+            )
+        if param in seen:
+            raise ConfigError(
+                f"The parameter of shape {tuple(param.shape)} is in the list twice; it would "
+                "take two steps in one. List each tensor once (tied weights are one tensor)."
+            )
+        seen.add(param)
+
+
+def check_lr(group: Mapping[str, Any]) -> None:
+    """Check a float ``lr`` that a schedule may have set; a tensor stays on its device."""
+    if not isinstance(group["lr"], Tensor):
+        check_options(group["rule"], {"lr": group["lr"]})
+
+
+def check_gradient(param: Tensor, group: Mapping[str, Any], place: int) -> None:
+    """Refuse a sparse or complex gradient of the group's parameter at ``place``."""
+    grad = param.grad
+    assert grad is not None
+    if grad.layout is not torch.strided:
+        raise ConfigError(
+            f"The gradient of {names(group)[place]} is sparse ({grad.layout}); the rules need "
+            "whole norms of dense gradients. Build the embedding with sparse=False."
+        )
+    if grad.is_complex():
+        raise ConfigError(
+            f"The gradient of {names(group)[place]} is complex ({grad.dtype}); the rules are for "
+            "real numbers. Train torch.view_as_real(parameter) instead."
+        )
+
+
+def names(group: Mapping[str, Any]) -> list[str]:
+    """The group's parameters by name, or by number if they have none."""
+    given = group.get("param_names")
+    return list(given) if given else [f"parameter {i}" for i in range(len(group["params"]))]
+
+
+def tensors(entry: Any) -> list[Tensor]:
+    """The tensors of a group, a (name, tensor) pair or a tensor."""
+    if isinstance(entry, Tensor):
+        return [entry]
+    if isinstance(entry, tuple):
+        return [entry[1]]
+    params = entry["params"] if isinstance(entry, dict) else entry
+    params = [params] if isinstance(params, Tensor) else params
+    return [param[1] if isinstance(param, tuple) else param for param in params]

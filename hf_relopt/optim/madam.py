@@ -1,0 +1,72 @@
+"""The optimizer Madam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hf_relopt.optim.base import RelativeOptimizer
+
+
+class Madam(RelativeOptimizer):
+    """Every step multiplies each entry of a weight; signs never change.
+
+    State is 4 bytes per weight (the second moment, float32) and three numbers per tensor.
+
+    Args:
+        params: tensors, named tensors or param groups.
+        lr: typical relative change of an entry per step, 0 <= lr < 1; a float or a 0-dim tensor.
+            The paper uses 0.01 for everything.
+        beta: decay of the second moment, in [0, 1).
+        p_scale: largest entry in units of the weight's root mean square at the first step, > 0.
+            Entries that start outside stay where they are or shrink.
+        g_bound: largest normalised gradient, > 0: an entry changes by exp(lr * g_bound) at most.
+        min_scale: s >= 0 of the additive rule W <- W - lr * s * g/rms(g) that a tensor follows
+            that starts at zero, since no multiplication moves it.
+        rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
+            "nearest". Other dtypes take no notice.
+        seed: of the rounding noise.
+        backend: "loop", "foreach" or "compiled".
+        maximize: ascend instead of descend.
+
+    Entries that are exactly zero in a tensor that is not stay zero, and gradients below 1e-19 count
+    as zero (their squares are no float32 numbers).
+
+    Raises:
+        ConfigError: for an unknown option, a value out of range, a non-zero weight_decay in a
+            group, an empty or doubled parameter list.
+
+    Source: arXiv 2006.14560, algorithm 1.
+    """
+
+    rule = "madam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        *,
+        beta: float = 0.999,
+        p_scale: float = 3.0,
+        g_bound: float = 10.0,
+        min_scale: float = 1e-2,
+        rounding: str | None = None,
+        seed: int = 0,
+        backend: str = "foreach",
+        maximize: bool = False,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            unknown,
+            lr=lr,
+            beta=beta,
+            p_scale=p_scale,
+            g_bound=g_bound,
+            min_scale=min_scale,
+            rounding=rounding,
+            seed=seed,
+            backend=backend,
+            maximize=maximize,
+        )

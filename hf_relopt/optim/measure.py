@@ -1,0 +1,63 @@
+"""What a step really changed, measured on the weights, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends.batch import Backend, Batch
+
+
+class Measurement:
+    """Sums over one step; costs a copy of one tensor at a time, and no synchronisation."""
+
+    def __init__(self) -> None:
+        self._moved: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._changed: list[Tensor] = []
+        self._at_bound: list[Tensor] = []
+        self._entries = 0
+        self._tensors = 0
+
+    @property
+    def empty(self) -> bool:
+        """True until a step has been measured."""
+        return self._tensors == 0
+
+    def apply(
+        self,
+        backend: Backend,
+        batch: Batch,
+        param_norms: Tensor,
+        at_bound: Callable[[int], Tensor],
+    ) -> None:
+        """Run the batch tensor by tensor and record each.
+
+        Args:
+            param_norms: |W| before the step, [T].
+            at_bound: index of a tensor -> the share of it that is at its bound after the step.
+        """
+        self._norms.append(param_norms)
+        for index, param in enumerate(batch.params):
+            before = param.detach().clone()
+            backend.apply(batch.only(index))
+            self._at_bound.append(at_bound(index))
+            self._changed.append((before != param).sum())
+            difference = before.sub_(param)
+            self._moved.append(torch.linalg.vector_norm(difference.float()))
+            self._entries += param.numel()
+            self._tensors += 1
+
+    def figures(self) -> dict[str, float]:
+        """The figures as floats; waits for the device."""
+        moved = sum(float(value) ** 2 for value in self._moved) ** 0.5
+        norm = sum(float(value.square().sum()) for value in self._norms) ** 0.5
+        changed = sum(int(value) for value in self._changed)
+        at_bound = sum(float(value) for value in self._at_bound)
+        return {
+            "relative_update": moved / norm if norm > 0 else 0.0,
+            "at_bound": at_bound / max(self._tensors, 1),
+            "changed_entries": changed / max(self._entries, 1),
+        }

@@ -1,0 +1,250 @@
+"""Options as data: how each is read from text, what it may be, and what to do when it is not."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_relopt.backends import BACKENDS
+from hf_relopt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an optimizer.
+
+    Attributes:
+        default: the value if nobody gives one.
+        allowed: the allowed values in words, for error messages.
+        accepts: is this (typed) value allowed?
+        parse: reads the typed value from text such as ``--optim_args`` carries.
+        remedy: what to do instead, for error messages.
+    """
+
+    default: Any
+    allowed: str
+    accepts: Callable[[Any], bool]
+    parse: Callable[[str], Any]
+    remedy: str
+
+
+def is_number(value: object) -> bool:
+    """A finite int or float, not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _none_or(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() == "none" else parse(text)
+
+
+def _parse_bool(text: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    return words[text.lower()]
+
+
+def _parse_pair(text: str) -> tuple[float, float]:
+    first, second = text.strip("()[]").split(";")
+    return float(first), float(second)
+
+
+def one_of(default: Any, words: Iterable[Any], remedy: str) -> Option:
+    """An option that takes one of a few words (and None, if that is the default)."""
+    known = list(words)
+    shown = ", ".join(repr(word) for word in known)
+    return Option(
+        default=default,
+        allowed=shown if default is not None else f"None, {shown}",
+        accepts=lambda value: value in known or (default is None and value is None),
+        parse=_none_or(str) if default is None else str,
+        remedy=remedy,
+    )
+
+
+def number(
+    default: float | None, allowed: str, accepts: Callable[[float], bool], remedy: str
+) -> Option:
+    """An option that takes a finite number (or None, if that is the default)."""
+    return Option(
+        default=default,
+        allowed=allowed,
+        accepts=lambda value: (
+            (value is None and default is None) or (is_number(value) and accepts(value))
+        ),
+        parse=_none_or(float) if default is None else float,
+        remedy=remedy,
+    )
+
+
+def _is_lr(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        # Checked once, at construction: reading it costs a synchronisation.
+        if value.dim() != 0 or not value.is_floating_point():
+            return False
+        value = value.item()
+    return is_number(value) and 0 <= value < 1
+
+
+LR = Option(
+    default=0.01,
+    allowed="0 <= lr < 1, a float or a 0-dim float tensor (a fraction of the weights' size)",
+    accepts=_is_lr,
+    parse=float,
+    remedy="try 0.01 from scratch, 0.001 for fine-tuning",
+)
+
+# Options of every rule.
+COMMON: dict[str, Option] = {
+    "lr": LR,
+    "rounding": one_of(
+        None, ["stochastic", "nearest"], "None rounds bfloat16 and float16 weights stochastically"
+    ),
+    "seed": Option(
+        default=0,
+        allowed="an integer",
+        accepts=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        parse=int,
+        remedy="use 0",
+    ),
+    "backend": one_of("foreach", BACKENDS, "use 'foreach'"),
+    "maximize": Option(
+        default=False,
+        allowed="True or False",
+        accepts=lambda value: isinstance(value, bool),
+        parse=_parse_bool,
+        remedy="leave it out to minimise",
+    ),
+}
+
+MIN_SCALE = number(
+    0.01,
+    "a number >= 0 (root mean square of a tensor that starts at zero)",
+    lambda value: value >= 0,
+    "use 0.01",
+)
+
+_FROMAGE: dict[str, Option] = {
+    **COMMON,
+    "p_bound": number(
+        None,
+        "None or a number > 0 (largest norm of a weight in units of its first norm)",
+        lambda value: value > 0,
+        "use 1.0 as the paper does for small nets, 2.0 to 3.0 for transformers, or None",
+    ),
+    "min_scale": MIN_SCALE,
+}
+
+_MADAM: dict[str, Option] = {
+    **COMMON,
+    "beta": number(0.999, "0 <= beta < 1", lambda value: 0 <= value < 1, "use 0.999"),
+    "p_scale": number(
+        3.0,
+        "a number > 0 (largest entry in units of the weight's first root mean square)",
+        lambda value: value > 0,
+        "use 3.0",
+    ),
+    "g_bound": number(
+        10.0, "a number > 0 (largest normalised gradient)", lambda value: value > 0, "use 10.0"
+    ),
+    "min_scale": MIN_SCALE,
+}
+
+_ADAMW: dict[str, Option] = {
+    **COMMON,
+    "betas": Option(
+        default=(0.9, 0.999),
+        allowed="two numbers in [0, 1)",
+        accepts=lambda value: (
+            isinstance(value, (tuple, list))
+            and len(value) == 2
+            and all(is_number(beta) and 0 <= beta < 1 for beta in value)
+        ),
+        parse=_parse_pair,
+        remedy="use (0.9, 0.999); in --optim_args write betas=0.9;0.999",
+    ),
+    "eps": number(1e-8, "a number > 0", lambda value: value > 0, "use 1e-8"),
+    "weight_decay": number(0.0, "a number >= 0", lambda value: value >= 0, "use 0.0"),
+}
+
+OPTIONS: dict[str, dict[str, Option]] = {
+    "fromage": _FROMAGE,
+    "madam": _MADAM,
+    "adamw": _ADAMW,
+}
+
+
+def check_options(rule: str, given: Mapping[str, Any]) -> None:
+    """Check every option of ``given`` that ``rule`` knows.
+
+    Raises:
+        ConfigError: names the option, the value, what is allowed and the remedy.
+    """
+    for name, option in OPTIONS[rule].items():
+        if name in given and not option.accepts(given[name]):
+            raise bad_value(rule, name, given[name], option)
+    if rule != "adamw" and given.get("weight_decay"):
+        raise ConfigError(
+            f"weight_decay is {given['weight_decay']!r}; {rule} takes only 0: it keeps the norms "
+            "of weights by itself. Leave weight_decay at 0, and use "
+            f"{'p_scale' if rule == 'madam' else 'p_bound'} to bound the weights."
+        )
+
+
+def bad_value(rule: str, name: str, value: object, option: Option) -> ConfigError:
+    """The error for an option's value that is not allowed."""
+    shown = value.tolist() if isinstance(value, torch.Tensor) else value
+    return ConfigError(
+        f"{name} is {shown!r}; {rule} takes {option.allowed}. Remedy: {option.remedy}."
+    )
+
+
+def unknown_option(rule: str, name: str, known: Iterable[str] | None = None) -> ConfigError:
+    """The error for an option that ``rule`` does not have."""
+    names = sorted(known if known is not None else OPTIONS[rule])
+    near = difflib.get_close_matches(name, names, n=1)
+    owners = [other for other, options in OPTIONS.items() if other != rule and name in options]
+    if owners:
+        remedy = f"{name} belongs to {' and '.join(owners)}: leave it out."
+    elif near:
+        remedy = f"Did you mean {near[0]}?"
+    else:
+        remedy = "Leave it out, or use one of these."
+    return ConfigError(
+        f"{rule} has no option {name!r}; its options are {', '.join(names)}. {remedy}"
+    )
+
+
+def refuse_misspelt(rule: str, group: Mapping[str, Any]) -> None:
+    """Refuse a param-group key that is nearly, but not quite, an option.
+
+    Foreign keys (``initial_lr``, ``param_names``) belong to others and are carried along; one that
+    differs from an option by a letter is a typing error that would be swallowed.
+    """
+    options = OPTIONS[rule]
+    known_elsewhere = {name for others in OPTIONS.values() for name in others}
+    for name in group:
+        if name in options or name in known_elsewhere:
+            continue
+        if difflib.get_close_matches(name, options, n=1, cutoff=0.85):
+            raise unknown_option(rule, name)
+
+
+def parse_value(rule: str, name: str, text: str) -> Any:
+    """Read one option from text, and check it.
+
+    Raises:
+        ConfigError: for an unknown option, text of the wrong kind, or a value out of range.
+    """
+    options = OPTIONS[rule]
+    if name not in options:
+        raise unknown_option(rule, name)
+    try:
+        value = options[name].parse(text)
+    except (ValueError, KeyError):
+        raise bad_value(rule, name, text, options[name]) from None
+    check_options(rule, {name: value})
+    return value

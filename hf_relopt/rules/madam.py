@@ -1,0 +1,70 @@
+"""Madam: every step multiplies each entry of a weight; signs never change.
+
+From "Learning compositional functions via multiplicative weight updates" (Bernstein, Zhao, Meister,
+Liu, Anandkumar, Yue; NeurIPS 2020; arXiv 2006.14560).
+
+    v <- beta v + (1 - beta) g^2
+    ghat = clip( g / sqrt(v / (1 - beta^t)), +-g_bound )
+    W <- W * exp( -eta sign(W) ghat ),   then clip to +-max( p_scale * RMS(W0), |W_old| )
+
+eta: learning rate;  v: second moment (float32);  t: steps with a usable gradient.
+Ours: the clip lets an entry that is already outside stay there (the paper cuts it), and a tensor
+that started at zero follows W <- W - eta * min_scale * ghat: no multiplication moves a zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this g^2 has no full-precision float32: such gradients count as zero (|g| < 1e-19).
+SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
+
+
+def coefficients(
+    *,
+    lr: Tensor,
+    step: Tensor,
+    anchor_norm: Tensor,
+    numel: Tensor,
+    beta: float,
+    p_scale: float,
+) -> dict[str, Tensor]:
+    """What one step multiplies with, for T tensors at once (float64, shape [T]; ``lr`` 0-dim).
+
+    Args:
+        step: t, this step included.
+        anchor_norm: |W0|; 0 marks a tensor that started at zero.
+        numel: entries of each tensor.
+        beta: decay of the second moment, in [0, 1).
+        p_scale: bound of an entry in units of RMS(W0).
+    """
+    return {
+        "lr": lr,
+        "bias_correction": 1 - beta**step,
+        "max_abs": p_scale * anchor_norm / torch.sqrt(numel),
+        "additive": anchor_norm == 0,
+    }
+
+
+def update(
+    param: Tensor,
+    grad: Tensor,
+    second_moment: Tensor,
+    *,
+    lr: Tensor,
+    bias_correction: Tensor,
+    max_abs: Tensor,
+    additive: Tensor,
+    beta: float,
+    g_bound: float,
+    min_scale: float,
+) -> tuple[Tensor, ...]:
+    """One step; returns the new weights and the new second moment."""
+    second_moment = second_moment * beta + (grad * grad) * (1 - beta)
+    mean_square = second_moment / bias_correction
+    normalised = torch.where(mean_square < SMALLEST_SQUARE, 0.0, grad / torch.sqrt(mean_square))
+    length = lr * normalised.clamp(-g_bound, g_bound)
+    limit = torch.maximum(param.abs(), max_abs)
+    multiplied = torch.clamp(param * torch.exp(-torch.sign(param) * length), -limit, limit)
+    return torch.where(additive, param - min_scale * length, multiplied), second_moment
