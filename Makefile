@@ -1,0 +1,83 @@
+# `make demo` and `make test` set up everything they need in .venv, once; see `make help`.
+# Another Python:        make test PYTHON=python3.12
+# Another transformers:  make test TRANSFORMERS=5.4.0 VENV=.venv-oldest
+# A part of the tests:   make test ARGS="tests/test_import_hook.py -k thread"
+
+PYTHON ?= python3
+VENV ?= .venv
+TRANSFORMERS ?=
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed$(if $(TRANSFORMERS),-$(TRANSFORMERS))
+PINS := $(VENV)/constraints.txt
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# transformers caps these two: another transformers needs others of them as well.
+UNPIN := $(if $(TRANSFORMERS),/^(transformers|huggingface_hub|tokenizers)==/d)
+SOURCES := hf_relopt tests recipes benchmarks
+SAY := @printf '==> %s\n'
+
+# Nothing of ours may reach for the network in a test or a demo; tokenizers warn when forked.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Each question that `accelerate launch` would else answer by itself, with a warning.
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check style bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP)  ## train a small GPT-2 with Fromage on the text of Python's standard library (4 minutes)
+	$(SAY) "Training; everything goes to runs/demo. Stopped half-way, it resumes."
+	@$(OFFLINE) $(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
+
+test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
+	$(SAY) "Running the tests in $(WORKERS) processes"
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(STAMP)  ## ruff, mypy and the tests
+	$(SAY) "ruff"
+	@$(BIN)/ruff check $(wildcard $(SOURCES))
+	@$(BIN)/ruff format --check --quiet $(wildcard $(SOURCES)) || \
+		{ echo "Some files are not formatted: run 'make style'."; exit 1; }
+	$(SAY) "mypy"
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+style: $(STAMP)  ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	@$(BIN)/ruff format $(wildcard $(SOURCES))
+
+bench: $(STAMP)  ## time a step of each optimizer (prints a table of ratios)
+	$(SAY) "Timing optimizer steps; leave the machine alone meanwhile"
+	@$(OFFLINE) $(BIN)/python benchmarks/step_time.py $(ARGS)
+
+setup: $(STAMP)  ## only build the environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || \
+		{ echo "$(PYTHON) not found. Install Python 3.10 or newer, or say which: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "hf_relopt needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+		       "Say which to use: make PYTHON=python3.12"; exit 1; }
+	$(SAY) "Making $(VENV) with $$($(PYTHON) -V 2>&1)"
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Could not make $(VENV). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@sed -E '$(UNPIN)' constraints.txt > $(PINS)
+	@$(if $(TRANSFORMERS),echo 'transformers==$(TRANSFORMERS)' >> $(PINS),:)
+	$(SAY) "Installing PyTorch (large: this can take some minutes)"
+	@$(PIP) install -c $(PINS) "$$(grep '^torch==' $(PINS))"
+	$(SAY) "Installing hf_relopt and what it needs"
+	@$(PIP) install -c $(PINS) -e '.[dev]'
+	@rm -f $(VENV)/.installed*
+	@touch $@
+	$(SAY) "$(VENV) is ready"
+
+clean:  ## remove the environment, caches and builds (runs/ stays)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +
