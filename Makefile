@@ -12,9 +12,12 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 PINS := $(VENV)/constraints.txt
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# Twice quiet: errors only.
+PIP := $(BIN)/python -m pip -q -q --disable-pip-version-check --no-input
 # transformers caps these two: another transformers needs others of them as well.
 UNPIN := $(if $(TRANSFORMERS),/^(transformers|huggingface_hub|tokenizers)==/d)
+# An environment of another Python than is asked for is made anew: a mixture does not work.
+WHICH := import sys; print(sys.version, sys.base_prefix)
 SOURCES := hf_relopt tests recipes benchmarks
 SAY := @printf '==> %s\n'
 
@@ -38,7 +41,7 @@ demo: $(STAMP)  ## train a small GPT-2 with Fromage on the text of Python's stan
 
 test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
 	$(SAY) "Running the tests in $(WORKERS) processes"
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy and the tests
 	$(SAY) "ruff"
@@ -66,7 +69,9 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "hf_relopt needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		       "Say which to use: make PYTHON=python3.12"; exit 1; }
 	$(SAY) "Making $(VENV) with $$($(PYTHON) -V 2>&1)"
-	@$(PYTHON) -m venv $(VENV) || \
+	@old=$$($(BIN)/python -c 'import pip; $(WHICH)' 2>/dev/null); new=$$($(PYTHON) -c '$(WHICH)'); clear=; \
+	if [ "$$old" != "$$new" ] && [ -f $(VENV)/pyvenv.cfg ]; then clear=--clear; fi; \
+	[ "$$old" = "$$new" ] || $(PYTHON) -m venv $$clear $(VENV) || \
 		{ echo "Could not make $(VENV). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@sed -E '$(UNPIN)' constraints.txt > $(PINS)
 	@$(if $(TRANSFORMERS),echo 'transformers==$(TRANSFORMERS)' >> $(PINS),:)
@@ -79,5 +84,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(SAY) "$(VENV) is ready"
 
 clean:  ## remove the environment, caches and builds (runs/ stays)
+	[ ! -e $(VENV) ] || [ -f $(VENV)/pyvenv.cfg ]  # only if it is an environment
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -68,7 +68,7 @@ def __dir__() -> list[str]:
 
 
 def _register(_: object) -> None:
-    importlib.import_module("hf_relopt.hf.registration").register()
+    importlib.import_module("hf_relopt.hf.registration").register_on_import()
 
 
 # Options are parsed as soon as the first module is there; the Trainer looks into the second.

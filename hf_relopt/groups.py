@@ -128,6 +128,11 @@ def build(
     return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}))
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """True if LoRA adapters are among the weights to be trained."""
+    return any(".lora_" in name and p.requires_grad for name, p in model.named_parameters())
+
+
 def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
     """Has this model been trained before? And the evidence, in words.
 

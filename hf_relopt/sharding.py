@@ -8,31 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hf_relopt.errors import UnsupportedSetup
 
-# (params, grads, with the inner product?) -> [T, 3]: |W|, |g| and <W,g>/(|W||g|), of local tensors
-LocalSums = Callable[[Sequence[Tensor], Sequence[Tensor], bool], Tensor]
+# What a step has to sum: "grad": |g|;  "norms": |g| and |W|;  "cosine": these and <W,g>/(|W||g|).
+Sums = Literal["grad", "norms", "cosine"]
+
+# (params, grads, what) -> [T, 1 to 3], in the order above, of local tensors
+LocalSums = Callable[[Sequence[Tensor], Sequence[Tensor], Sums], Tensor]
 
 
 @dataclass(frozen=True)
 class WholeNorms:
     """Norms of T whole tensors, each of shape [T], on their device (float64 where it has that)."""
 
-    param: Tensor
     grad: Tensor
+    param: Tensor | None
     cosine: Tensor | None
 
 
 def whole_norms(
-    params: Sequence[Tensor], grads: Sequence[Tensor], *, cosine: bool, local_sums: LocalSums
+    params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums, local_sums: LocalSums
 ) -> WholeNorms:
-    """|W|, |g| and, if asked, the cosine between W and g, without a host synchronisation."""
-    sums = local_sums(params, grads, cosine)
-    return WholeNorms(sums[:, 0], sums[:, 1], sums[:, 2] if cosine else None)
+    """|g| and, if asked, |W| and the cosine between them, without a host synchronisation."""
+    columns = local_sums(params, grads, what).unbind(dim=1)
+    return WholeNorms(*columns, *[None] * (3 - len(columns)))
 
 
 def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:

@@ -126,32 +126,41 @@ def piece_size(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else 2**21
 
 
-def pieces(
-    param: Tensor, grad: Tensor, buffers: tuple[Tensor, ...], size: int
-) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], int]]:
-    """Cut one parameter into views of about ``size`` entries, with the first one's position.
+@dataclass(frozen=True)
+class Piece:
+    """Views of the same part of several tensors: ``length`` from ``start`` on along ``dim``."""
 
-    Contiguous tensors are cut as flat ones; others along their first dimension, so that a position
-    always counts in row-major order whatever the memory layout.
+    tensors: tuple[Tensor, ...]
+    whole_shape: torch.Size
+    dim: int
+    start: int
+
+    def positions(self) -> Tensor:
+        """int32: each entry's row-major place in the whole tensor (wrapping beyond 2^32)."""
+        shape, device = self.tensors[0].shape, self.tensors[0].device
+        places = torch.zeros((), dtype=torch.int64, device=device)
+        stride = 1
+        for dim in reversed(range(len(shape))):
+            first = self.start if dim == self.dim else 0
+            along = torch.arange(first, first + shape[dim], device=device) * stride
+            places = places + along.view(-1, *[1] * (len(shape) - 1 - dim))
+            stride *= self.whole_shape[dim]
+        return places.to(torch.int32).expand(shape)
+
+
+def pieces(tensors: tuple[Tensor, ...], size: int) -> Iterator[Piece]:
+    """Cut tensors of one shape into views of about ``size`` entries, whatever their layouts.
+
+    Contiguous tensors are cut as flat ones; others along their longest dimension, without a copy.
     """
-    tensors = (param, grad, *buffers)
-    if param.is_contiguous():
-        # A gradient in another layout is copied here, one tensor at a time.
-        tensors = tuple(tensor.reshape(-1) for tensor in tensors)
-    if param.numel() <= size:
-        yield tensors[0], tensors[1], tensors[2:], 0
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(tensor.view(-1) for tensor in tensors)
+    shape = tensors[0].shape
+    if tensors[0].numel() <= size:
+        yield Piece(tensors, shape, 0, 0)
         return
-    rows = tensors[0].shape[0]
-    row_numel = param.numel() // rows
-    step = max(1, size // row_numel)
-    for start in range(0, rows, step):
-        length = min(step, rows - start)
-        cut = tuple(tensor.narrow(0, start, length) for tensor in tensors)
-        yield cut[0], cut[1], cut[2:], start * row_numel
-
-
-def positions(like: Tensor, first: int) -> Tensor:
-    """int32 row-major positions of ``like``'s entries, from ``first`` on (wrapping beyond 2^32)."""
-    counted = torch.arange(like.numel(), device=like.device, dtype=torch.int32)
-    first = (first + 2**31) % 2**32 - 2**31
-    return (counted + first).view(like.shape)
+    dim = max(range(len(shape)), key=lambda d: shape[d])
+    length = max(1, size * shape[dim] // tensors[0].numel())
+    for start in range(0, shape[dim], length):
+        cut = min(length, shape[dim] - start)
+        yield Piece(tuple(t.narrow(dim, start, cut) for t in tensors), shape, dim, start)

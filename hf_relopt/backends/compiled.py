@@ -16,22 +16,25 @@ from torch import Tensor
 
 from hf_relopt.backends import loop, sums
 from hf_relopt.backends.batch import Batch, Scalars, Update, needs_noise, rule_step
+from hf_relopt.sharding import Sums
 
 
-def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], cosine: bool) -> Tensor:
-    """Like sums.local_sums, in one pass over both tensors."""
+def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
+    """Like sums.local_sums, in one pass over the tensors."""
     if params[0].device.type == "mps":
-        return sums.local_sums(params, grads, cosine)
-    kernel = _sums_kernel(params[0].dtype, cosine)
+        return sums.local_sums(params, grads, what)
+    kernel = _squares_kernel(params[0].dtype, what)
     rows = []
     for param, grad in zip(params, grads, strict=True):
         if _is_flat(param) and _is_flat(grad):
             rows.append(kernel(param.view(-1), grad.view(-1)))
         else:
-            rows.append(_eager_squares(param, grad, cosine))
+            rows.append(_eager_squares(param, grad, what))
     squares = torch.stack(rows)
-    norms = squares[:, :2].sqrt()
-    return sums.with_cosine(norms[:, 0], norms[:, 1], squares[:, 2]) if cosine else norms
+    columns = list(squares[:, :2].sqrt().unbind(dim=1))
+    if what == "cosine":
+        columns.append(sums.cosine(columns[0], columns[1], squares[:, 2]))
+    return torch.stack(columns, dim=1)
 
 
 def apply(batch: Batch) -> None:
@@ -58,18 +61,23 @@ def _is_flat(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and tensor.numel() > 1
 
 
-def _eager_squares(param: Tensor, grad: Tensor, cosine: bool) -> Tensor:
-    row = sums.local_sums([param], [grad], cosine)[0]
-    squares = [row[0] ** 2, row[1] ** 2]
-    return torch.stack([*squares, row[2] * row[0] * row[1]] if cosine else squares)
+def _eager_squares(param: Tensor, grad: Tensor, what: Sums) -> Tensor:
+    row = sums.local_sums([param], [grad], what)[0].unbind()
+    squares = [norm * norm for norm in row[:2]]
+    return torch.stack([*squares, row[2] * row[0] * row[1]] if what == "cosine" else squares)
 
 
 @cache
-def _sums_kernel(dtype: torch.dtype, cosine: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def _squares_kernel(dtype: torch.dtype, what: Sums) -> Callable[[Tensor, Tensor], Tensor]:
     def squares(param: Tensor, grad: Tensor) -> Tensor:
-        param, grad = param.to(torch.float64), grad.to(torch.float64)
-        rows = [(param * param).sum(), (grad * grad).sum()]
-        return torch.stack([*rows, (param * grad).sum()] if cosine else rows)
+        grad = grad.to(torch.float64)
+        rows = [(grad * grad).sum()]
+        if what != "grad":
+            param = param.to(torch.float64)
+            rows.append((param * param).sum())
+        if what == "cosine":
+            rows.append((param * grad).sum())
+        return torch.stack(rows)
 
     return _compile(squares)
 

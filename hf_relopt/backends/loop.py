@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from hf_relopt.backends.batch import (
-    Batch,
-    needs_noise,
-    piece_size,
-    pieces,
-    positions,
-    rule_step,
-)
+from hf_relopt.backends.batch import Batch, needs_noise, piece_size, pieces, rule_step
 
 
 def apply(batch: Batch) -> None:
@@ -20,12 +13,19 @@ def apply(batch: Batch) -> None:
 
 def apply_one(batch: Batch, index: int) -> None:
     """Run the rule for one tensor of the batch."""
-    whole, scalars = batch.params[index], batch.scalars(index)
-    size = piece_size(whole.device)
-    for param, grad, buffers, first in pieces(
-        whole, batch.grads[index], batch.buffers[index], size
-    ):
-        position = positions(param, first) if needs_noise(whole, batch.keys) else None
+    scalars = batch.scalars(index)
+    tensors = (batch.params[index], batch.grads[index], *batch.buffers[index])
+    noisy = needs_noise(tensors[0], batch.keys)
+    for piece in pieces(tensors, piece_size(tensors[0].device)):
+        param, grad, *buffers = piece.tensors
+        position = piece.positions() if noisy else None
         rule_step(
-            batch.update, param, grad, buffers, scalars, position, batch.constants, batch.maximize
+            batch.update,
+            param,
+            grad,
+            tuple(buffers),
+            scalars,
+            position,
+            batch.constants,
+            batch.maximize,
         )

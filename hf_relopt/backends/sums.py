@@ -7,29 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.batch import piece_size
+from hf_relopt.backends.batch import piece_size, pieces
+from hf_relopt.sharding import Sums
 
 
-def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], cosine: bool) -> Tensor:
-    """|W|, |g| and (if ``cosine``) <W,g>/(|W||g|) of T tensors: float64 [T, 2 or 3].
+def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
+    """|g|, |W| and <W,g>/(|W||g|) of T tensors, as far as ``what`` asks: float64 [T, 1 to 3].
 
     Where the device has no float64 the tensors are scaled by their largest entry first.
     """
     if params[0].device.type == "mps":
-        return _scaled_sums(params, grads, cosine)
-    param_norms, grad_norms = _norms(params), _norms(grads)
-    if not cosine:
-        return torch.stack([param_norms, grad_norms], dim=1)
-    inner = torch.stack([_dot(p, g) for p, g in zip(params, grads, strict=True)])
-    return with_cosine(param_norms, grad_norms, inner)
+        return _scaled_sums(params, grads, what)
+    columns = [_norms(grads)]
+    if what != "grad":
+        columns.append(_norms(params))
+    if what == "cosine":
+        inner = torch.stack([_dot(p, g) for p, g in zip(params, grads, strict=True)])
+        columns.append(cosine(columns[0], columns[1], inner))
+    return torch.stack(columns, dim=1)
 
 
-def with_cosine(param_norms: Tensor, grad_norms: Tensor, inner: Tensor) -> Tensor:
-    """Stack the norms with inner / (|W||g|), which is 0 where one of them is 0."""
-    product = param_norms * grad_norms
-    return torch.stack(
-        [param_norms, grad_norms, torch.where(product > 0, inner / product, 0.0)], dim=1
-    )
+def cosine(grad_norm: Tensor, param_norm: Tensor, inner: Tensor) -> Tensor:
+    """<W, g> / (|W| |g|), which is 0 where one of them is 0."""
+    product = grad_norm * param_norm
+    return torch.where(product > 0, inner / product, 0.0)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -41,33 +42,32 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """<left, right> summed in float64, a piece at a time."""
-    # Entries pair up by index: both in row-major order, or both in the same other memory order.
-    if left.stride() != right.stride() or not left.is_contiguous():
-        left, right = left.contiguous(), right.contiguous()
-    left, right = left.reshape(-1), right.reshape(-1)
-    size = piece_size(left.device) // 2
     total = torch.zeros((), dtype=torch.float64, device=left.device)
-    for a, b in zip(left.split(size), right.split(size), strict=True):
-        wide = a.to(torch.float64)
-        total = total + torch.dot(wide, wide if b is a else b.to(torch.float64))
+    # Half as many entries as elsewhere: they are twice as wide here.
+    for piece in pieces((left, right), piece_size(left.device) // 2):
+        a, b = piece.tensors
+        wide = a.to(torch.float64).reshape(-1)
+        other = wide if left is right else b.to(torch.float64).reshape(-1)
+        total = total + torch.dot(wide, other)
     return total
 
 
-def _scaled_sums(params: Sequence[Tensor], grads: Sequence[Tensor], cosine: bool) -> Tensor:
+def _scaled_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
     """The same in float32: each tensor is divided by its largest entry before it is squared."""
-    rows = [_scaled_row(p, g, cosine) for p, g in zip(params, grads, strict=True)]
+    rows = [_scaled_row(p, g, what) for p, g in zip(params, grads, strict=True)]
     return torch.stack(rows)
 
 
-def _scaled_row(param: Tensor, grad: Tensor, cosine: bool) -> Tensor:
-    unit_param, param_scale = _scale(param)
+def _scaled_row(param: Tensor, grad: Tensor, what: Sums) -> Tensor:
     unit_grad, grad_scale = _scale(grad)
-    param_norm = torch.linalg.vector_norm(unit_param)
     grad_norm = torch.linalg.vector_norm(unit_grad)
-    row = [param_norm * param_scale, grad_norm * grad_scale]
-    if cosine:
-        inner = (unit_param * unit_grad).sum() / (param_norm * grad_norm)
-        row.append(torch.where(param_norm * grad_norm > 0, inner, 0.0))
+    row = [grad_norm * grad_scale]
+    if what != "grad":
+        unit_param, param_scale = _scale(param)
+        param_norm = torch.linalg.vector_norm(unit_param)
+        row.append(param_norm * param_scale)
+        if what == "cosine":
+            row.append(cosine(grad_norm, param_norm, (unit_param * unit_grad).sum()))
     return torch.stack(row)
 
 

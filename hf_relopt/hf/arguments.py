@@ -15,7 +15,7 @@ from hf_relopt.optim.options import check_options
 
 
 def name_of(args: Any) -> str | None:
-    """ "fromage" or "madam" if ``args.optim`` is one of ours, else None."""
+    """The name in ``args.optim`` if it is one of ours, else None."""
     name = str(getattr(args.optim, "value", args.optim))
     return name if name in OPTIMIZERS else None
 

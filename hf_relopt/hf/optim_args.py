@@ -53,7 +53,8 @@ def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for part in text.replace(" ", "").split(","):
         name, equals, value = part.partition("=")
-        if not (name and equals and value) or "=" in value:
+        malformed = not (name and equals and value) or "=" in value
+        if malformed or "" in name.split("."):
             raise ConfigError(
                 f"optim_args is {text!r}, and {part!r} in it is not of the form name=value. "
                 f"{optim} takes pairs between commas, as in '{_example(optim)}'."

@@ -34,12 +34,35 @@ def register() -> None:
     """
     from transformers import training_args
 
+    # First, so that asking for our names gets our error even if the rest fails.
+    _check_arguments_early(training_args)
     _add_members(training_args)
-    _check_arguments_early(training_args.TrainingArguments)
     # The handlers' module imports torch and more: it is filled when somebody needs it.
     trainer_optimizer = sys.modules.get("transformers.trainer_optimizer")
     if trainer_optimizer is not None:
         _add_handlers(trainer_optimizer)
+
+
+def register_on_import() -> None:
+    """Register while Transformers is being imported: a failure must not break that import."""
+    try:
+        register()
+    except UnsupportedSetup as error:
+        logger.warning("--optim fromage and madam are not available: %s", error)
+
+
+def require() -> None:
+    """Register in full, because one of our names is asked for.
+
+    Raises:
+        UnsupportedSetup: this Transformers keeps its optimizers elsewhere.
+    """
+    register()
+    try:
+        from transformers import trainer_optimizer
+    except ImportError:
+        raise _moved("module trainer_optimizer") from None
+    _add_handlers(trainer_optimizer)
 
 
 def restore_member(name: str) -> Enum:
@@ -121,22 +144,27 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
     return factory, {}
 
 
-def _check_arguments_early(arguments_class: type) -> None:
+def _check_arguments_early(training_args: ModuleType) -> None:
     """Check our options when the arguments are built, before a model is loaded.
 
     Transformers' own parser of optim_args would end a malformed one in a bare unpacking error.
     """
+    arguments_class = getattr(training_args, "TrainingArguments", None)
     for method in ("__post_init__", "set_optimizer"):
         original = getattr(arguments_class, method, None)
         if original is None:
             raise _moved(f"TrainingArguments.{method}")
         if not getattr(original, "_hf_relopt", False):
-            setattr(arguments_class, method, _then_check(original))
+            setattr(arguments_class, method, _checked(original))
 
 
-def _then_check(original: Any) -> Any:
+def _checked(original: Any) -> Any:
     @functools.wraps(original)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # set_optimizer takes the name; __post_init__ finds it in the field.
+        wanted = kwargs.get("name", args[0] if args else getattr(self, "optim", None))
+        if str(getattr(wanted, "value", wanted)) in OPTIMIZERS:
+            require()
         result = original(self, *args, **kwargs)
         arguments.check(self)
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from transformers import Trainer
@@ -26,7 +27,12 @@ class RelOptMixin:
         self._telemetry = TelemetryCallback()
         self.add_callback(self._telemetry)  # type: ignore[attr-defined]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Train; arguments as for Trainer.
 
         Raises:
@@ -39,9 +45,10 @@ class RelOptMixin:
                 logger.info("no whole checkpoint in %s: training starts afresh.", output_dir)
             else:
                 logger.info("resuming from %s.", resume_from_checkpoint)
-        elif isinstance(resume_from_checkpoint, str):
+        elif isinstance(resume_from_checkpoint, (str, os.PathLike)):
             require_complete(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the telemetry of the step if it was measured."""

@@ -2,8 +2,8 @@
 
 A change below half a unit in the last place is lost when rounding to nearest: in bfloat16 a typical
 weight then ignores every relative step below 2^-9. Rounding up with the probability of what is left
-over keeps the mean. The noise depends on (seed, parameter, step, position in the whole tensor) and on
-nothing else, so replicas round alike, and a resumed run rounds as if it had never stopped.
+over keeps the mean. The noise depends on (seed, parameter, step, position in the whole tensor) and
+on nothing else, so replicas round alike, and a resumed run rounds as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -80,5 +80,9 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
         scaled = value * _FLOAT16_SUBNORMALS_PER_ONE + bits.to(torch.float32) / 65536
         subnormal = torch.floor(scaled) / _FLOAT16_SUBNORMALS_PER_ONE
         rounded = torch.where(value.abs() < _FLOAT16_SMALLEST_NORMAL, subnormal, rounded)
-    # NaN and Inf carry payloads that the addition could turn into a number.
-    return torch.where(torch.isfinite(value), rounded, value).to(dtype)
+    # Above the largest number there is only Inf, and a finite weight must stay finite.
+    largest = torch.finfo(dtype).max
+    rounded = rounded.clamp(-largest, largest)
+    # What needs no rounding gets none (-0.0 and Inf too), and NaN keeps its bits.
+    exact = (value.to(dtype).to(torch.float32) == value) | ~torch.isfinite(value)
+    return torch.where(exact, value, rounded).to(dtype)

@@ -7,20 +7,22 @@ is made in ``__init__``, because Accelerate's FSDP2 path swaps the parameters la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import BACKENDS
-from hf_relopt.backends.batch import Batch, compute_dtype, needs_noise
+from hf_relopt.backends.batch import Batch, compute_dtype
 from hf_relopt.errors import ConfigError
-from hf_relopt.lns.rounding import noise_keys
+from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise_keys
 from hf_relopt.optim import checkpoint, inputs
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.options import OPTIONS, check_options, refuse_misspelt, unknown_option
 from hf_relopt.optim.rules import RULES, Facts, Rule
-from hf_relopt.sharding import refuse_inexact, whole_norms
+from hf_relopt.optim.state import advance, as_scalar, new_state
+from hf_relopt.sharding import Sums, refuse_inexact, whole_norms
 
 
 class RelativeOptimizer(torch.optim.Optimizer):
@@ -57,11 +59,12 @@ class RelativeOptimizer(torch.optim.Optimizer):
         check_options(rule, param_group)
         inputs.check_params(param_group, self.param_groups)
         super().add_param_group(param_group)
+        param_group["shapes_crc32"] = checkpoint.shapes_crc32(param_group["params"])
         # torch fills every default in; another rule's options would only mislead there.
         for name in set(OPTIONS[self.rule]) - set(OPTIONS[rule]):
             param_group.pop(name, None)
-        self._checked_shapes = False
         self._built_shapes = self._shapes()
+        self._forget()
 
     def _shapes(self) -> list[torch.Size]:
         return [param.shape for group in self.param_groups for param in group["params"]]
@@ -69,7 +72,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
     # -- the step ------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the gradients at hand.
 
         Args:
@@ -87,7 +90,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if not self._checked_shapes:
             self._check_shapes()
-        for group, params, indices in self._batches():
+        # All of them are looked at before the first one moves: an error leaves no half-made step.
+        for group, params, indices in list(self._batches()):
             self._step_batch(group, params, indices)
         return loss
 
@@ -138,83 +142,53 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
     def _step_batch(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> None:
         rule, backend = RULES[group["rule"]], BACKENDS[group["backend"]]
-        for param in params:
+        for param, index in zip(params, indices, strict=True):
             if not self.state[param]:
-                self.state[param] = _new_state(rule, param)
+                self.state[param] = new_state(rule, param)
+                self._anchored.discard(index)
         grads: list[Tensor] = [param.grad for param in params]  # type: ignore[misc]
-        norms = whole_norms(
-            params,
-            grads,
-            cosine=rule.needs_cosine(group),
-            local_sums=backend.local_sums,
-        )
+        norms = whole_norms(params, grads, self._sums(rule, group, indices), backend.local_sums)
         if norms.cosine is not None and group["maximize"]:
-            norms = type(norms)(norms.param, norms.grad, -norms.cosine)
-        lr = _as_scalar(group["lr"], norms.grad)
-        finite = torch.isfinite(norms.grad)
+            norms = replace(norms, cosine=-norms.cosine)
+        lr = as_scalar(group["lr"], norms.grad)
+        finite = torch.isfinite(norms.grad) & (norms.grad < rule.largest_grad)
         learn = finite & (norms.grad > 0)
-        facts = self._advance(rule, params, norms, lr, finite, learn)
-        wide = compute_dtype(params[0].dtype)
-        coefficients = {
-            name: value if value.dtype is torch.bool else value.to(wide)
-            for name, value in rule.coefficients(facts, group).items()
-        }
-        keys = None
-        if needs_noise(params[0], learn) and group["rounding"] != "nearest":
-            index = torch.tensor(indices).to(learn.device, non_blocking=True)
-            keys = noise_keys(group["seed"], index, facts.step)
+        states = [self.state[param] for param in params]
+        numels = [param.numel() for param in params]
+        facts = advance(rule, states, numels, norms, lr, finite, learn)
+        if rule.anchored and rule.sums(group) == "grad":
+            self._note_anchors(facts.anchor_norm, indices)
         batch = Batch(
             params=params,
             grads=grads,
-            buffers=[tuple(self.state[p][name] for name in rule.buffers) for p in params],
+            buffers=[tuple(state[name] for name in rule.buffers) for state in states],
             update=rule.update,
-            coefficients=coefficients,
+            coefficients=_coefficients(rule, facts, group, params[0].dtype),
             constants={name: group[name] for name in rule.constants},
             learn=learn,
             move=learn & (lr != 0),
-            keys=keys,
+            keys=_noise_keys(group, params[0], indices, facts.step),
             maximize=group["maximize"],
         )
         if self._measurement is None:
             backend.apply(batch)
         else:
-            self._measurement.apply(
-                backend, batch, norms.param, self._at_bound(rule, group, params)
-            )
+            self._measurement.apply(backend, batch, norms.param, rule, group, states)
 
-    def _at_bound(
-        self, rule: Rule, group: Mapping[str, Any], params: list[Tensor]
-    ) -> Callable[[int], Tensor]:
-        def share(index: int) -> Tensor:
-            state = self.state[params[index]]
-            return rule.at_bound(params[index], state.get("anchor_norm", state["step"]), group)
+    def _sums(self, rule: Rule, group: Mapping[str, Any], indices: list[int]) -> Sums:
+        """What to sum: weights' norms only if the rule, an anchor or a measurement needs them."""
+        steady = rule.sums(group)
+        missing = rule.anchored and not self._anchored.issuperset(indices)
+        needed = missing or self._measurement is not None
+        return "norms" if steady == "grad" and needed else steady
 
-        return share
-
-    def _advance(
-        self,
-        rule: Rule,
-        params: list[Tensor],
-        norms: Any,
-        lr: Tensor,
-        finite: Tensor,
-        learn: Tensor,
-    ) -> Facts:
-        """Update step counts, anchors and counters; return the facts of this step."""
-        states = [self.state[param] for param in params]
-        values = {name: _stack(states, name, norms.grad) for name in rule.scalars}
-        values["step"] = values["step"] + learn
-        values["skipped"] = values["skipped"] + ~finite
-        anchor = values["step"]
-        if rule.anchored:
-            # NaN: not made yet. Through float32 at once, so that the first step sees what is kept.
-            fresh = torch.isnan(values["anchor_norm"]) & finite
-            made = torch.where(fresh, norms.param.to(torch.float32), values["anchor_norm"])
-            anchor = values["anchor_norm"] = made.to(norms.param.dtype)
-        for name, value in values.items():
-            torch._foreach_copy_([state[name] for state in states], list(value.unbind()))
-        numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=anchor.dtype)
-        return Facts(norms, anchor, values["step"], numel.to(anchor.device, non_blocking=True), lr)
+    def _note_anchors(self, anchor_norm: Tensor, indices: list[int]) -> None:
+        """Remember on the host which anchors are made: one synchronisation, when some were not."""
+        if self._anchored.issuperset(indices) or anchor_norm.is_meta:
+            return
+        for index, unmade in zip(indices, torch.isnan(anchor_norm).tolist(), strict=True):
+            if not unmade:
+                self._anchored.add(index)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -250,31 +224,28 @@ class RelativeOptimizer(torch.optim.Optimizer):
         # Pickle and load_state_dict keep state and groups alone; the rest is made again here.
         self.__dict__.setdefault("_measurement", None)
         self.__dict__.setdefault("_built_shapes", self._shapes())
+        self._forget()
+
+    def _forget(self) -> None:
+        """Look at shapes and anchors again in the next step."""
         self._checked_shapes = False
+        self._anchored: set[int] = set()
 
 
-def _new_state(rule: Rule, param: Tensor) -> dict[str, Tensor]:
-    """Zero counts, an anchor not yet made (NaN), and empty moments."""
-    scalar = dict.fromkeys(rule.scalars, 0.0) | (
-        {"anchor_norm": float("nan")} if rule.anchored else {}
-    )
-    state = {
-        name: torch.full((), value, dtype=torch.float32, device=param.device)
-        for name, value in scalar.items()
+def _coefficients(
+    rule: Rule, facts: Facts, group: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    wide = compute_dtype(dtype)
+    return {
+        name: value if value.dtype is torch.bool else value.to(wide)
+        for name, value in rule.coefficients(facts, group).items()
     }
-    for name in rule.buffers:
-        state[name] = torch.zeros_like(
-            param, dtype=torch.float32, memory_format=torch.preserve_format
-        )
-    return state
 
 
-def _stack(states: list[dict[str, Tensor]], name: str, like: Tensor) -> Tensor:
-    return torch.stack([state[name] for state in states]).to(like.dtype)
-
-
-def _as_scalar(lr: float | Tensor, like: Tensor) -> Tensor:
-    """``lr`` as a 0-dim tensor of ``like``'s kind, without waiting for the device."""
-    if isinstance(lr, Tensor):
-        return lr.detach().to(like.device, like.dtype, non_blocking=True)
-    return torch.full((), lr, dtype=like.dtype, device=like.device)
+def _noise_keys(
+    group: Mapping[str, Any], param: Tensor, indices: list[int], step: Tensor
+) -> Tensor | None:
+    if param.dtype not in ROUNDED_DTYPES or group["rounding"] == "nearest":
+        return None
+    index = torch.tensor(indices).to(step.device, non_blocking=True)
+    return noise_keys(group["seed"], index, step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,16 @@ def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any
             f"This checkpoint has param groups of {saved} tensors, this optimizer of {own}: it "
             "belongs to another model or another plan. Load it into the model it was saved from."
         )
+    for own_group, saved_group in zip(
+        optimizer.param_groups, state_dict["param_groups"], strict=True
+    ):
+        checksum = own_group["shapes_crc32"]
+        if saved_group.get("shapes_crc32", checksum) != checksum:
+            raise ConfigError(
+                f"This checkpoint's group of {len(own_group['params'])} tensors has other shapes "
+                "than this optimizer's: it belongs to another model. Load it into the model it was "
+                "saved from."
+            )
     for param, group, state in _pairs(optimizer, state_dict):
         for name in RULES[group["rule"]].buffers:
             shape = state[name].shape if name in state else None
@@ -72,6 +83,14 @@ def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any
                 f"{group['rule']}; it has {', '.join(sorted(map(str, state)))}. It is damaged or "
                 "another optimizer's."
             )
+
+
+def shapes_crc32(params: Iterable[Tensor]) -> int:
+    """A checksum of the tensors' shapes in order, by which a group knows its model again.
+
+    Fromage's state holds no tensor that would show a weight's shape.
+    """
+    return zlib.crc32(repr([tuple(param.shape) for param in params]).encode())
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:

@@ -21,10 +21,13 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {"fromage": Fromage, "madam": M
 
 FROM_SCRATCH_LR = 0.01
 FINE_TUNING_LR = 0.001
+ADAPTER_LR = 0.03
 
 
 def default_lr(model: nn.Module) -> tuple[float, str]:
     """The rate if nobody gives one, and why."""
+    if groups.has_adapters(model):
+        return ADAPTER_LR, "the model has LoRA adapters to train, which start from zero"
     pretrained, evidence = groups.looks_pretrained(model)
     if pretrained:
         return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
@@ -44,7 +47,8 @@ def plan(
     Args:
         model: tied weights count once, frozen ones not at all.
         optim: "fromage" or "madam".
-        lr: relative step, 0 <= lr < 1; None: 0.001 if the model looks pretrained, else 0.01.
+        lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
+            pretrained, else 0.01.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see :class:`Fromage` and :class:`Madam`.

@@ -22,7 +22,7 @@ class Fromage(RelativeOptimizer):
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
             bound. Tensors that start at zero have none.
         min_scale: root mean square, >= 0, by which a tensor that starts at zero is measured until
-            it is larger itself. 0 is the paper's rule, under which such tensors hardly move.
+            it is larger itself. 0 is the paper's rule, under which such tensors never move.
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
             "nearest". Other dtypes take no notice.
         seed: of the rounding noise.
@@ -44,7 +44,7 @@ class Fromage(RelativeOptimizer):
         lr: float | Tensor = 1e-2,
         *,
         p_bound: float | None = None,
-        min_scale: float = 1e-2,
+        min_scale: float = 1e-1,
         rounding: str | None = None,
         seed: int = 0,
         backend: str = "foreach",

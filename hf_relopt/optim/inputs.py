@@ -20,9 +20,13 @@ def as_list(params: Any) -> list[Any]:
     """
     if isinstance(params, Tensor):
         raise ConfigError("params is one tensor; pass a list of tensors, [tensor].")
+    if isinstance(params, set):
+        raise _unordered()
     entries = [params] if isinstance(params, dict) else list(params)
     # A group's generator would be used up by the look into it.
     for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry["params"], set):
+            raise _unordered()
         if isinstance(entry, dict) and not isinstance(entry["params"], Tensor):
             entry["params"] = list(entry["params"])
     if not any(tensors(entry) for entry in entries):
@@ -35,6 +39,8 @@ def as_list(params: Any) -> list[Any]:
 
 def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
     """Refuse complex parameters, and those that are in this group or in ``others`` already."""
+    if isinstance(group["params"], set):
+        raise _unordered()
     if not isinstance(group["params"], Tensor):
         group["params"] = list(group["params"])
     seen = {param for other in others for param in other["params"]}
@@ -55,6 +61,13 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
                 "take two steps in one. List each tensor once (tied weights are one tensor)."
             )
         seen.add(param)
+
+
+def _unordered() -> ConfigError:
+    return ConfigError(
+        "params is a set, which has no order; checkpoints and rounding go by the order of the "
+        "tensors. Pass a list."
+    )
 
 
 def check_lr(group: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Madam(RelativeOptimizer):
         beta: float = 0.999,
         p_scale: float = 3.0,
         g_bound: float = 10.0,
-        min_scale: float = 1e-2,
+        min_scale: float = 1e-1,
         rounding: str | None = None,
         seed: int = 0,
         backend: str = "foreach",

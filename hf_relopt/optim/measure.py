@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends.batch import Backend, Batch
+from hf_relopt.optim.rules import Rule
 
 
 class Measurement:
@@ -30,20 +32,24 @@ class Measurement:
         self,
         backend: Backend,
         batch: Batch,
-        param_norms: Tensor,
-        at_bound: Callable[[int], Tensor],
+        param_norms: Tensor | None,
+        rule: Rule,
+        group: Mapping[str, Any],
+        states: Sequence[Mapping[str, Tensor]],
     ) -> None:
         """Run the batch tensor by tensor and record each.
 
         Args:
-            param_norms: |W| before the step, [T].
-            at_bound: index of a tensor -> the share of it that is at its bound after the step.
+            param_norms: |W| before the step, [T]; None counts as nothing.
+            rule, group, states: say which bound a tensor has.
         """
-        self._norms.append(param_norms)
-        for index, param in enumerate(batch.params):
+        if param_norms is not None:
+            self._norms.append(param_norms)
+        for index, (param, state) in enumerate(zip(batch.params, states, strict=True)):
             before = param.detach().clone()
             backend.apply(batch.only(index))
-            self._at_bound.append(at_bound(index))
+            anchor_norm = state.get("anchor_norm", state["step"])
+            self._at_bound.append(rule.at_bound(param, anchor_norm, group))
             self._changed.append((before != param).sum())
             difference = before.sub_(param)
             self._moved.append(torch.linalg.vector_norm(difference.float()))

@@ -121,10 +121,10 @@ COMMON: dict[str, Option] = {
 }
 
 MIN_SCALE = number(
-    0.01,
+    0.1,
     "a number >= 0 (root mean square of a tensor that starts at zero)",
     lambda value: value >= 0,
-    "use 0.01",
+    "use 0.1",
 )
 
 _FROMAGE: dict[str, Option] = {

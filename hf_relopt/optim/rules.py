@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_relopt.backends.batch import Update
 from hf_relopt.rules import adamw, fromage, madam
-from hf_relopt.sharding import WholeNorms
+from hf_relopt.sharding import Sums, WholeNorms
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Rule:
     Attributes:
         buffers: names of its full-size float32 state tensors, in the update's order.
         anchored: does it need |W0|?
+        largest_grad: a gradient whose norm is larger counts as not finite: its squares are none.
         constants: options that the update takes as they are.
-        needs_cosine: does a group with these options need <W, g>?
+        sums: what a steady step of a group with these options has to sum. The first one needs |W|
+            too, if the rule is anchored.
         coefficients: facts and options -> what the update takes per tensor.
         update: the equation.
         at_bound: (weights, |W0|, options) -> share of the tensor that is held at its bound, 0-dim.
@@ -41,8 +43,9 @@ class Rule:
 
     buffers: tuple[str, ...]
     anchored: bool
+    largest_grad: float
     constants: tuple[str, ...]
-    needs_cosine: Callable[[Mapping[str, Any]], bool]
+    sums: Callable[[Mapping[str, Any]], Sums]
     coefficients: Callable[[Facts, Mapping[str, Any]], dict[str, Tensor]]
     update: Update
     at_bound: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
@@ -54,6 +57,7 @@ class Rule:
 
 
 def _fromage(facts: Facts, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    assert facts.norms.param is not None
     return fromage.coefficients(
         lr=facts.lr,
         param_norm=facts.norms.param,
@@ -80,6 +84,9 @@ def _adamw(facts: Facts, group: Mapping[str, Any]) -> dict[str, Tensor]:
     return adamw.coefficients(lr=facts.lr, step=facts.step, betas=group["betas"])
 
 
+# One squared gradient beyond float32 would make a second moment infinite for the rest of the run.
+_LARGEST_WITH_SQUARE = torch.finfo(torch.float32).max ** 0.5
+
 # A weight is at its bound if it is there to within float32 rounding.
 _NEARLY = 1 - 1e-5
 
@@ -105,8 +112,9 @@ RULES: dict[str, Rule] = {
     "fromage": Rule(
         buffers=(),
         anchored=True,
+        largest_grad=float("inf"),
         constants=(),
-        needs_cosine=lambda group: group["p_bound"] is not None,
+        sums=lambda group: "norms" if group["p_bound"] is None else "cosine",
         coefficients=_fromage,
         update=fromage.update,
         at_bound=_fromage_at_bound,
@@ -114,8 +122,9 @@ RULES: dict[str, Rule] = {
     "madam": Rule(
         buffers=("second_moment",),
         anchored=True,
+        largest_grad=_LARGEST_WITH_SQUARE,
         constants=("beta", "g_bound", "min_scale"),
-        needs_cosine=lambda group: False,
+        sums=lambda group: "grad",
         coefficients=_madam,
         update=madam.update,
         at_bound=_madam_at_bound,
@@ -123,8 +132,9 @@ RULES: dict[str, Rule] = {
     "adamw": Rule(
         buffers=("exp_avg", "exp_avg_sq"),
         anchored=False,
+        largest_grad=_LARGEST_WITH_SQUARE,
         constants=("betas", "eps", "weight_decay"),
-        needs_cosine=lambda group: False,
+        sums=lambda group: "grad",
         coefficients=_adamw,
         update=adamw.update,
         at_bound=_no_bound,

@@ -41,7 +41,7 @@ def coefficients(
     """
     return {
         "lr": lr,
-        "bias_correction": 1 - beta**step,
+        "inverse_correction": 1 / (1 - beta**step),
         "max_abs": p_scale * anchor_norm / torch.sqrt(numel),
         "additive": anchor_norm == 0,
     }
@@ -53,7 +53,7 @@ def update(
     second_moment: Tensor,
     *,
     lr: Tensor,
-    bias_correction: Tensor,
+    inverse_correction: Tensor,
     max_abs: Tensor,
     additive: Tensor,
     beta: float,
@@ -62,7 +62,7 @@ def update(
 ) -> tuple[Tensor, ...]:
     """One step; returns the new weights and the new second moment."""
     second_moment = second_moment * beta + (grad * grad) * (1 - beta)
-    mean_square = second_moment / bias_correction
+    mean_square = second_moment * inverse_correction
     normalised = torch.where(mean_square < SMALLEST_SQUARE, 0.0, grad / torch.sqrt(mean_square))
     length = lr * normalised.clamp(-g_bound, g_bound)
     limit = torch.maximum(param.abs(), max_abs)
