@@ -1,0 +1,68 @@
+"""What holds for every test: no network, one thread, warnings as errors in children too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+# Before anything imports the libraries that read these.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_EVALUATE_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    CUBLAS_WORKSPACE_CONFIG=":4096:8",
+)
+# Two workers of xdist on two cores: more threads only fight. Children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Trackers that happen to be installed must not start by themselves.
+os.environ.setdefault("WANDB_DISABLED", "true")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# A slow machine is no failure. On CI the same examples come each time: a red run can be repeated.
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _same_seed_for_every_test() -> None:
+    """No test depends on which tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment that has what this one has, but not hf_relopt."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = next(path for path in folder.rglob("python*") if path.stem == "python")
+    # A folder named in a .pth file is searched, but its own .pth files (our editable
+    # installation is one) are not read.
+    site = next(folder.rglob("site-packages"))
+    here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "third_parties.pth").write_text("\n".join(sorted(here)))
+    return python

@@ -1,0 +1,320 @@
+"""The checkpoint contract: files, continuing bit-equal, refusing what is not ours."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import Fromage, Madam
+from hf_relopt.errors import RelOptError
+from tests.cases import CASES, DEFAULTS, DTYPES, Case
+from tests.tensors import (
+    Optimizer,
+    gradient,
+    run,
+    same_bits,
+    set_gradients,
+    snapshot,
+    start,
+    state_of,
+    weights,
+)
+
+
+def _name(value: object) -> str:
+    return value.name if isinstance(value, Case) else str(value).removeprefix("torch.")
+
+
+each_case = pytest.mark.parametrize("case", CASES, ids=_name)
+each_default = pytest.mark.parametrize("case", DEFAULTS, ids=_name)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=_name)
+
+
+def _save(path: Path, params: list[nn.Parameter], optimizer: Optimizer) -> None:
+    torch.save({"weights": snapshot(params), "optimizer": optimizer.state_dict()}, path)
+
+
+def _load(path: Path, params: list[nn.Parameter], optimizer: Optimizer) -> None:
+    saved = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        for param, weight in zip(params, saved["weights"], strict=True):
+            param.copy_(weight)
+    optimizer.load_state_dict(saved["optimizer"])
+
+
+def _everything(optimizer: Optimizer) -> list[Any]:
+    """Weights, state and options in a form that compares: what a failed load must not touch."""
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    return [
+        copy.deepcopy(groups),
+        snapshot(params),
+        [{k: v.clone() for k, v in state_of(optimizer, param).items()} for param in params],
+    ]
+
+
+def _assert_equal(one: list[Any], other: list[Any]) -> None:
+    assert one[0] == other[0]
+    assert all(same_bits(a, b) for a, b in zip(one[1], other[1], strict=True))
+    for a, b in zip(one[2], other[2], strict=True):
+        assert a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+
+
+# --- continuing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("backend", ["loop", "foreach"])
+@each_dtype
+@each_case
+def test_resume_is_bit_equal_to_not_stopping(
+    case: Case, dtype: torch.dtype, backend: str, rounding: str, tmp_path: Path
+) -> None:
+    params, optimizer = start(case, backend, dtype, rounding=rounding, seed=5)
+    run(optimizer, params, (1, 2))
+    set_gradients(params, 3)
+    params[0].grad[0, 0] = float("nan")  # counters and step counts part between tensors
+    params[1].grad = None
+    optimizer.step()
+    _save(tmp_path / "checkpoint.pt", params, optimizer)
+    run(optimizer, params, (4, 5, 6))
+    # The fresh optimizer has other options at construction: the checkpoint's hold.
+    fresh = weights(dtype)
+    other = case.make(fresh, lr=0.5, backend=backend, rounding="nearest", seed=99)
+    _load(tmp_path / "checkpoint.pt", fresh, other)
+    run(other, fresh, (4, 5, 6))
+    _assert_equal(_everything(optimizer), _everything(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
+@each_default
+def test_resume_compiled_is_bit_equal(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
+    params, optimizer = start(case, "compiled", dtype)
+    run(optimizer, params, (1, 2))
+    _save(tmp_path / "checkpoint.pt", params, optimizer)
+    run(optimizer, params, (3, 4))
+    fresh, other = start(case, "compiled", dtype)
+    _load(tmp_path / "checkpoint.pt", fresh, other)
+    run(other, fresh, (3, 4))
+    _assert_equal(_everything(optimizer), _everything(other))
+
+
+@each_default
+def test_a_checkpoint_of_one_backend_continues_under_another(case: Case) -> None:
+    params, optimizer = start(case, "loop", torch.bfloat16)
+    run(optimizer, params, (1, 2))
+    fresh = [nn.Parameter(weight) for weight in snapshot(params)]
+    other = case.make(fresh, backend="foreach")
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["backend"] == "foreach"
+    run(other, fresh, (3,))
+
+
+@each_dtype
+@each_case
+def test_state_keeps_its_dtype_and_bits_through_a_file(
+    case: Case, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    params, optimizer = start(case, "foreach", dtype)
+    run(optimizer, params, (1, 2, 3))
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    saved = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    fresh, other = start(case, "foreach", dtype)
+    other.load_state_dict(saved)
+    for param, twin in zip(params, fresh, strict=True):
+        mine, theirs = state_of(optimizer, param), state_of(other, twin)
+        assert set(theirs) == case.state
+        assert all(same_bits(mine[key], theirs[key]) for key in mine)
+        assert all(value.dtype == torch.float32 for value in theirs.values())
+
+
+@each_default
+def test_anchors_are_not_made_again_from_trained_weights(case: Case) -> None:
+    params, optimizer = start(case, "foreach", torch.float32, lr=0.25)
+    run(optimizer, params, range(1, 6))
+    anchors = [state_of(optimizer, param)["anchor_norm"].clone() for param in params]
+    trained = [nn.Parameter(2 * weight) for weight in snapshot(params)]
+    other = case.make(trained)
+    other.load_state_dict(optimizer.state_dict())
+    run(other, trained, (6, 7))
+    for param, anchor in zip(trained, anchors, strict=True):
+        assert same_bits(state_of(other, param)["anchor_norm"], anchor)
+    assert float(anchors[2]) == 0, "which rule a zero-start tensor follows is state"
+
+
+@each_default
+def test_loading_shares_no_memory_with_the_dict(case: Case) -> None:
+    params, optimizer = start(case, "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    saved = copy.deepcopy(optimizer.state_dict())
+    kept = copy.deepcopy(saved)
+    fresh, other = start(case, "foreach", torch.float32)
+    other.load_state_dict(saved)
+    run(other, fresh, (2, 3))
+    for index, state in kept["state"].items():
+        assert all(same_bits(value, saved["state"][index][key]) for key, value in state.items())
+
+
+@each_default
+def test_a_checkpoint_before_the_first_step_loads(case: Case, tmp_path: Path) -> None:
+    params, optimizer = start(case, "foreach", torch.bfloat16)
+    _save(tmp_path / "checkpoint.pt", params, optimizer)
+    fresh, other = start(case, "foreach", torch.bfloat16)
+    _load(tmp_path / "checkpoint.pt", fresh, other)
+    run(optimizer, params, (1,))
+    run(other, fresh, (1,))
+    _assert_equal(_everything(optimizer), _everything(other))
+
+
+@each_default
+def test_a_partly_frozen_run_loads(case: Case, tmp_path: Path) -> None:
+    """Tensors that had no gradient have no state, before and after."""
+    params, optimizer = start(case, "foreach", torch.float32)
+    set_gradients(params, 1)
+    params[1].grad = None
+    optimizer.step()
+    _save(tmp_path / "checkpoint.pt", params, optimizer)
+    fresh, other = start(case, "foreach", torch.float32)
+    _load(tmp_path / "checkpoint.pt", fresh, other)
+    assert not state_of(other, fresh[1])
+    run(optimizer, params, (2,))
+    run(other, fresh, (2,))
+    _assert_equal(_everything(optimizer), _everything(other))
+
+
+@each_default
+def test_names_rates_and_foreign_keys_come_back(case: Case, tmp_path: Path) -> None:
+    def named() -> Optimizer:
+        a, b, c = weights(torch.float32)
+        groups = [
+            {"params": [("a", a), ("b", b)], "lr": torch.tensor(0.25), "weight_decay": 0.0},
+            {"params": [("c", c)], "initial_lr": 0.125, "note": "mine"},
+        ]
+        return case.make(groups)
+
+    optimizer, other = named(), named()
+    optimizer.param_groups[0]["lr"].fill_(0.0625)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    first, second = other.param_groups
+    assert first["param_names"] == ["a", "b"] and first["weight_decay"] == 0.0
+    assert isinstance(first["lr"], torch.Tensor) and float(first["lr"]) == 0.0625
+    assert second["note"] == "mine" and second["initial_lr"] == 0.125
+
+
+@each_default
+def test_torchs_state_dict_hooks_work(case: Case) -> None:
+    params, optimizer = start(case, "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    seen: list[str] = []
+    fresh, other = start(case, "foreach", torch.float32)
+    optimizer.register_state_dict_post_hook(lambda opt, saved: seen.append("saved"))
+    other.register_load_state_dict_pre_hook(lambda opt, saved: seen.append("loading"))
+    other.register_load_state_dict_post_hook(lambda opt: seen.append("loaded"))
+    other.load_state_dict(optimizer.state_dict())
+    assert seen == ["saved", "loading", "loaded"]
+    run(other, fresh, (2,))
+
+
+@each_default
+def test_distributed_checkpoints_create_and_restore_state(case: Case) -> None:
+    """They step once with zero gradients and lr 0 to make state: not one bit may change."""
+    api = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(torch.bfloat16)
+
+    first = model()
+    optimizer = case.make(first.parameters())
+    run(optimizer, list(first.parameters()), (1, 2))
+    _, saved = api.get_state_dict(first, optimizer)
+    second = model()
+    other = case.make(second.parameters())
+    before = snapshot(second.parameters())
+    api.get_state_dict(second, other)
+    assert all(same_bits(a, b) for a, b in zip(second.parameters(), before, strict=True))
+    api.set_state_dict(
+        second, other, model_state_dict=first.state_dict(), optim_state_dict=copy.deepcopy(saved)
+    )
+    _assert_equal(_everything(optimizer), _everything(other))
+    run(optimizer, list(first.parameters()), (3,))
+    run(other, list(second.parameters()), (3,))
+    _assert_equal(_everything(optimizer), _everything(other))
+
+
+# --- refusing -----------------------------------------------------------------------------
+
+
+def _refused(optimizer: Optimizer, saved: dict[str, Any], *words: str) -> None:
+    """The load is refused with a message of ours that has the words, and changes nothing."""
+    before, given = _everything(optimizer), copy.deepcopy(saved)
+    with pytest.raises(RelOptError) as caught:
+        optimizer.load_state_dict(saved)
+    for word in words:
+        assert re.search(word, str(caught.value), re.IGNORECASE), f"{word!r}: {caught.value}"
+    _assert_equal(_everything(optimizer), before)
+    assert saved["param_groups"] == given["param_groups"]
+
+
+@pytest.mark.parametrize(
+    ("author", "name"),
+    [
+        (lambda params: torch.optim.AdamW(params), "AdamW"),
+        (lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9), "SGD"),
+        (lambda params: torch.optim.RMSprop(params), "another optimizer"),
+    ],
+    ids=["adamw", "sgd", "rmsprop"],
+)
+@pytest.mark.parametrize("stepped", [True, False])
+@each_default
+def test_foreign_checkpoint_is_refused(case: Case, stepped: bool, author, name: str) -> None:  # type: ignore[no-untyped-def]
+    params, optimizer = start(case, "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    others = weights(torch.float32)
+    other = author(others)
+    if stepped:
+        run(other, others, (1,))
+    _refused(optimizer, other.state_dict(), name, type(optimizer).__name__, "afresh|resume")
+
+
+@pytest.mark.parametrize("stepped", [True, False])
+def test_fromage_and_madam_refuse_each_other(stepped: bool) -> None:
+    for one, other in ((Fromage, Madam), (Madam, Fromage)):
+        theirs, mine = weights(torch.float32), weights(torch.float32)
+        writer, reader = one(theirs), other(mine)
+        if stepped:
+            run(writer, theirs, (1,))
+            run(reader, mine, (1,))
+        _refused(reader, writer.state_dict(), "fromage", "madam")
+
+
+@pytest.mark.parametrize("shapes", [[(4, 3)], [(4, 3)] * 4, [(4, 3), (4, 3), (3, 4)]])
+@each_default
+def test_another_models_checkpoint_is_refused(case: Case, shapes: list[tuple[int, int]]) -> None:
+    theirs = [nn.Parameter(gradient(torch.empty(shape), 1)) for shape in shapes]
+    writer = case.make(theirs)
+    run(writer, theirs, (1,))
+    params, optimizer = start(case, "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    _refused(optimizer, writer.state_dict(), "model")
+
+
+@each_default
+def test_a_damaged_checkpoint_is_refused(case: Case) -> None:
+    params, optimizer = start(case, "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    for key in sorted(case.state):
+        saved = copy.deepcopy(optimizer.state_dict())
+        del saved["state"][0][key]
+        _refused(optimizer, saved, key)
+    with pytest.raises(RelOptError):
+        optimizer.load_state_dict({})
+    with pytest.raises(RelOptError):
+        optimizer.load_state_dict({"model": {}, "param_groups": []})

@@ -1,0 +1,136 @@
+"""A steady step never waits for the device: nothing in it reads a tensor's value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.cases import BACKENDS, CASES, DEFAULTS, Case
+from tests.tensors import gradient, run, set_gradients, start
+
+# what makes the host wait on an accelerator: reading a value, or a shape that hangs on values
+_WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::_unique2",
+    "aten::allclose",
+}
+
+
+class HostSync(AssertionError):
+    """An operation in a steady step would wait for the device."""
+
+
+class _Forbid(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in _WAITS:
+            raise HostSync(func._schema.name)
+        if func._schema.name == "aten::index" and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]
+        ):
+            raise HostSync("aten::index with a mask")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_host_sync() -> Iterator[None]:
+    """Forbid host synchronisation; compiled code runs as the Python it was compiled from.
+
+    torch.compile does not work under a dispatch mode. Its kernels are compiled in one graph
+    (fullgraph), in which a read value is an error by itself.
+    """
+    with torch.compiler.set_stance("force_eager"), _Forbid():
+        yield
+
+
+def _name(value: object) -> str:
+    return value.name if isinstance(value, Case) else str(value).removeprefix("torch.")
+
+
+def test_the_mode_sees_a_sync() -> None:
+    tensor = torch.ones(3)
+    for careless in (
+        lambda: tensor.sum().item(),
+        lambda: float(tensor[0]),
+        lambda: bool((tensor > 0).all()),
+        lambda: tensor[tensor > 0],
+        lambda: tensor.nonzero(),
+    ):
+        with pytest.raises(HostSync), no_host_sync():
+            careless()
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float-lr", "tensor-lr"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
+@pytest.mark.parametrize("case", CASES, ids=_name)
+@pytest.mark.parametrize("backend", ["loop", "foreach"])
+def test_steady_step_never_syncs(
+    backend: str, case: Case, dtype: torch.dtype, tensor_lr: bool
+) -> None:
+    lr = torch.tensor(0.01) if tensor_lr else 0.01
+    params, optimizer = start(case, backend, dtype, lr=lr)
+    run(optimizer, params, (1,))
+    for number in (2, 3):
+        set_gradients(params, number)
+        params[0].grad[0, 0] = float("nan")
+        params[1].grad.zero_()
+        with no_host_sync():
+            optimizer.step()
+    set_gradients(params, 4)
+    params[1].grad = None
+    with no_host_sync():
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
+@pytest.mark.parametrize("case", DEFAULTS, ids=_name)
+def test_compiled_steady_step_never_syncs(case: Case, dtype: torch.dtype) -> None:
+    """Both what torch.compile made, one graph without a break, and what it was made from."""
+    params, optimizer = start(case, "compiled", dtype, lr=torch.tensor(0.01))
+    torch._dynamo.utils.counters.clear()
+    run(optimizer, params, (1,))
+    assert not torch._dynamo.utils.counters["graph_break"]
+    set_gradients(params, 2)
+    with no_host_sync():
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", DEFAULTS, ids=_name)
+def test_telemetry_step_reads_nothing_until_asked(case: Case, backend: str) -> None:
+    params, optimizer = start(case, backend, torch.float32)
+    run(optimizer, params, (1,))
+    set_gradients(params, 2)
+    optimizer.measure_next_step()
+    with no_host_sync():
+        optimizer.step()
+    assert optimizer.take_measurement()["relative_update"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", DEFAULTS, ids=_name)
+def test_cuda_itself_sees_no_sync(case: Case, backend: str, dtype: torch.dtype) -> None:
+    params = [nn.Parameter(torch.randn(64, 32, dtype=dtype, device="cuda")) for _ in range(4)]
+    lr = torch.tensor(0.01, device="cuda")
+    optimizer = case.make(params, lr=lr, backend=backend)
+    for number in (1, 2, 3):
+        for param in params:
+            param.grad = gradient(torch.empty(64, 32, dtype=dtype), number).cuda()
+        torch.cuda.synchronize()
+        try:
+            torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

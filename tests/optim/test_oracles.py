@@ -1,0 +1,172 @@
+"""1,000 float32 steps against the float64 oracles, and against optax as a second witness."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import Fromage, Madam
+from tests.oracles import fromage as fromage_oracle
+from tests.oracles import madam as madam_oracle
+from tests.oracles.adamw import adamw as adamw_trajectory
+from tests.oracles.fromage import fromage as fromage_trajectory
+from tests.oracles.madam import madam as madam_trajectory
+from tests.tensors import gradient, norm, to_numpy
+
+STEPS = 1000
+# uniform entries reach sqrt(3) RMS: no outlier, so nothing of ours intervenes in Madam
+SHAPES = ((12, 7), (7, 5), (5,))
+Build = type[torch.optim.Optimizer]
+
+
+def _uniform_weights(scale: float = 0.3) -> list[nn.Parameter]:
+    gen = torch.Generator().manual_seed(1)
+    return [nn.Parameter(scale * (2 * torch.rand(s, generator=gen) - 1)) for s in SHAPES]
+
+
+def _real_problem(build: Build, backend: str, rates: list[float], **options):  # type: ignore[no-untyped-def]
+    """Train a two-layer network; return first weights, all gradients, and all weights."""
+    gen = torch.Generator().manual_seed(2)
+    inputs, targets = torch.randn(16, 12, generator=gen), torch.randn(16, 5, generator=gen)
+    params = _uniform_weights()
+    optimizer = build(params, lr=rates[0], backend=backend, **options)
+    first = [to_numpy(p).copy() for p in params]
+    grads: list[list[np.ndarray]] = [[] for _ in params]
+    ends: list[list[np.ndarray]] = [[] for _ in params]
+    for lr in rates:
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        rows = torch.randperm(16, generator=gen)[:4]
+        hidden = torch.tanh(inputs[rows] @ params[0])
+        ((hidden @ params[1] + params[2] - targets[rows]) ** 2).mean().backward()
+        optimizer.step()
+        for index, param in enumerate(params):
+            grads[index].append(to_numpy(param.grad).copy())
+            ends[index].append(to_numpy(param).copy())
+    return first, grads, ends
+
+
+def _assert_same_path(ours: list[np.ndarray], theirs: list[np.ndarray], rel: float = 1e-5) -> None:
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        gap = np.linalg.norm(a - b) / np.linalg.norm(b)
+        assert gap <= rel, f"step {step + 1}: relative distance {gap:.2e}"
+
+
+each_backend = pytest.mark.parametrize("backend", ["loop", "foreach", "compiled"])
+DECAY = [0.02 * (1 - step / STEPS) for step in range(STEPS)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "p_bound"),
+    [("loop", None), ("foreach", None), ("foreach", 1.0), ("foreach", 1.5), ("compiled", 1.0)],
+)
+def test_fromage_is_the_papers_rule(backend: str, p_bound: float | None) -> None:
+    first, grads, ends = _real_problem(Fromage, backend, DECAY, p_bound=p_bound, min_scale=0.0)
+    for index in range(len(SHAPES)):
+        path = fromage_oracle.paper(first[index], grads[index], DECAY, p_bound=p_bound)
+        _assert_same_path(ends[index], path.weights)
+
+
+@pytest.mark.parametrize(
+    ("backend", "p_scale"), [("loop", 2.0), ("foreach", 2.0), ("foreach", 3.0), ("compiled", 3.0)]
+)
+def test_madam_is_the_papers_rule(backend: str, p_scale: float) -> None:
+    first, grads, ends = _real_problem(Madam, backend, DECAY, p_scale=p_scale)
+    for index in range(len(SHAPES)):
+        path = madam_oracle.paper(first[index], grads[index], DECAY, p_scale=p_scale)
+        bound = p_scale * path.anchor_norm / np.sqrt(path.last.size)
+        assert index == 2 or np.isclose(np.abs(path.weights), bound).any(), "the clip never acts"
+        _assert_same_path(ends[index], path.weights)
+
+
+@each_backend
+@pytest.mark.parametrize("build", [Fromage, Madam])
+def test_random_gradients_of_many_sizes(build: Build, backend: str) -> None:
+    """Independent gradients whose scale wanders over 20 decades: both rules ignore the scale."""
+    params = _uniform_weights()
+    optimizer = build(params, lr=0.01, backend=backend)
+    first = [to_numpy(p).copy() for p in params]
+    grads: list[list[np.ndarray]] = [[] for _ in params]
+    ends: list[list[np.ndarray]] = [[] for _ in params]
+    for number in range(200):
+        for index, param in enumerate(params):
+            scale = 10.0 ** (10 * np.sin(number / 30)) if build is Fromage else 10.0**-index
+            param.grad = gradient(param, 100 * number + index, scale)
+            grads[index].append(to_numpy(param.grad).copy())
+        optimizer.step()
+        for index, param in enumerate(params):
+            ends[index].append(to_numpy(param).copy())
+    paper = fromage_oracle.paper if build is Fromage else madam_oracle.paper
+    for index in range(len(SHAPES)):
+        _assert_same_path(ends[index], paper(first[index], grads[index], 0.01).weights)
+
+
+def test_oracles_agree_with_the_papers_rule_where_nothing_intervenes() -> None:
+    gen = np.random.default_rng(0)
+    weight = gen.uniform(-1, 1, (6, 5))
+    grads = list(gen.normal(size=(50, 6, 5)))
+    for bound in (None, 1.0):
+        ours = fromage_trajectory(weight, grads, 0.02, p_bound=bound, min_scale=0.1)
+        _assert_same_path(
+            ours.weights, fromage_oracle.paper(weight, grads, 0.02, p_bound=bound).weights, 1e-14
+        )
+    _assert_same_path(
+        madam_trajectory(weight, grads, 0.02, min_scale=0.1).weights,
+        madam_oracle.paper(weight, grads, 0.02).weights,
+        1e-14,
+    )
+
+
+def test_oracle_norm_follows_the_closed_form() -> None:
+    """||W'||^2 = (||W||^2 - 2 lr ||W||/||g|| <W,g> + lr^2 ||W||^2) / (1 + lr^2)."""
+    gen = np.random.default_rng(3)
+    w, g, lr = gen.normal(size=(5, 4)), gen.normal(size=(5, 4)), 0.3
+    new = fromage_oracle.paper(w, [g], lr).last
+    size = np.linalg.norm(w)
+    square = size**2 - 2 * lr * size / np.linalg.norm(g) * np.sum(w * g) + lr**2 * size**2
+    assert np.linalg.norm(new) ** 2 == pytest.approx(square / (1 + lr**2), rel=1e-12)
+
+
+def test_adamw_oracle_is_torchs() -> None:
+    param = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
+    first, grads = to_numpy(param).copy(), []
+    optimizer = torch.optim.AdamW([param], lr=0.01, betas=(0.8, 0.95), weight_decay=0.1)
+    for number in range(30):
+        param.grad = gradient(param, number)
+        grads.append(to_numpy(param.grad).copy())
+        optimizer.step()
+    path = adamw_trajectory(first, grads, 0.01, betas=(0.8, 0.95), weight_decay=0.1)
+    _assert_same_path([to_numpy(param)], [path.last], 1e-12)
+
+
+# --- a second witness ---------------------------------------------------------------------
+
+
+def test_fromage_equals_optax() -> None:
+    optax = pytest.importorskip("optax")
+    jax = pytest.importorskip("jax")
+    param = _uniform_weights()[0]
+    theirs = jax.numpy.asarray(param.detach().numpy())
+    ours, rule = Fromage([param], lr=0.02, min_scale=0.0), optax.fromage(0.02)
+    memory, update = rule.init(theirs), jax.jit(rule.update)
+    for number in range(200):
+        param.grad = gradient(param, number)
+        ours.step()
+        change, memory = update(jax.numpy.asarray(param.grad.numpy()), memory, theirs)
+        theirs = optax.apply_updates(theirs, change)
+    _assert_same_path([to_numpy(param)], [np.asarray(theirs, dtype=np.float64)])
+
+
+def test_fromage_keeps_norms_under_orthogonal_gradients() -> None:
+    """The factor 1/sqrt(1 + lr^2) is exact where gradients are orthogonal to the weight."""
+    param = nn.Parameter(torch.randn(40, 30))
+    first = norm(param)
+    optimizer = Fromage([param], lr=0.05)
+    for number in range(300):
+        grad = gradient(param, number)
+        unit = param.detach() / param.detach().norm()
+        param.grad = grad - unit * (unit * grad).sum()
+        optimizer.step()
+    assert norm(param) == pytest.approx(first, rel=1e-5)
