@@ -51,7 +51,12 @@ def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:
             f"{name} is a DTensor (FSDP2 or tensor parallelism). Norms of whole tensors are not "
             "yet summed over shards here, so the step would be wrong. Use DDP or a single device."
         )
-    if getattr(param, "_fsdp_flattened", False) or param.shape != built_shape:
+    if getattr(param, "_fsdp_flattened", False):
+        raise UnsupportedSetup(
+            f"{name} is a part of FSDP1's flat parameter: the norm of the whole tensor is lost with "
+            "that. Use DDP, or a single device."
+        )
+    if param.shape != built_shape:
         raise UnsupportedSetup(
             f"{name} has shape {tuple(param.shape)} where the optimizer was built with "
             f"{tuple(built_shape)}: FSDP1 and DeepSpeed ZeRO flatten weights, and their per-tensor "

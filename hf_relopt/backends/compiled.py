@@ -6,6 +6,7 @@ Tensors are stepped as flat views of unknown length, so shapes do not recompile 
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,6 +18,8 @@ from torch import Tensor
 from hf_relopt.backends import loop, sums
 from hf_relopt.backends.batch import Batch, Scalars, Update, needs_noise, rule_step
 from hf_relopt.sharding import Sums
+
+_serial = itertools.count()
 
 
 def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
@@ -103,12 +106,14 @@ def _compile(function: Any) -> Callable[..., Any]:
     """torch.compile with a code object of its own.
 
     torch counts recompilations per code object and falls back to eager mode after eight: rules,
-    dtypes and options are different programs, and each deserves its own count.
+    dtypes and options are different programs, and each deserves its own count. The name makes them
+    unequal, since equal code objects are taken for one.
     """
+    name = f"{function.__name__}_{next(_serial)}"
     own = types.FunctionType(
-        function.__code__.replace(co_name=function.__name__),
+        function.__code__.replace(co_name=name),
         function.__globals__,
-        function.__name__,
+        name,
         function.__defaults__,
         function.__closure__,
     )

@@ -22,11 +22,11 @@ def check_arguments(args: Any) -> None:
     config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
     if isinstance(config, dict):
         _check_deepspeed_config(config)
-    elif args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    elif args.deepspeed or _is_set("ACCELERATE_USE_DEEPSPEED"):
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         if not os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
             _refuse_zero(int(stage) if stage.isdigit() else 2)
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if args.fsdp or _is_set("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "")
         _refuse_fsdp(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
 
@@ -41,7 +41,7 @@ def check_launch(model: nn.Module) -> None:
     from accelerate.utils import DistributedType
 
     state = AcceleratorState._shared_state
-    plugin = state.get("deepspeed_plugin") or _only(state.get("deepspeed_plugins"))
+    plugin = _active_plugin(state.get("deepspeed_plugins") or state.get("deepspeed_plugin"))
     if plugin is not None:
         _check_deepspeed_config(getattr(plugin, "deepspeed_config", {}) or {})
         _refuse_zero(getattr(plugin, "zero_stage", 0))
@@ -69,6 +69,10 @@ def check_model(model: nn.Module) -> None:
             _refuse_fsdp("1")
 
 
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1", "yes")
+
+
 def _check_deepspeed_config(config: dict[str, Any]) -> None:
     if "optimizer" in config:
         raise UnsupportedSetup(
@@ -76,7 +80,9 @@ def _check_deepspeed_config(config: dict[str, Any]) -> None:
             f"({config['optimizer'].get('type', '?')}), which would train instead of the one that "
             f"--optim names. Remove it there. {_INSTEAD}"
         )
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    zero = config.get("zero_optimization", {})
+    # DeepSpeed's old form is a bool that means stage 1.
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else int(bool(zero))
     _refuse_zero(stage if isinstance(stage, int) else 0)
 
 
@@ -104,5 +110,9 @@ def _fsdp_version(plugin_args: Any) -> str:
     return str((plugin_args or {}).get("fsdp_version", 1)) if isinstance(plugin_args, dict) else "1"
 
 
-def _only(plugins: Any) -> Any:
-    return next(iter(plugins.values())) if plugins else None
+def _active_plugin(plugins: Any) -> Any:
+    """Accelerate keeps one DeepSpeed plugin, or a dict of them of which one is selected."""
+    if not isinstance(plugins, dict):
+        return plugins
+    chosen = [p for p in plugins.values() if getattr(p, "selected", False)]
+    return (chosen or list(plugins.values()))[0]

@@ -73,16 +73,19 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     """
     dropped = _DROPPED_BITS[dtype]
     as_int = value.view(torch.int32)
+    # Judged by the bits: a compiler may cancel a cast to the short format and back.
+    exact = (as_int & ((1 << dropped) - 1)) == 0
     kept = (as_int + (bits >> (16 - dropped))) & -(1 << dropped)
     rounded = kept.view(torch.float32)
     if dtype is torch.float16:
         # float16 subnormals are evenly spaced: dropping a fixed number of bits is wrong there.
-        scaled = value * _FLOAT16_SUBNORMALS_PER_ONE + bits.to(torch.float32) / 65536
-        subnormal = torch.floor(scaled) / _FLOAT16_SUBNORMALS_PER_ONE
-        rounded = torch.where(value.abs() < _FLOAT16_SMALLEST_NORMAL, subnormal, rounded)
+        scaled = value * _FLOAT16_SUBNORMALS_PER_ONE
+        subnormal = torch.floor(scaled + bits.to(torch.float32) / 65536)
+        small = value.abs() < _FLOAT16_SMALLEST_NORMAL
+        rounded = torch.where(small, subnormal / _FLOAT16_SUBNORMALS_PER_ONE, rounded)
+        exact = torch.where(small, scaled == torch.floor(scaled), exact)
     # Above the largest number there is only Inf, and a finite weight must stay finite.
     largest = torch.finfo(dtype).max
     rounded = rounded.clamp(-largest, largest)
-    # What needs no rounding gets none (-0.0 and Inf too), and NaN keeps its bits.
-    exact = (value.to(dtype).to(torch.float32) == value) | ~torch.isfinite(value)
-    return torch.where(exact, value, rounded).to(dtype)
+    # What needs no rounding gets none (-0.0 too), and NaN keeps its bits.
+    return torch.where(exact | ~torch.isfinite(value), value, rounded).to(dtype)
