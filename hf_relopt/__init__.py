@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_relopt import import_hook
+from hf_relopt.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from hf_relopt.optim.create import create_optimizer, plan
     from hf_relopt.optim.fromage import Fromage
     from hf_relopt.optim.madam import Madam
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",

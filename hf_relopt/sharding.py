@@ -53,7 +53,7 @@ def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:
         )
     if getattr(param, "_fsdp_flattened", False):
         raise UnsupportedSetup(
-            f"{name} is a part of FSDP1's flat parameter: the norm of the whole tensor is lost with "
+            f"{name} is part of FSDP1's flat parameter: the norm of the whole tensor is lost with "
             "that. Use DDP, or a single device."
         )
     if param.shape != built_shape:

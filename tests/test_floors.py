@@ -20,6 +20,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0,
     "import_hook": 0,
+    "version": 0,
     "autoload": 0,
     "rules": 1,
     "lns": 1,

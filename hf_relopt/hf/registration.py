@@ -48,7 +48,13 @@ def register_on_import() -> None:
     try:
         register()
     except UnsupportedSetup as error:
-        logger.warning("--optim fromage and madam are not available: %s", error)
+        _warn_once(str(error))
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Two modules of Transformers call us; one warning is enough."""
+    logger.warning("--optim fromage and madam are not available: %s", message)
 
 
 def require() -> None:

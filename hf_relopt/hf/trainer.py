@@ -11,6 +11,7 @@ from hf_relopt.hf import arguments
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
 from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
 from hf_relopt.hf.log import logger
+from hf_relopt.hf.model_card import write_model_card
 
 
 class RelOptMixin:
@@ -49,6 +50,17 @@ class RelOptMixin:
             require_complete(resume_from_checkpoint)
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def create_model_card(self, language: Any = None, **details: Any) -> None:
+        """Write the model card; the stock one would describe Madam as Adam.
+
+        Args:
+            language, details: as for Trainer, or fields of hf.model_card.CardDetails.
+        """
+        if unwrapped(self.optimizer) is None:  # type: ignore[attr-defined]
+            super().create_model_card(language, **details)  # type: ignore[misc]
+        elif self.is_world_process_zero():  # type: ignore[attr-defined]
+            write_model_card(self, language=language, **details)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the telemetry of the step if it was measured."""

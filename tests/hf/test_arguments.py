@@ -1,0 +1,108 @@
+"""The default rate, weight_decay, constant schedules and clipping: obeyed, or one line says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_relopt import ConfigError
+from tests.hf.tiny import arguments, gpt2, pretrained, rows
+
+
+def build(args, model=None):
+    """The optimizer of the stock Trainer, and the rate it trains with."""
+    optimizer = Trainer(model or gpt2(), args, train_dataset=rows()).create_optimizer()
+    (lr,) = {group["lr"] for group in optimizer.param_groups}
+    return optimizer, lr
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize(("trained", "expected"), [(False, 0.01), (True, 0.001)])
+def test_default_rate_is_ours_and_is_written_back(optim, trained, expected, tmp_path, said):
+    args = arguments(tmp_path, optim=optim)
+    model = pretrained(gpt2()) if trained else gpt2()
+    _, lr = build(args, model)
+    assert lr == expected
+    assert args.learning_rate == expected
+    (line,) = said.about("learning rate")
+    for words in (f"{expected:g}", "pretrained" if trained else "untrained", "5e-05", "lr=..."):
+        assert words in line
+
+
+def test_model_without_norms_and_without_a_source_counts_as_untrained(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    args = arguments(tmp_path, optim="fromage")
+    assert build(args, model)[1] == 0.01
+
+
+def test_rate_that_was_given_is_obeyed(tmp_path, said):
+    args = arguments(tmp_path, optim="fromage", learning_rate=0.2)
+    assert build(args)[1] == 0.2
+    assert args.learning_rate == 0.2
+    assert said.about("learning rate") == ["learning rate 0.2, as given."]
+
+
+def test_rate_zero_is_a_rate_that_was_given(tmp_path):
+    assert build(arguments(tmp_path, optim="fromage", learning_rate=0.0))[1] == 0.0
+
+
+def test_optim_args_force_the_rate_that_is_the_default(tmp_path, said):
+    args = arguments(tmp_path, optim="fromage", optim_args="lr=5e-5")
+    assert build(args)[1] == 5e-5
+    assert args.learning_rate == 5e-5
+    assert said.about("from optim_args")
+
+
+def test_optim_args_win_over_learning_rate(tmp_path):
+    args = arguments(tmp_path, optim="fromage", optim_args="lr=0.05", learning_rate=0.2)
+    assert build(args)[1] == 0.05
+    assert args.learning_rate == 0.05
+
+
+@pytest.mark.parametrize("lr", [-0.1, 1.0, float("nan"), float("inf")])
+def test_rate_out_of_range_is_refused_when_the_arguments_are_built(lr, tmp_path):
+    with pytest.raises(ConfigError, match="0 <= lr < 1"):
+        arguments(tmp_path, optim="madam", learning_rate=lr)
+
+
+@pytest.mark.parametrize(("optim", "remedy"), [("fromage", "p_bound"), ("madam", "p_scale")])
+def test_weight_decay_is_refused_with_the_remedy(optim, remedy, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        arguments(tmp_path, optim=optim, weight_decay=0.1)
+    for words in ("weight_decay is 0.1", optim, "--weight_decay", remedy):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warned"),
+    [("linear", 0), ("cosine", 0), ("constant", 1), ("constant_with_warmup", 1)],
+)
+def test_constant_schedule_is_warned_about_once(schedule, warned, tmp_path, said):
+    args = arguments(tmp_path, optim="fromage", lr_scheduler_type=schedule)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    lines = said.about("lr_scheduler_type")
+    assert len(lines) == warned
+    if warned:
+        assert said.levels[said.lines.index(lines[0])] == "WARNING"
+        assert "cosine" in lines[0]
+
+
+def test_clipping_line_only_where_it_changes_nothing(tmp_path, said):
+    build(arguments(tmp_path, optim="fromage"))
+    (line,) = said.about("max_grad_norm")
+    assert "--max_grad_norm 0" in line
+    said.lines.clear()
+    build(arguments(tmp_path, optim="fromage", max_grad_norm=0.0))
+    build(arguments(tmp_path, optim="madam"))
+    build(arguments(tmp_path, optim="fromage", optim_args="vector.rule=adamw"))
+    assert not said.about("max_grad_norm")
+
+
+def test_plan_is_printed_once_with_counts(tmp_path, said):
+    args = arguments(tmp_path, optim="fromage")
+    model = gpt2()
+    Trainer(model, args, train_dataset=rows()).train()
+    (plan,) = said.about("tensors,")
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in plan
+    assert "lm_head.weight" in plan  # the tied name

@@ -1,0 +1,322 @@
+"""The optimizers inside Trainer and its relatives: trained, measured, clipped, resumed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hf_relopt import ConfigError, Fromage, Madam, RelOptMixin, RelOptTrainer
+from hf_relopt.hf.callbacks import unwrapped
+from tests.hf.tiny import VOCABULARY, arguments, gpt2, rows
+
+FIGURES = {"relative_update", "at_bound", "changed_entries", "skipped_tensors"}
+
+
+def weights(model):
+    return {name: param.detach().clone() for name, param in model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class ClipCounter(RelOptTrainer):
+    """Counts how often gradients are clipped, and how often their norm is taken."""
+
+    clipped = measured = 0
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        self.clipped += norm is not None
+        return norm
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.measured += norm is not None
+        return norm
+
+
+class PoisonOnce(TrainerCallback):
+    """Puts a NaN into one tensor's gradient in the second step."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            dict(model.named_parameters())[self.name].grad.view(-1)[0] = float("nan")
+
+
+@pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_training_lowers_the_loss(trainer, optim, tmp_path):
+    lr = 0.05 if optim == "fromage" else 0.2
+    args = arguments(tmp_path, optim=optim, max_steps=16, logging_steps=4, learning_rate=lr)
+    job = trainer(gpt2(), args, train_dataset=rows())
+    job.train()
+    losses = [entry["loss"] for entry in job.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.96 * losses[0]
+    assert type(unwrapped(job.optimizer)).rule == optim
+
+
+def test_reloptrainer_and_trainer_take_the_same_steps(tmp_path):
+    """Clipping divides a gradient that Fromage divides by its norm anyway."""
+    ends = []
+    for trainer in (Trainer, RelOptTrainer):
+        model = gpt2()
+        args = arguments(tmp_path, optim="fromage", max_grad_norm=1e-3)
+        trainer(model, args, train_dataset=rows()).train()
+        ends.append(weights(model))
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_each_logging_step_has_the_figures(optim, tmp_path):
+    args = arguments(tmp_path, optim=optim, learning_rate=0.01, lr_scheduler_type="constant")
+    rel = 0.1 if optim == "fromage" else 0.3
+    job = RelOptTrainer(gpt2(), args, train_dataset=rows())
+    job.train()
+    logged = [entry for entry in job.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4]
+    for entry in logged:
+        assert FIGURES <= set(entry)
+        # Fromage's step is lr of the norm, Madam's about lr of each entry.
+        assert entry["relative_update"] == pytest.approx(0.01, rel=rel)
+        assert 0.9 < entry["changed_entries"] <= 1
+        assert 0 <= entry["at_bound"] < 0.2
+        assert entry["skipped_tensors"] == 0
+    assert "loss" not in job.state.log_history[-1]  # the summary of the run
+    assert not FIGURES & set(job.state.log_history[-1])
+
+
+def test_other_optimizers_train_as_in_the_stock_trainer(tmp_path):
+    ends = []
+    for trainer in (Trainer, RelOptTrainer):
+        model = gpt2()
+        args = arguments(tmp_path, optim="adamw_torch", max_grad_norm=0.1)
+        job = trainer(model, args, train_dataset=rows())
+        job.train()
+        ends.append((weights(model), job.state.log_history[0]["grad_norm"]))
+        assert not FIGURES & set(job.state.log_history[0])
+    assert same(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize(
+    ("optim", "text", "clipped"),
+    [
+        ("fromage", None, 0),
+        ("fromage", "vector.rule=adamw", 4),
+        ("madam", None, 4),
+        ("adamw_torch", None, 4),
+    ],
+)
+def test_clipping_only_where_it_has_a_meaning(optim, text, clipped, tmp_path):
+    args = arguments(tmp_path, optim=optim, optim_args=text, learning_rate=0.01)
+    job = ClipCounter(gpt2(), args, train_dataset=rows())
+    job.train()
+    assert job.clipped == clipped
+    # Without clipping the norm is taken for the two logging steps alone.
+    assert job.measured == (4 if clipped else 2)
+    assert job.state.log_history[0]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_one_nan_stops_one_tensor_for_one_step(optim, tmp_path):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    args = arguments(tmp_path, optim=optim, max_grad_norm=0.0)
+    model = gpt2()
+    job = RelOptTrainer(model, args, train_dataset=rows(), callbacks=[PoisonOnce(name)])
+    job.train()
+    state = unwrapped(job.optimizer).state
+    counts = {n: (int(state[p]["step"]), int(state[p]["skipped"])) for n, p in
+              model.named_parameters()}
+    assert counts.pop(name) == (3, 1)
+    assert set(counts.values()) == {(4, 0)}
+    assert all(bool(torch.isfinite(param).all()) for param in model.parameters())
+    assert [e["skipped_tensors"] for e in job.state.log_history if "loss" in e] == [1, 1]
+
+
+@pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
+@pytest.mark.parametrize("cls", [Fromage, Madam])
+def test_optimizer_class_and_options_by_hand(trainer, cls, tmp_path):
+    """Trainer's own groups then, with weight_decay=0.0 in them, and its class."""
+    args = arguments(tmp_path)
+    options = {"lr": 0.02, "min_scale": 0.5}
+    model = gpt2()
+    job = trainer(model, args, train_dataset=rows(), optimizer_cls_and_kwargs=(cls, options))
+    before = weights(model)
+    job.train()
+    optimizer = unwrapped(job.optimizer)
+    assert type(optimizer) is cls
+    assert [group["min_scale"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert not any(torch.equal(before[n], p) for n, p in model.named_parameters())
+    assert FIGURES <= set(job.state.log_history[0]) or trainer is Trainer
+
+
+def test_weight_decay_reaches_a_class_given_by_hand(tmp_path):
+    args = arguments(tmp_path, weight_decay=0.1)
+    job = Trainer(gpt2(), args, train_dataset=rows(), optimizer_cls_and_kwargs=(Fromage, {}))
+    with pytest.raises(ConfigError, match="weight_decay is 0.1"):
+        job.train()
+
+
+def test_optimizers_and_schedule_by_hand(tmp_path):
+    model = gpt2()
+    optimizer = Fromage(model.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 4)
+    args = arguments(tmp_path)
+    job = RelOptTrainer(model, args, train_dataset=rows(), optimizers=(optimizer, schedule))
+    job.train()
+    logged = [entry for entry in job.state.log_history if "loss" in entry]
+    # The rate that is logged is that of the step: 0.02 (1 - 1/4) in step 2.
+    assert [entry["relative_update"] for entry in logged] == pytest.approx([0.015, 0.005], rel=0.1)
+
+
+@pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
+def test_resume_goes_on_bit_for_bit(trainer, tmp_path):
+    given = {"optim": "madam", "optim_args": "vector.rule=adamw,vector.lr=1e-3", "save_steps": 2}
+    straight = gpt2()
+    args = arguments(tmp_path / "straight", save_strategy="steps", **given)
+    trainer(straight, args, train_dataset=rows()).train()
+
+    class StopAfterSave(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    args = arguments(tmp_path / "cut", save_strategy="steps", **given)
+    trainer(gpt2(), args, train_dataset=rows(), callbacks=[StopAfterSave()]).train()
+    resumed = gpt2(seed=5)
+    args = arguments(tmp_path / "cut", save_strategy="steps", **given)
+    job = trainer(resumed, args, train_dataset=rows())
+    job.train(resume_from_checkpoint=True)
+    assert job.state.global_step == 4
+    assert same(weights(straight), weights(resumed))
+
+
+def test_resume_of_another_optimizer_s_checkpoint_names_both(tmp_path):
+    args = arguments(tmp_path, optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=2)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    args = arguments(tmp_path, optim="fromage")
+    with pytest.raises(ConfigError, match=r"(?s)AdamW.*Fromage"):
+        Trainer(gpt2(), args, train_dataset=rows()).train(resume_from_checkpoint=True)
+
+
+def test_model_init_gives_each_training_a_fresh_model_and_optimizer(tmp_path):
+    args = arguments(tmp_path, optim="fromage")
+    job = RelOptTrainer(args=args, model_init=lambda: gpt2(), train_dataset=rows())
+    ends, optimizers = [], []
+    for _ in range(2):
+        job.train()
+        ends.append(weights(job.model))
+        optimizers.append(unwrapped(job.optimizer))
+    assert same(*ends)
+    assert optimizers[0] is not optimizers[1]
+    assert {int(s["step"]) for s in optimizers[1].state.values()} == {4}
+    assert args.learning_rate == 0.01
+
+
+def test_trial_of_a_hyperparameter_search_sets_the_rate(tmp_path):
+    """What the search backends do with a Trainer, without one of them installed."""
+    from transformers.trainer_utils import HPSearchBackend
+
+    args = arguments(tmp_path, optim="fromage", eval_strategy="no")
+    job = RelOptTrainer(args=args, model_init=lambda: gpt2(), train_dataset=rows())
+    job.hp_search_backend = HPSearchBackend.WANDB  # the one whose trial is a plain dict
+    for lr in (0.02, 0.04):
+        job._hp_search_setup({"learning_rate": lr})
+        job.train(resume_from_checkpoint=None, trial=None)
+        (initial,) = {g["initial_lr"] for g in unwrapped(job.optimizer).param_groups}
+        assert initial == lr
+
+
+def test_mixin_makes_a_seq2seq_trainer(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    class Job(RelOptMixin, Seq2SeqTrainer):
+        pass
+
+    torch.manual_seed(0)
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    ends = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **shape, **ends))
+    args = arguments(
+        tmp_path, Seq2SeqTrainingArguments, optim="fromage", predict_with_generate=True,
+        generation_max_length=4,
+    )
+    job = Job(model, args, train_dataset=rows(), eval_dataset=rows(4))
+    job.train()
+    assert args.learning_rate == 0.01
+    assert FIGURES <= set(job.state.log_history[0])
+    assert job.predict(rows(4)).predictions.shape[0] == 4
+
+
+def sft(folder, trainer, **given):
+    """A tiny SFTTrainer on token ids, so that no tokenizer is needed, and its arguments."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig
+
+    words = Tokenizer(WordLevel({str(n): n for n in range(VOCABULARY)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
+    args = arguments(folder, SFTConfig, optim="fromage", bf16=False, max_length=8, **given)
+    data = Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()])
+    job = trainer(gpt2(), args, train_dataset=data, processing_class=tokenizer)
+    job.train()
+    return job, args
+
+
+# SFTConfig's default for gradient_checkpointing is not None: TRL's own.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_sft_trainer_with_and_without_the_mixin(tmp_path, said):
+    from trl import SFTTrainer
+
+    class Job(RelOptMixin, SFTTrainer):
+        pass
+
+    for trainer in (SFTTrainer, Job):
+        said.lines.clear()
+        job, args = sft(tmp_path, trainer)
+        assert type(unwrapped(job.optimizer)) is Fromage
+        # SFTConfig's own default is 2e-5, and it is told from one that was given.
+        assert args.learning_rate == 0.01
+        (line,) = said.about("learning rate")
+        assert "2e-05" in line
+        assert (trainer is Job) == (set(job.state.log_history[0]) >= FIGURES)
+    _, args = sft(tmp_path, Job, learning_rate=5e-5)
+    assert args.learning_rate == 5e-5
+
+
+def test_gradient_accumulation_steps_once(tmp_path):
+    args = arguments(tmp_path, optim="fromage", gradient_accumulation_steps=2, max_steps=2)
+    job = RelOptTrainer(gpt2(), args, train_dataset=rows())
+    job.train()
+    assert {int(s["step"]) for s in unwrapped(job.optimizer).state.values()} == {2}
+    assert FIGURES <= set(job.state.log_history[0])
+
+
+def test_bfloat16_autocast_trains(tmp_path):
+    args = arguments(tmp_path, optim="madam", bf16=True)
+    model = gpt2()
+    before = weights(model)
+    RelOptTrainer(model, args, train_dataset=rows()).train()
+    assert {param.dtype for param in model.parameters()} == {torch.float32}
+    assert not any(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_trainer_can_be_copied_with_its_arguments(tmp_path):
+    args = arguments(tmp_path, optim="fromage")
+    assert copy.deepcopy(args).optim is args.optim
+    assert isinstance(args, TrainingArguments)
