@@ -185,6 +185,8 @@ def _role(
 
 def _is_head(model: nn.Module, name: str) -> bool:
     """Transformers keeps the body under ``base_model_prefix``; what lies beside it is the head."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _is_head(model.module, name.removeprefix("module."))
     unwrap: Any = getattr(model, "get_base_model", None)
     inner = model if unwrap is None else unwrap()
     if ".modules_to_save." in name:

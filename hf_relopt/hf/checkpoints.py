@@ -58,6 +58,9 @@ def find_fault(folder: Path) -> str | None:
     weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     if not weights:
         return "it holds no weights"
+    for index in (path for path in weights if path.name.endswith(".index.json")):
+        if fault := _index_fault(index):
+            return fault
     for path in (*weights, *folder.glob("*.safetensors")):
         if path.suffix == ".safetensors" and (fault := _safetensors_fault(path)):
             return f"{path.name} {fault}"
@@ -67,6 +70,16 @@ def find_fault(folder: Path) -> str | None:
         if path.is_file() and not zipfile.is_zipfile(path):
             return f"{name} is cut short"
     return None
+
+
+def _index_fault(index: Path) -> str | None:
+    """Say which file is missing that the index of sharded weights names."""
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError):
+        return f"{index.name} is damaged"
+    missing = sorted(name for name in files if not (index.parent / name).is_file())
+    return f"{missing[0]} is missing" if missing else None
 
 
 def _safetensors_fault(path: Path) -> str | None:

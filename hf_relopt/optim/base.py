@@ -19,7 +19,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise_keys
 from hf_relopt.optim import checkpoint, inputs
 from hf_relopt.optim.measure import Measurement
-from hf_relopt.optim.options import OPTIONS, check_options, refuse_misspelt, unknown_option
+from hf_relopt.optim.options import OPTIONS, check_options, refuse_swallowed, unknown_option
 from hf_relopt.optim.rules import RULES, Facts, Rule
 from hf_relopt.optim.state import advance, as_scalar, new_state
 from hf_relopt.sharding import Sums, refuse_inexact, whole_norms
@@ -51,7 +51,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 f"rule is {rule!r}; a group follows one of {', '.join(map(repr, RULES))}. Leave it "
                 f"out for {self.rule!r}."
             )
-        refuse_misspelt(rule, param_group)
+        refuse_swallowed(rule, param_group)
         for name, option in OPTIONS[rule].items():
             param_group.setdefault(name, self.defaults.get(name, option.default))
         if "betas" in param_group:

@@ -218,18 +218,18 @@ def unknown_option(rule: str, name: str, known: Iterable[str] | None = None) -> 
     )
 
 
-def refuse_misspelt(rule: str, group: Mapping[str, Any]) -> None:
-    """Refuse a param-group key that is nearly, but not quite, an option.
+def refuse_swallowed(rule: str, group: Mapping[str, Any]) -> None:
+    """Refuse a param-group key that looks like an option and would do nothing.
 
-    Foreign keys (``initial_lr``, ``param_names``) belong to others and are carried along; one that
-    differs from an option by a letter is a typing error that would be swallowed.
+    Foreign keys (``initial_lr``, ``param_names``, ``weight_decay`` of 0) belong to others and are
+    carried along; another rule's option, or one misspelt by a letter, would be swallowed.
     """
-    options = OPTIONS[rule]
-    known_elsewhere = {name for others in OPTIONS.values() for name in others}
+    known_elsewhere = {name for options in OPTIONS.values() for name in options}
     for name in group:
-        if name in options or name in known_elsewhere:
+        if name in OPTIONS[rule] or name == "weight_decay":
             continue
-        if difflib.get_close_matches(name, options, n=1, cutoff=0.85):
+        near = difflib.get_close_matches(name, OPTIONS[rule], n=1, cutoff=0.8)
+        if name in known_elsewhere or near:
             raise unknown_option(rule, name)
 
 

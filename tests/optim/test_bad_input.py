@@ -212,3 +212,10 @@ def test_sparse_gradient_is_refused_before_anything_moves(
     _message(optimizer.step, "table.weight", "sparse", "sparse=False")
     assert all(same_bits(a, b) for a, b in zip([dense, table.weight], before, strict=True))
     assert not any(optimizer.state.values())
+
+
+@pytest.mark.parametrize("option", ["g_bound", "betas", "p_bnd"])
+def test_an_option_that_would_be_swallowed_in_a_group_is_refused(option: str) -> None:
+    group = {"params": weights(torch.float32), option: 1.0}
+    with pytest.raises(ConfigError, match=option):
+        Fromage([group])

@@ -127,9 +127,9 @@ def test_compiled_takes_many_shapes_and_a_schedule_without_falling_back(case: Ca
     params += [nn.Parameter(torch.randn(n)) for n in range(2, 14)]
     optimizer = case.make(params, lr=0.01, backend="compiled")
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        run(optimizer, params, (1,))
+        run(optimizer, params, (1, 2))  # the first makes anchors, the second is a steady step
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for number in range(2, 6):
+        for number in range(3, 6):
             optimizer.param_groups[0]["lr"] = 0.01 / number
             run(optimizer, params, (number,))
 

@@ -1,0 +1,134 @@
+"""A run that was killed while saving goes on from the last whole checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_relopt import RelOptTrainer
+from hf_relopt.errors import FormatError
+from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint, require_complete
+from tests.hf.tiny import arguments, gpt2, rows
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A real run's checkpoints 2 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    args = arguments(folder, optim="fromage", save_strategy="steps", save_steps=2)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def cut(path: Path) -> None:
+    """What a full disk or a killed process leaves behind."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def header_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES = [
+    ("trainer_state.json", Path.unlink, "trainer_state.json"),
+    ("trainer_state.json", cut, "trainer_state.json"),
+    ("trainer_state.json", empty, "trainer_state.json"),
+    ("model.safetensors", Path.unlink, "weights"),
+    ("model.safetensors", cut, "model.safetensors"),
+    ("model.safetensors", header_cut, "model.safetensors"),
+    ("model.safetensors", empty, "model.safetensors"),
+    ("optimizer.pt", cut, "optimizer.pt"),
+    ("optimizer.pt", empty, "optimizer.pt"),
+    ("scheduler.pt", cut, "scheduler.pt"),
+]
+
+
+def test_the_newest_whole_one_is_taken(run, said):
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-4")
+    assert find_fault(run / "checkpoint-4") is None
+    require_complete(run / "checkpoint-2")
+    assert not said.lines
+
+
+@pytest.mark.parametrize(("name", "damage", "named"), DAMAGES)
+def test_a_damaged_one_is_passed_over_and_named(name, damage, named, run, said):
+    damage(run / "checkpoint-4" / name)
+    kept = sorted(path.name for path in (run / "checkpoint-4").iterdir())
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-2")
+    (line,) = said.about("checkpoint-4")
+    assert named in line
+    with pytest.raises(FormatError, match="checkpoint-4") as error:
+        require_complete(run / "checkpoint-4")
+    assert named in str(error.value)
+    # Nothing is deleted: it may be all that somebody has.
+    assert sorted(path.name for path in (run / "checkpoint-4").iterdir()) == kept
+
+
+def test_numbers_are_compared_as_numbers(run):
+    shutil.copytree(run / "checkpoint-4", run / "checkpoint-10")
+    (run / "checkpoint-best").mkdir()
+    (run / "checkpoint-99").write_text("a file, not a folder")
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-10")
+
+
+def test_there_may_be_none(tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "missing") is None
+    with pytest.raises(FormatError, match="no such folder"):
+        require_complete(tmp_path / "missing")
+
+
+def test_trainer_goes_on_from_the_whole_one(run, said):
+    cut(run / "checkpoint-4" / "optimizer.pt")
+    args = arguments(run, optim="fromage", max_steps=6)
+    job = RelOptTrainer(gpt2(seed=9), args, train_dataset=rows())
+    job.train(resume_from_checkpoint=True)
+    assert job.state.global_step == 6
+    assert [entry["step"] for entry in job.state.log_history if "loss" in entry] == [2, 4, 6]
+    assert said.about("checkpoint-4 is not whole")
+    assert said.about(f"resuming from {run / 'checkpoint-2'}")
+
+
+def test_trainer_starts_afresh_without_one(tmp_path, said):
+    args = arguments(tmp_path / "new", optim="fromage")
+    job = RelOptTrainer(gpt2(), args, train_dataset=rows())
+    job.train(resume_from_checkpoint=True)
+    assert job.state.global_step == 4
+    assert said.about("afresh")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_trainer_refuses_a_damaged_one_that_was_named(kind, run):
+    cut(run / "checkpoint-4" / "model.safetensors")
+    model = gpt2()
+    before = [param.detach().clone() for param in model.parameters()]
+    job = RelOptTrainer(model, arguments(run, optim="fromage"), train_dataset=rows())
+    with pytest.raises(FormatError, match="checkpoint-4"):
+        job.train(resume_from_checkpoint=kind(run / "checkpoint-4"))
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_sharded_weights_are_whole_only_with_every_shard(run):
+    folder = run / "checkpoint-4"
+    shutil.rmtree(folder)
+    shutil.copytree(run / "checkpoint-2", folder)
+    (folder / "model.safetensors").unlink()
+    gpt2().save_pretrained(folder, max_shard_size="6KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert find_fault(folder) is None
+    shards[-1].unlink()
+    assert find_fault(folder) is not None

@@ -1,0 +1,115 @@
+"""From a model and a name to an optimizer: defaults, names, and errors before anything is made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import ConfigError, Fromage, Madam, create_optimizer, plan
+from hf_relopt.optim.create import default_lr
+
+
+def model(trained=False, lora=False):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    if trained:
+        net[1].weight.data[0] = 1.5
+    if lora:
+        net[0].requires_grad_(False)
+        net.lora_A = nn.Module()
+        net.add_module("adapter", nn.Module())
+        net.adapter.lora_B = nn.Linear(4, 2, bias=False)
+    return net
+
+
+@pytest.mark.parametrize(("name", "cls"), [("fromage", Fromage), ("madam", Madam)])
+def test_the_name_makes_the_class_with_the_class_s_options(name, cls):
+    optimizer = create_optimizer(model(), name, 0.02, seed=3, backend="loop")
+    assert type(optimizer) is cls
+    assert {(g["lr"], g["seed"], g["backend"]) for g in optimizer.param_groups} == {
+        (0.02, 3, "loop")
+    }
+    plain = cls([nn.Parameter(torch.ones(2))]).param_groups[0]
+    for group in create_optimizer(model(), name, 0.01).param_groups:
+        shared = set(plain) - {"params", "shapes_crc32"}
+        assert {key: group[key] for key in shared} == {key: plain[key] for key in shared}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "evidence"),
+    [
+        ({}, 0.01, "untrained"),
+        ({"trained": True}, 0.001, "1.weight"),
+        ({"trained": True, "lora": True}, 0.03, "LoRA"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fromage", "madam"])
+def test_default_rate_follows_the_model(name, given, expected, evidence):
+    net = model(**given)
+    lr, why = default_lr(net)
+    assert lr == expected
+    assert evidence in why
+    assert {g["lr"] for g in create_optimizer(net, name).param_groups} == {expected}
+    assert {g["lr"] for g in create_optimizer(net, name, 0.5).param_groups} == {0.5}
+
+
+def test_adapters_that_are_frozen_do_not_count():
+    net = model(lora=True)
+    net.adapter.requires_grad_(False)
+    assert default_lr(net)[0] == 0.01
+
+
+def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():
+    lr = torch.tensor(0.5)
+    net = model()
+    optimizer = create_optimizer(net, "fromage", lr)
+    lr.zero_()
+    before = net[0].weight.detach().clone()
+    for param in net.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert torch.equal(net[0].weight, before)
+    lr.fill_(0.5)
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda m: plan(m, "fromagee"), ["'fromagee'", "Did you mean fromage?"]),
+        (lambda m: plan(m, "adamw"), ["'adamw'", "fromage and madam"]),
+        (lambda m: plan(m, "fromage", p_scale=3.0), ["p_scale", "belongs to madam"]),
+        (lambda m: plan(m, "madam", pscale=3.0), ["'pscale'", "Did you mean p_scale?"]),
+        (lambda m: plan(m, "fromage", weight_decay=0.1), ["weight_decay"]),
+        (lambda m: plan(m, "fromage", 1.5), ["lr is 1.5", "0 <= lr < 1"]),
+        (lambda m: plan(m, "fromage", float("nan")), ["lr is nan"]),
+        (lambda m: plan(m, "fromage", "0.1"), ["lr is '0.1'"]),
+        (lambda m: plan(m, "fromage", p_bound=0), ["p_bound is 0", "> 0"]),
+        (lambda m: plan(m, "fromage", overrides={"vector": {"rule": "sgd"}}),
+         ["'vector'", "'sgd'", "adamw"]),
+        (lambda m: plan(m, "fromage", overrides={"vector": {"beta": 0.9}}),
+         ["beta", "belongs to madam"]),
+        (lambda m: plan(m, "fromage", overrides={"vector": {"lr": -1}}), ["lr is -1"]),
+        (lambda m: plan(m, "fromage", overrides={"vector": {"skip": "yes"}}),
+         ["skip is 'yes'", "True or False"]),
+        (lambda m: plan(m, "fromage", overrides={"vector": {"skipp": True}}),
+         ["'skipp'", "Did you mean skip?"]),
+        (lambda m: plan(m, "fromage", overrides={"vector": {"weight_decay": 0.1}}),
+         ["weight_decay"]),
+    ],
+)
+def test_bad_requests_are_one_clear_error(call, named):
+    with pytest.raises(ConfigError) as error:
+        call(model())
+    for words in named:
+        assert words in str(error.value), str(error.value)
+
+
+def test_a_plan_changes_nothing_in_the_model():
+    net = model()
+    before = [param.detach().clone() for param in net.parameters()]
+    print(plan(net, "madam", overrides={"vector": {"rule": "adamw", "lr": 1e-3}}))
+    assert all(map(torch.equal, before, net.parameters()))
+    assert all(param.grad is None for param in net.parameters())
