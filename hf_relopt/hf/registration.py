@@ -95,13 +95,17 @@ def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
     logger.info("%s", chosen)
     optimizer = from_plan(chosen)
     arguments.explain(args, name, optimizer.param_groups)
-    optimizer.register_load_state_dict_post_hook(functools.partial(_adopt_saved_lr, args))
+    followers = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] == lr]
+    # With every group overridden there is no common rate to report.
+    if followers:
+        adopt = functools.partial(_adopt_saved_lr, args, followers[0])
+        optimizer.register_load_state_dict_post_hook(adopt)
     return optimizer
 
 
-def _adopt_saved_lr(args: Any, optimizer: torch.optim.Optimizer) -> None:
+def _adopt_saved_lr(args: Any, place: int, optimizer: torch.optim.Optimizer) -> None:
     """After a resume the checkpoint's rate is in force: let ``args`` say so."""
-    group = optimizer.param_groups[0]
+    group = optimizer.param_groups[place]
     lr = float(group.get("initial_lr", group["lr"]))
     if lr != args.learning_rate:
         logger.info("resumed: learning rate %g, from the checkpoint.", lr)
