@@ -1,4 +1,4 @@
-"""What the package says is caught here: its logger has a handler of its own and does not pass on."""
+"""What the package says is caught here: its own logger does not pass records on."""
 
 from __future__ import annotations
 

@@ -93,8 +93,10 @@ def test_text_set_after_construction_is_checked_by_the_trainer(tmp_path):
                 options={"p_bound": 3.0}, overrides={"transformer.h.0.attn.*": {"p_bound": 2.0}}
             ),
         ),
-        ("head.rule=madam,head.p_scale=5", OptimArgs(
-            overrides={"head": {"rule": "madam", "p_scale": 5.0}})),
+        (
+            "head.rule=madam,head.p_scale=5",
+            OptimArgs(overrides={"head": {"rule": "madam", "p_scale": 5.0}}),
+        ),
     ],
 )
 def test_what_text_means(text, expected):

@@ -69,8 +69,9 @@ def test_every_adapter_trains_and_the_model_stays(optim, model, tmp_path, said):
     assert all(torch.equal(named[name], was) for name, was in frozen.items())
     assert not any(torch.equal(named[name], was) for name, was in before.items())
     # A checkpoint of adapters alone is whole.
-    again = RelOptTrainer(model, arguments(tmp_path, optim=optim, max_steps=4),
-                          train_dataset=sentences())
+    again = RelOptTrainer(
+        model, arguments(tmp_path, optim=optim, max_steps=4), train_dataset=sentences()
+    )
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 4
     assert said.about("resuming from")

@@ -1,4 +1,4 @@
-"""The names are real members of Transformers' enum: parser, files, pickles and Trainer know them."""
+"""The names are members of Transformers' enum: parser, files, pickles and Trainer know them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizers inside Trainer and its relatives: trained, measured, clipped, resumed."""
+"""The optimizers inside Trainer: trained, measured, clipped, resumed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ import copy
 
 import pytest
 import torch
-from transformers import (
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_relopt import ConfigError, Fromage, Madam, RelOptMixin, RelOptTrainer
+from hf_relopt import ConfigError, Fromage, Madam, RelOptTrainer
 from hf_relopt.hf.callbacks import unwrapped
-from tests.hf.tiny import VOCABULARY, arguments, gpt2, rows
-
-FIGURES = {"relative_update", "at_bound", "changed_entries", "skipped_tensors"}
-
-
-def weights(model):
-    return {name: param.detach().clone() for name, param in model.named_parameters()}
-
-
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+from tests.hf.tiny import FIGURES, arguments, gpt2, rows, same, weights
 
 
 class ClipCounter(RelOptTrainer):
@@ -89,7 +73,7 @@ def test_each_logging_step_has_the_figures(optim, tmp_path):
     logged = [entry for entry in job.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2, 4]
     for entry in logged:
-        assert FIGURES <= set(entry)
+        assert set(entry) >= FIGURES
         # Fromage's step is lr of the norm, Madam's about lr of each entry.
         assert entry["relative_update"] == pytest.approx(0.01, rel=rel)
         assert 0.9 < entry["changed_entries"] <= 1
@@ -139,8 +123,9 @@ def test_one_nan_stops_one_tensor_for_one_step(optim, tmp_path):
     job = RelOptTrainer(model, args, train_dataset=rows(), callbacks=[PoisonOnce(name)])
     job.train()
     state = unwrapped(job.optimizer).state
-    counts = {n: (int(state[p]["step"]), int(state[p]["skipped"])) for n, p in
-              model.named_parameters()}
+    counts = {
+        n: (int(state[p]["step"]), int(state[p]["skipped"])) for n, p in model.named_parameters()
+    }
     assert counts.pop(name) == (3, 1)
     assert set(counts.values()) == {(4, 0)}
     assert all(bool(torch.isfinite(param).all()) for param in model.parameters())
@@ -161,13 +146,13 @@ def test_optimizer_class_and_options_by_hand(trainer, cls, tmp_path):
     assert type(optimizer) is cls
     assert [group["min_scale"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert not any(torch.equal(before[n], p) for n, p in model.named_parameters())
-    assert FIGURES <= set(job.state.log_history[0]) or trainer is Trainer
+    assert set(job.state.log_history[0]) >= FIGURES or trainer is Trainer
 
 
 def test_weight_decay_reaches_a_class_given_by_hand(tmp_path):
     args = arguments(tmp_path, weight_decay=0.1)
     job = Trainer(gpt2(), args, train_dataset=rows(), optimizer_cls_and_kwargs=(Fromage, {}))
-    with pytest.raises(ConfigError, match="weight_decay is 0.1"):
+    with pytest.raises(ConfigError, match=r"weight_decay is 0\.1"):
         job.train()
 
 
@@ -202,101 +187,18 @@ def test_resume_goes_on_bit_for_bit(trainer, tmp_path):
     job.train(resume_from_checkpoint=True)
     assert job.state.global_step == 4
     assert same(weights(straight), weights(resumed))
+    # The loaded model looks pretrained, but it is the first start's rate that goes on.
+    assert args.learning_rate == 0.01
 
 
 def test_resume_of_another_optimizer_s_checkpoint_names_both(tmp_path):
-    args = arguments(tmp_path, optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=2)
+    args = arguments(
+        tmp_path, optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=2
+    )
     Trainer(gpt2(), args, train_dataset=rows()).train()
     args = arguments(tmp_path, optim="fromage")
     with pytest.raises(ConfigError, match=r"(?s)AdamW.*Fromage"):
         Trainer(gpt2(), args, train_dataset=rows()).train(resume_from_checkpoint=True)
-
-
-def test_model_init_gives_each_training_a_fresh_model_and_optimizer(tmp_path):
-    args = arguments(tmp_path, optim="fromage")
-    job = RelOptTrainer(args=args, model_init=lambda: gpt2(), train_dataset=rows())
-    ends, optimizers = [], []
-    for _ in range(2):
-        job.train()
-        ends.append(weights(job.model))
-        optimizers.append(unwrapped(job.optimizer))
-    assert same(*ends)
-    assert optimizers[0] is not optimizers[1]
-    assert {int(s["step"]) for s in optimizers[1].state.values()} == {4}
-    assert args.learning_rate == 0.01
-
-
-def test_trial_of_a_hyperparameter_search_sets_the_rate(tmp_path):
-    """What the search backends do with a Trainer, without one of them installed."""
-    from transformers.trainer_utils import HPSearchBackend
-
-    args = arguments(tmp_path, optim="fromage", eval_strategy="no")
-    job = RelOptTrainer(args=args, model_init=lambda: gpt2(), train_dataset=rows())
-    job.hp_search_backend = HPSearchBackend.WANDB  # the one whose trial is a plain dict
-    for lr in (0.02, 0.04):
-        job._hp_search_setup({"learning_rate": lr})
-        job.train(resume_from_checkpoint=None, trial=None)
-        (initial,) = {g["initial_lr"] for g in unwrapped(job.optimizer).param_groups}
-        assert initial == lr
-
-
-def test_mixin_makes_a_seq2seq_trainer(tmp_path):
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    class Job(RelOptMixin, Seq2SeqTrainer):
-        pass
-
-    torch.manual_seed(0)
-    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    ends = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
-    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **shape, **ends))
-    args = arguments(
-        tmp_path, Seq2SeqTrainingArguments, optim="fromage", predict_with_generate=True,
-        generation_max_length=4,
-    )
-    job = Job(model, args, train_dataset=rows(), eval_dataset=rows(4))
-    job.train()
-    assert args.learning_rate == 0.01
-    assert FIGURES <= set(job.state.log_history[0])
-    assert job.predict(rows(4)).predictions.shape[0] == 4
-
-
-def sft(folder, trainer, **given):
-    """A tiny SFTTrainer on token ids, so that no tokenizer is needed, and its arguments."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig
-
-    words = Tokenizer(WordLevel({str(n): n for n in range(VOCABULARY)}, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
-    args = arguments(folder, SFTConfig, optim="fromage", bf16=False, max_length=8, **given)
-    data = Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()])
-    job = trainer(gpt2(), args, train_dataset=data, processing_class=tokenizer)
-    job.train()
-    return job, args
-
-
-# SFTConfig's default for gradient_checkpointing is not None: TRL's own.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-def test_sft_trainer_with_and_without_the_mixin(tmp_path, said):
-    from trl import SFTTrainer
-
-    class Job(RelOptMixin, SFTTrainer):
-        pass
-
-    for trainer in (SFTTrainer, Job):
-        said.lines.clear()
-        job, args = sft(tmp_path, trainer)
-        assert type(unwrapped(job.optimizer)) is Fromage
-        # SFTConfig's own default is 2e-5, and it is told from one that was given.
-        assert args.learning_rate == 0.01
-        (line,) = said.about("learning rate")
-        assert "2e-05" in line
-        assert (trainer is Job) == (set(job.state.log_history[0]) >= FIGURES)
-    _, args = sft(tmp_path, Job, learning_rate=5e-5)
-    assert args.learning_rate == 5e-5
 
 
 def test_gradient_accumulation_steps_once(tmp_path):
@@ -304,7 +206,7 @@ def test_gradient_accumulation_steps_once(tmp_path):
     job = RelOptTrainer(gpt2(), args, train_dataset=rows())
     job.train()
     assert {int(s["step"]) for s in unwrapped(job.optimizer).state.values()} == {2}
-    assert FIGURES <= set(job.state.log_history[0])
+    assert set(job.state.log_history[0]) >= FIGURES
 
 
 def test_bfloat16_autocast_trains(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 VOCABULARY = 50
+FIGURES = {"relative_update", "at_bound", "changed_entries", "skipped_tensors"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,6 +34,14 @@ def pretrained(model: Any) -> Any:
             if "ln_" in name and name.endswith("weight"):
                 param.add_(0.1 * torch.arange(param.numel()) / param.numel())
     return model
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: param.detach().clone() for name, param in model.named_parameters()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def rows(count: int = 32, length: int = 8) -> list[dict[str, torch.Tensor]]:

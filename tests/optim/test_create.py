@@ -87,17 +87,27 @@ def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():
         (lambda m: plan(m, "fromage", float("nan")), ["lr is nan"]),
         (lambda m: plan(m, "fromage", "0.1"), ["lr is '0.1'"]),
         (lambda m: plan(m, "fromage", p_bound=0), ["p_bound is 0", "> 0"]),
-        (lambda m: plan(m, "fromage", overrides={"vector": {"rule": "sgd"}}),
-         ["'vector'", "'sgd'", "adamw"]),
-        (lambda m: plan(m, "fromage", overrides={"vector": {"beta": 0.9}}),
-         ["beta", "belongs to madam"]),
+        (
+            lambda m: plan(m, "fromage", overrides={"vector": {"rule": "sgd"}}),
+            ["'vector'", "'sgd'", "adamw"],
+        ),
+        (
+            lambda m: plan(m, "fromage", overrides={"vector": {"beta": 0.9}}),
+            ["beta", "belongs to madam"],
+        ),
         (lambda m: plan(m, "fromage", overrides={"vector": {"lr": -1}}), ["lr is -1"]),
-        (lambda m: plan(m, "fromage", overrides={"vector": {"skip": "yes"}}),
-         ["skip is 'yes'", "True or False"]),
-        (lambda m: plan(m, "fromage", overrides={"vector": {"skipp": True}}),
-         ["'skipp'", "Did you mean skip?"]),
-        (lambda m: plan(m, "fromage", overrides={"vector": {"weight_decay": 0.1}}),
-         ["weight_decay"]),
+        (
+            lambda m: plan(m, "fromage", overrides={"vector": {"skip": "yes"}}),
+            ["skip is 'yes'", "True or False"],
+        ),
+        (
+            lambda m: plan(m, "fromage", overrides={"vector": {"skipp": True}}),
+            ["'skipp'", "Did you mean skip?"],
+        ),
+        (
+            lambda m: plan(m, "fromage", overrides={"vector": {"weight_decay": 0.1}}),
+            ["weight_decay"],
+        ),
     ],
 )
 def test_bad_requests_are_one_clear_error(call, named):

@@ -58,8 +58,10 @@ def test_figures_are_given_once_and_only_if_asked_for():
 
 
 def test_share_at_the_bound_of_fromage_counts_tensors():
-    pushed, free, zero = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4)), nn.Parameter(
-        torch.zeros(4)
+    pushed, free, zero = (
+        nn.Parameter(torch.ones(4)),
+        nn.Parameter(torch.ones(4)),
+        nn.Parameter(torch.zeros(4)),
     )
     optimizer = Fromage([pushed, free, zero], lr=0.1, p_bound=1.01)
     pushed.grad, free.grad = -torch.ones(4), torch.tensor([1.0, -1.0, 1.0, -1.0])

@@ -94,8 +94,13 @@ def test_text_means_what_the_value_means(value):
 
 @given(st.text(max_size=8))
 def test_no_text_ends_in_another_error(text):
-    for rule, name in (("fromage", "p_bound"), ("adamw", "betas"), ("madam", "maximize"),
-                       ("fromage", "seed"), ("fromage", "backend")):
+    for rule, name in (
+        ("fromage", "p_bound"),
+        ("adamw", "betas"),
+        ("madam", "maximize"),
+        ("fromage", "seed"),
+        ("fromage", "backend"),
+    ):
         try:
             value = parse_value(rule, name, text)
         except ConfigError:
@@ -104,8 +109,17 @@ def test_no_text_ends_in_another_error(text):
 
 
 def test_foreign_keys_pass_and_slips_do_not():
-    refuse_swallowed("fromage", {"initial_lr": 1, "param_names": [], "weight_decay": 0.0,
-                                "is_expert": True, "role": "matrix", "params": []})
+    refuse_swallowed(
+        "fromage",
+        {
+            "initial_lr": 1,
+            "param_names": [],
+            "weight_decay": 0.0,
+            "is_expert": True,
+            "role": "matrix",
+            "params": [],
+        },
+    )
     for slip in ("p_bonud", "min_scales", "backends", "p_scale", "betas"):
         with pytest.raises(ConfigError, match=slip):
             refuse_swallowed("fromage", {slip: 1})

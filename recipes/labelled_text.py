@@ -1,0 +1,235 @@
+"""Texts with a class each: from the hub or from local tables, with labels as numbers or words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+from text_tables import check_is_text_file, load_hub_splits, read_table, text_columns
+from transformers import PreTrainedTokenizerBase
+
+from hf_relopt.errors import ConfigError
+
+DEFAULT_DATASET = ("nyu-mll/glue", "sst2")
+# Pairs before singles: a table with "question" and "sentence" is about both.
+USUAL_TEXT = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
+    ("question", "sentence"), ("question", "passage"), ("sentence",), ("text",), ("content",),
+)  # fmt: skip
+USUAL_LABELS = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class LabelledSource:
+    """Where texts and labels come from. With nothing given: SST-2 from the hub."""
+
+    _argument_group_name = "Labelled text (default: nyu-mll/glue sst2 from the hub)"
+
+    dataset_name: str | None = field(default=None, metadata={"help": "a data set on the hub"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "local table: .tsv, .csv, .json, .jsonl, .parquet"}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "column of the text"})
+    text_pair_column: str | None = field(
+        default=None, metadata={"help": "column of a second text, for tasks about pairs"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "column of the class, numbers or words"}
+    )
+    max_length: int = field(default=128, metadata={"help": "tokens of a text at most"})
+    validation_share: float = field(
+        default=0.05, metadata={"help": "share split off where there is no validation data"}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "train on this many texts at most"}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "validate on this many texts at most"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name and (self.train_file or self.validation_file):
+            raise ConfigError("give either --dataset_name or --train_file, not both.")
+        if self.validation_file and not self.train_file:
+            raise ConfigError("--validation_file needs a --train_file to train on.")
+        if self.text_pair_column and not self.text_column:
+            raise ConfigError("--text_pair_column needs a --text_column, the first text.")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(
+                f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
+                "0.05."
+            )
+        if self.max_length < 3:
+            raise ConfigError(f"max_length is {self.max_length}; it must be 3 or more, as in 128.")
+
+    @property
+    def hub_names(self) -> tuple[str, str | None] | None:
+        """The data set's name and configuration on the hub, if it comes from there."""
+        if self.train_file:
+            return None
+        if self.dataset_name:
+            return self.dataset_name, self.dataset_config_name
+        return DEFAULT_DATASET
+
+    @property
+    def words(self) -> str:
+        """This source in a few words."""
+        return " ".join(filter(None, self.hub_names or (Path(self.train_file or "").name,)))
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Texts with classes numbered from 0.
+
+    Args:
+        splits: "train" and "validation", with the text columns and "labels" (a ClassLabel).
+        text: one or two column names.
+    """
+
+    splits: DatasetDict
+    text: tuple[str, ...]
+
+
+def load_labelled_text(source: LabelledSource, seed: int) -> LabelledText:
+    """Read the tables, find the columns and number the classes.
+
+    Args:
+        source: where from.
+        seed: of the split, where there is no validation data.
+
+    Raises:
+        ConfigError: a missing or empty file, no such column, labels that are no classes.
+    """
+    tables = _tables(source, seed)
+    text = _text_columns(source, tables["train"])
+    label = _label_column(source, tables["train"])
+    for table in tables.values():
+        _require_columns(table, (*text, label), source.words)
+    values = _class_values(tables["train"], label)
+    classes = ClassLabel(names=_class_names(tables["train"], label, values))
+    splits = DatasetDict()
+    for name, table in tables.items():
+        numbered = _numbered(table, text, label, values, f"{name} data of {source.words}")
+        splits[name] = numbered.cast_column("labels", classes)
+    return LabelledText(splits, text)
+
+
+def encode(texts: LabelledText, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    """Token ids beside the labels; the texts are left out.
+
+    Args:
+        texts: with one or two text columns.
+        tokenizer: of the model.
+        max_length: tokens of a text (or pair) at most; the rest is cut off.
+    """
+
+    def encoded(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        columns = [[text or "" for text in batch[name]] for name in texts.text]
+        return {**tokenizer(*columns, truncation=True, max_length=max_length)}
+
+    return texts.splits.map(encoded, batched=True, remove_columns=list(texts.text))
+
+
+def _tables(source: LabelledSource, seed: int) -> DatasetDict:
+    if source.hub_names:
+        tables = load_hub_splits(*source.hub_names)
+    else:
+        tables = DatasetDict(train=_local_table(source.train_file))
+        if source.validation_file:
+            tables["validation"] = _local_table(source.validation_file)
+    if "validation" in tables:
+        return tables
+    if len(tables["train"]) < 2:
+        raise ConfigError(f"{source.words} has one row; there must be one to validate on, too.")
+    parts = tables["train"].train_test_split(
+        max(1, round(len(tables["train"]) * source.validation_share)), seed=seed
+    )
+    return DatasetDict(train=parts["train"], validation=parts["test"])
+
+
+def _local_table(name: str | None) -> Dataset:
+    path = Path(name or "")
+    check_is_text_file(path)
+    return read_table(path)
+
+
+def _text_columns(source: LabelledSource, table: Dataset) -> tuple[str, ...]:
+    if source.text_column:
+        return tuple(filter(None, (source.text_column, source.text_pair_column)))
+    there = text_columns(table)
+    for usual in USUAL_TEXT:
+        if set(usual) <= set(there):
+            return usual
+    labels = {source.label_column, *USUAL_LABELS}
+    others = [name for name in there if name not in labels]
+    if len(others) == 1:
+        return (others[0],)
+    raise ConfigError(
+        f"cannot tell which column of {source.words} is the text; its columns are "
+        f"{', '.join(table.column_names)}. Name it with --text_column."
+    )
+
+
+def _label_column(source: LabelledSource, table: Dataset) -> str:
+    if source.label_column:
+        return source.label_column
+    for usual in USUAL_LABELS:
+        if usual in table.column_names:
+            return usual
+    raise ConfigError(
+        f"{source.words} has no column 'label'; its columns are {', '.join(table.column_names)}. "
+        "Name the one with the classes with --label_column."
+    )
+
+
+def _require_columns(table: Dataset, wanted: tuple[str, ...], place: str) -> None:
+    for name in wanted:
+        if name not in table.column_names:
+            raise ConfigError(
+                f"{place} has no column {name!r}; its columns are {', '.join(table.column_names)}."
+            )
+    for name in wanted[:-1]:
+        if name not in text_columns(table):
+            raise ConfigError(f"the column {name!r} of {place} holds no text.")
+
+
+def _class_values(table: Dataset, label: str) -> list[Any]:
+    """What stands in the label column, in the order of the class numbers."""
+    kind = table.features[label]
+    if isinstance(kind, ClassLabel):
+        return list(range(kind.num_classes))
+    values = sorted({value for value in table.unique(label) if value is not None})
+    is_class = isinstance(kind, Value) and not kind.dtype.startswith(("float", "double"))
+    if not is_class:
+        raise ConfigError(
+            f"the label column {label!r} holds {kind.dtype if isinstance(kind, Value) else kind}; "
+            "a class is a whole number or a word."
+        )
+    if len(values) < 2:
+        raise ConfigError(f"the label column {label!r} has one class only: {values}.")
+    return values
+
+
+def _class_names(table: Dataset, label: str, values: list[Any]) -> list[str]:
+    kind = table.features[label]
+    return list(kind.names) if isinstance(kind, ClassLabel) else [str(value) for value in values]
+
+
+def _numbered(
+    table: Dataset, text: tuple[str, ...], label: str, values: list[Any], place: str
+) -> Dataset:
+    number_of = {value: number for number, value in enumerate(values)}
+    unknown = sorted(set(map(str, table.unique(label))) - set(map(str, values)))
+    if unknown:
+        raise ConfigError(
+            f"the {place} has labels that are no class of the training data: "
+            f"{', '.join(unknown[:5])}. The classes are {', '.join(map(str, values[:10]))}."
+        )
+    numbers = [number_of[value] for value in table[label]]
+    return table.select_columns(list(text)).add_column("labels", numbers)

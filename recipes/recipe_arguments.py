@@ -1,0 +1,207 @@
+"""The command line of a recipe: its own arguments, every TrainingArguments flag, our defaults.
+
+A default of ours never overrides the user: it stands only where nothing was given, whether the
+user wrote flags or passed one JSON or YAML file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+import hf_relopt  # noqa: F401  (adds fromage and madam to the choices of --optim)
+from hf_relopt.errors import ConfigError, RelOptError
+
+RELATIVE_OPTIMIZERS = ("fromage", "madam")
+
+# What --help shows of the 110 flags of TrainingArguments; --help_all shows the rest.
+OFTEN_USED = {
+    "run_name": "the run's name; everything goes to runs/NAME",
+    "output_dir": "another folder for everything",
+    "optim": "fromage, madam, adamw_torch or any other name the Trainer knows",
+    "optim_args": 'options of the optimizer, as in "p_bound=2.0,vector.rule=adamw,vector.lr=1e-3"',
+    "learning_rate": "peak rate; for fromage and madam a fraction of each weight, as in 0.01; "
+    "left out, it is chosen by optimizer and model",
+    "lr_scheduler_type": "linear, cosine, ...; fromage needs one that decays",
+    "warmup_steps": "steps of rising learning rate (below 1: a share of all steps)",
+    "max_steps": "optimizer steps to train",
+    "num_train_epochs": "passes through the data, instead of max_steps",
+    "per_device_train_batch_size": "sequences per step and process",
+    "per_device_eval_batch_size": "sequences evaluated at once per process",
+    "gradient_accumulation_steps": "batches per optimizer step",
+    "logging_steps": "steps between two progress lines",
+    "eval_steps": "steps between two evaluations",
+    "save_steps": "steps between two checkpoints",
+    "save_total_limit": "checkpoints to keep",
+    "seed": "seed of new weights and of the order of the data",
+    "bf16": "train in bfloat16 mixed precision",
+    "use_cpu": "stay on the CPU even where there is a GPU",
+    "report_to": "none, tensorboard, trackio, wandb, ...",
+    "resume_from_checkpoint": "start from this checkpoint (the run folder's own is found anyway)",
+    "push_to_hub": "upload the result",
+}
+
+
+class RecipeParser(HfArgumentParser):
+    """HfArgumentParser with grouped help, our defaults and no guessing of abbreviated flags."""
+
+    def __init__(self, kinds: Sequence[type], defaults: dict[str, Any], about: str) -> None:
+        super().__init__(
+            kinds,
+            usage="%(prog)s [--run_name NAME] [--flag value ...]   or   %(prog)s FILE.json",
+            description=about,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+            epilog="Every other flag of transformers.TrainingArguments works too; --help_all "
+            "lists them. One argument FILE.json or FILE.yaml instead holds the flags in a file.",
+        )
+        self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every flag and exit")
+        self.set_defaults(**defaults)
+        self._optionals.title = "Training"
+        self._action_groups.sort(key=lambda group: group is self._optionals)
+        self.long_help = {action: action.help for action in self._actions}
+        own = {name for kind in kinds[:-1] for name in kind.__dataclass_fields__}
+        for action in self._actions:
+            if action.dest in OFTEN_USED:
+                action.help = OFTEN_USED[action.dest]
+                action.metavar = "X"
+            elif action.dest not in own | {"help", "help_all"}:
+                action.help = argparse.SUPPRESS
+
+    def given(self, argv: Sequence[str]) -> set[str]:
+        """Names of the arguments the user wrote on this command line."""
+        nothing = object()
+        blank = argparse.Namespace(**{action.dest: nothing for action in self._actions})
+        known, _ = self.parse_known_args(argv, blank)
+        return {name for name, value in vars(known).items() if value is not nothing}
+
+    def unknown_flag(self, flag: str) -> str:
+        """A message about a flag nobody knows, with the nearest one that exists."""
+        name = flag.split("=")[0].replace("-", "_").strip("_")
+        near = difflib.get_close_matches(name, [action.dest for action in self._actions], n=1)
+        return f"unknown argument {flag}" + (f"; did you mean --{near[0]}?" if near else "")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows the default where there is one, and one spelling of a flag."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        left_out = (None, False, argparse.SUPPRESS, "")
+        shows_default = action.nargs != 0 and action.default not in left_out
+        shows_default = shows_default and action.dest not in ("learning_rate", "num_train_epochs")
+        return text + " (default: %(default)s)" if shows_default and text else text
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flag = action.option_strings[0 if len(action.option_strings[0]) > 2 else -1]
+        takes_no_value = action.nargs == 0 or isinstance(action.default, bool)
+        return flag if takes_no_value else f"{flag} {action.metavar or 'X'}"
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: Any, *_: Any) -> None:
+        for action, text in parser.long_help.items():
+            action.help = text
+        parser.print_help()
+        parser.exit()
+
+
+def parse_recipe_arguments(
+    kinds: Sequence[type], *, defaults: dict[str, Any], about: str, argv: Sequence[str]
+) -> tuple[tuple[Any, ...], set[str]]:
+    """Read a recipe's arguments.
+
+    Args:
+        kinds: the recipe's own argument dataclasses and, last, TrainingArguments.
+        defaults: what the recipe wants where the user says nothing.
+        about: one paragraph for --help.
+        argv: the command line without the program's name.
+
+    Returns:
+        The filled dataclasses, and the names of the arguments the user gave.
+
+    Raises:
+        ConfigError: if a value cannot be used. argparse's own complaints exit with code 2.
+    """
+    parser = RecipeParser(kinds, defaults, about)
+    try:
+        if len(argv) == 1 and not argv[0].startswith("-"):
+            written = _arguments_file(Path(argv[0]))
+            given = set(written)
+            return parser.parse_dict({**_giving_way(defaults, given), **written}), given
+        given = parser.given(argv)
+        parser.set_defaults(**_giving_way(defaults, given))
+        *filled, unknown = parser.parse_args_into_dataclasses(
+            list(argv), return_remaining_strings=True, look_for_args_file=False
+        )
+    except RelOptError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if unknown:
+        parser.error(parser.unknown_flag(unknown[0]))
+    return tuple(part for part in filled if not isinstance(part, argparse.Namespace)), given
+
+
+def _giving_way(defaults: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """Epochs that were asked for do not end at our default number of steps."""
+    epochs_asked_for = "num_train_epochs" in given and "max_steps" in defaults
+    return {**defaults, "max_steps": -1} if epochs_asked_for else dict(defaults)
+
+
+def _arguments_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path} is neither a flag (--name value) nor a file of arguments.")
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix == ".json":
+            written = json.loads(text)
+        else:
+            import yaml
+
+            written = yaml.safe_load(text)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"cannot read the arguments in {path}: {error}") from error
+    if not isinstance(written, dict):
+        raise ConfigError(f"{path} must hold names and values, not a {type(written).__name__}.")
+    return written
+
+
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Find a learning rate or optim_args that cannot work before anything else is done.
+
+    Raises:
+        ConfigError: with the value and what is allowed.
+    """
+    rate, name = args.learning_rate, optimizer_name(args)
+    if not math.isfinite(rate) or rate < 0:
+        raise ConfigError(
+            f"learning_rate is {rate}; it must be a finite number, 0 or above. Try 0.01 for "
+            "fromage and madam, 0.001 for adamw_torch."
+        )
+    if name in RELATIVE_OPTIMIZERS and rate >= 1:
+        raise ConfigError(
+            f"learning_rate is {rate}; {name} takes 0 <= learning_rate < 1, a fraction of each "
+            "weight's norm. Try 0.01."
+        )
+    for piece in (args.optim_args or "").replace(" ", "").split(","):
+        key, equals, value = piece.partition("=")
+        if args.optim_args and (not key or not equals or not value or "=" in value):
+            raise ConfigError(
+                f"optim_args has {piece!r}; each option reads name=value, with commas between "
+                'them, as in "p_bound=2.0,min_scale=0.01".'
+            )
+
+
+def optimizer_name(args: TrainingArguments) -> str:
+    """The word the user gave for --optim."""
+    return str(getattr(args.optim, "value", args.optim))

@@ -1,0 +1,217 @@
+"""Text to learn from, as documents: the standard library, local files, or a hub data set.
+
+Every source becomes two `datasets` splits with the columns "text" and "ends" (whether the
+document ends with this piece; long files are cut into pieces at line ends).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, Value
+from standard_library import standard_library_files
+from text_tables import (
+    TABLE_KINDS,
+    check_is_text_file,
+    load_hub_splits,
+    read_table,
+    text_columns,
+)
+
+from hf_relopt.errors import ConfigError
+
+PIECE = 1 << 14  # characters; long enough that cuts do not matter, short enough for the tokenizer
+DOCUMENTS = Features({"text": Value("string"), "ends": Value("bool")})
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where text comes from. With nothing given: the standard library."""
+
+    _argument_group_name = "Text (default: the source text of the Python standard library)"
+
+    dataset_name: str | None = field(default=None, metadata={"help": "a data set on the hub"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "local text, .json, .jsonl, .csv, .tsv, .parquet, or a directory of text"
+        },
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "column that holds the text, where there are columns"}
+    )
+    validation_share: float = field(
+        default=0.05, metadata={"help": "share split off where there is no validation text"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name and (self.train_file or self.validation_file):
+            raise ConfigError("give either --dataset_name or --train_file, not both.")
+        if self.validation_file and not self.train_file:
+            raise ConfigError("--validation_file needs a --train_file to train on.")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(
+                f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
+                "0.05."
+            )
+
+    @property
+    def is_standard_library(self) -> bool:
+        """Whether nothing was named, so that the standard library's text is used."""
+        return not (self.dataset_name or self.train_file)
+
+    @property
+    def words(self) -> str:
+        """This source in a few words, for the card."""
+        if self.is_standard_library:
+            return "the source text of the Python standard library"
+        if self.dataset_name:
+            return " ".join(filter(None, (self.dataset_name, self.dataset_config_name)))
+        return Path(self.train_file or "").name
+
+
+def load_documents(source: TextSource) -> DatasetDict:
+    """Read the text into the splits "train" and "validation".
+
+    Raises:
+        ConfigError: a file that is missing or empty, a data set without the text column, a hub
+            data set that cannot be loaded.
+    """
+    if source.is_standard_library:
+        root, files = standard_library_files()
+        splits = _split_by_file(root, files, source.validation_share)
+    elif source.dataset_name:
+        splits = _from_hub(source)
+    else:
+        splits = _from_files(source)
+    for name, split in splits.items():
+        if not any(text.strip() for text in split["text"]):
+            raise ConfigError(
+                f"there is no text in the {name} split of {source.words}. Give more text."
+            )
+    return splits
+
+
+def goes_to_validation(name: str, share: float) -> bool:
+    """Whether the file of this name is for validation: decided by its name alone, anywhere."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def _split_by_file(root: Path, files: list[Path], share: float) -> DatasetDict:
+    held_out = {
+        path for path in files if goes_to_validation(path.relative_to(root).as_posix(), share)
+    }
+    return DatasetDict(
+        train=_read_texts([path for path in files if path not in held_out]),
+        validation=_read_texts([path for path in files if path in held_out]),
+    )
+
+
+def _read_texts(files: list[Path]) -> Dataset:
+    pieces = [piece for path in files for piece in _pieces(path)]
+    return Dataset.from_dict(
+        {"text": [text for text, _ in pieces], "ends": [ends for _, ends in pieces]},
+        features=DOCUMENTS,
+    )
+
+
+def _pieces(path: Path) -> Iterator[tuple[str, bool]]:
+    """One file in pieces of about PIECE characters that end with a line."""
+    held: list[str] = []
+    size = 0
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        for line in lines:
+            if size >= PIECE:
+                yield "".join(held), False
+                held, size = [], 0
+            held.append(line)
+            size += len(line)
+    if held:
+        yield "".join(held), True
+
+
+def _from_files(source: TextSource) -> DatasetDict:
+    train_path = Path(source.train_file or "")
+    if source.validation_file:
+        return DatasetDict(
+            train=_read_any(train_path, source.text_column),
+            validation=_read_any(Path(source.validation_file), source.text_column),
+        )
+    if train_path.is_dir():
+        files = _text_files(train_path)
+        if len(files) >= 2 / source.validation_share:
+            return _split_by_file(train_path, files, source.validation_share)
+    return _split_off_the_end(_read_any(train_path, source.text_column), source.validation_share)
+
+
+def _read_any(path: Path, text_column: str | None) -> Dataset:
+    if path.is_dir():
+        return _read_texts(_text_files(path))
+    check_is_text_file(path)
+    if path.suffix.lower() not in TABLE_KINDS:
+        return _read_texts([path])
+    return _only_text(read_table(path), text_column, str(path))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.stat().st_size and not path.name.startswith(".")
+    )
+    if not files:
+        raise ConfigError(f"there is no text file in the directory {folder}.")
+    return files
+
+
+def _from_hub(source: TextSource) -> DatasetDict:
+    found = load_hub_splits(source.dataset_name or "", source.dataset_config_name)
+    column, place = source.text_column, source.words
+    train = _only_text(found["train"], column, place)
+    if "validation" not in found:
+        return _split_off_the_end(train, source.validation_share)
+    return DatasetDict(train=train, validation=_only_text(found["validation"], column, place))
+
+
+def _only_text(table: Dataset, column: str | None, place: str) -> Dataset:
+    names = text_columns(table)
+    column = column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
+    if column not in names:
+        missing = f"no text column {column!r}" if column else "no column 'text'"
+        raise ConfigError(
+            f"{place} has {missing}; its columns are {', '.join(table.column_names)}. Choose one "
+            "that holds text with --text_column."
+        )
+    table = table.select_columns(column)
+    if column != "text":
+        table = table.rename_column(column, "text")
+    table = table.filter(lambda text: bool(text), input_columns="text")
+    return table.add_column("ends", [True] * len(table)).cast(DOCUMENTS)
+
+
+def _split_off_the_end(documents: Dataset, share: float) -> DatasetDict:
+    held_out = max(1, round(len(documents) * share))
+    border = len(documents) - held_out
+    if border < 1:
+        # One piece only: cut it, so that even a short text has something to validate on.
+        return _cut_one_text(documents[0]["text"], share)
+    return DatasetDict(
+        train=documents.select(range(border)),
+        validation=documents.select(range(border, len(documents))),
+    )
+
+
+def _cut_one_text(text: str, share: float) -> DatasetDict:
+    border = int(len(text) * (1 - share))
+    first, second = (
+        Dataset.from_dict({"text": [part], "ends": [True]}, features=DOCUMENTS)
+        for part in (text[:border], text[border:])
+    )
+    return DatasetDict(train=first, validation=second)

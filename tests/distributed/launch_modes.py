@@ -1,0 +1,162 @@
+"""What two ranks do in test_launch_modes: started by torchrun, each check prints its name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_relopt import UnsupportedSetup, create_optimizer
+from hf_relopt.hf import guards
+
+CPU = torch.device("cpu")
+STEPS = 3
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """A matrix, a zero-start bias, another matrix: every kind of tensor the rules tell apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+    nn.init.zeros_(model[0].bias)
+    return model
+
+
+def batch(step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(8, 6, generator=generator)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, rows: slice) -> None:
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        inputs = batch(step)[rows].to(next(model.parameters()).dtype)
+        model(inputs).float().square().mean().backward()
+        optimizer.step()
+
+
+def whole_batch(optim: str, dtype: torch.dtype, **options: object) -> list[torch.Tensor]:
+    """The weights of one process that sees every row."""
+    model = net(dtype)
+    train(model, create_optimizer(model, optim, 0.05, **options), slice(None))
+    return [param.detach() for param in model.parameters()]
+
+
+def on_both_ranks(tensor: torch.Tensor) -> list[torch.Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return parts
+
+
+def refused(what: str, call: Callable[[], object], *words: str) -> None:
+    try:
+        call()
+    except UnsupportedSetup as error:
+        for word in (*words, "DDP"):
+            assert word in str(error), (what, word, str(error))
+        return
+    raise AssertionError(f"{what}: not refused")
+
+
+def ddp_equals_one_process() -> None:
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    for optim in ("fromage", "madam"):
+        model = DistributedDataParallel(net())
+        train(model, create_optimizer(model, optim, 0.05), mine)
+        expected = whole_batch(optim, torch.float32)
+        for param, alone in zip(model.parameters(), expected, strict=True):
+            first, second = on_both_ranks(param)
+            assert torch.equal(first, second), optim
+            assert not torch.equal(alone, torch.zeros_like(alone))
+            torch.testing.assert_close(param.detach(), alone, rtol=1e-6, atol=1e-6)
+
+
+def given_gradients_give_the_same_weights() -> None:
+    """The gradient itself is the same on every rank after the all-reduce: so is the step."""
+    for optim in ("fromage", "madam"):
+        model, alone = net(), net()
+        pair = create_optimizer(model, optim, 0.05), create_optimizer(alone, optim, 0.05)
+        for step in range(STEPS):
+            for index, (ours, theirs) in enumerate(
+                zip(model.parameters(), alone.parameters(), strict=True)
+            ):
+                generator = torch.Generator().manual_seed(100 * step + index)
+                halves = torch.randn((2, *ours.shape), generator=generator)
+                ours.grad = halves[dist.get_rank()].clone()
+                dist.all_reduce(ours.grad)
+                ours.grad /= 2
+                theirs.grad = halves.mean(0)
+            for optimizer in pair:
+                optimizer.step()
+        for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def bf16_rounds_alike_on_both_ranks() -> None:
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    for optim in ("fromage", "madam"):
+        model = DistributedDataParallel(net(torch.bfloat16))
+        # What a rank did with the global generator before must not matter.
+        torch.manual_seed(1000 + dist.get_rank())
+        train(model, create_optimizer(model, optim, 0.003), mine)
+        for param, start in zip(model.parameters(), net(torch.bfloat16).parameters(), strict=True):
+            first, second = on_both_ranks(param)
+            assert torch.equal(first, second), optim
+            assert not torch.equal(param, start), optim
+
+
+def fsdp1_is_refused() -> None:
+    for orig in (True, False):
+        wrapped = FullyShardedDataParallel(net(), use_orig_params=orig, device_id=CPU)
+        refused("guard", lambda wrapped=wrapped: guards.check_launch(wrapped), "FSDP1")
+        optimizer = create_optimizer(wrapped, "fromage")
+        refused(
+            f"FSDP1 first, use_orig_params={orig}",
+            lambda wrapped=wrapped, optimizer=optimizer: train(wrapped, optimizer, slice(None)),
+            "FSDP1",
+        )
+    model = net()
+    optimizer = create_optimizer(model, "madam")
+    wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=CPU)
+    refused("FSDP1 last", lambda: train(wrapped, optimizer, slice(None)), "FSDP1")
+
+
+def fsdp2_is_refused() -> None:
+    model = fully_shard(net())
+    refused("guard", lambda: guards.check_launch(model), "DTensor", "0.weight")
+    optimizer = create_optimizer(model, "fromage")
+    refused("FSDP2", lambda: train(model, optimizer, slice(None)), "DTensor", "0.weight")
+
+
+CHECKS = (
+    ddp_equals_one_process,
+    given_gradients_give_the_same_weights,
+    bf16_rounds_alike_on_both_ranks,
+    fsdp1_is_refused,
+    fsdp2_is_refused,
+)
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    names = sys.argv[1:]
+    for check in CHECKS:
+        if not names or check.__name__ in names:
+            check()
+            # One write: print makes two, and the other rank's may come between them.
+            os.write(1, f"rank {dist.get_rank()}: {check.__name__}\n".encode())
+    dist.barrier()
+    # Not through the interpreter's end: a thread of FSDP1's unfinished steps may abort it there.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

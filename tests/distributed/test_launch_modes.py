@@ -1,0 +1,55 @@
+"""One optimizer means one thing in every launch mode, or it is refused: two real gloo ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import create_optimizer
+from tests.distributed import launch_modes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> subprocess.CompletedProcess[str]:
+    """All checks in one launch: starting Python and torch costs more than the checks."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*torchrun, launch_modes.__file__],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("check", [check.__name__ for check in launch_modes.CHECKS])
+def test_two_ranks(two_ranks, check):
+    for rank in (0, 1):
+        assert f"rank {rank}: {check}\n" in two_ranks.stdout, two_ranks.stdout + two_ranks.stderr
+
+
+@pytest.mark.dist
+def test_two_ranks_end_well(two_ranks):
+    assert two_ranks.returncode == 0, two_ranks.stderr
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_data_parallel_equals_the_bare_model(optim):
+    """On a CPU DataParallel only wraps: names, roles and steps must be the inner model's."""
+    model = nn.DataParallel(launch_modes.net())
+    optimizer = create_optimizer(model, optim, 0.05)
+    assert optimizer.param_groups[0]["param_names"][0] == "module.0.weight"
+    launch_modes.train(model, optimizer, slice(None))
+    expected = launch_modes.whole_batch(optim, torch.float32)
+    for param, alone in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(param, alone)

@@ -1,0 +1,82 @@
+"""The command line: our defaults stand only where the user said nothing; help is short."""
+
+from __future__ import annotations
+
+import pretrain_clm
+import pytest
+from finetune_classifier import main as finetune
+from pretrain_clm import read_request
+
+from hf_relopt.errors import ConfigError
+
+
+def test_defaults_train_fromage_with_a_decaying_rate():
+    request, given = read_request([])
+    args = request.args
+    assert given == set()
+    assert (args.optim, args.lr_scheduler_type, args.max_steps) == ("fromage", "linear", 600)
+    assert args.learning_rate == pretrain_clm.RATES_FOR_NEW_WEIGHTS["fromage"]
+    assert request.text.is_standard_library and request.model.is_small_gpt2
+    assert request.block_size == 128
+
+
+def test_what_was_given_is_obeyed():
+    words = ["--learning_rate", "0.5", "--lr-scheduler-type", "cosine", "--logging_steps=3"]
+    request, given = read_request(words)
+    args = request.args
+    assert (args.learning_rate, args.lr_scheduler_type, args.logging_steps) == (0.5, "cosine", 3)
+    assert given == {"learning_rate", "lr_scheduler_type", "logging_steps"}
+
+
+def test_epochs_that_were_asked_for_are_not_cut_by_our_steps():
+    assert read_request(["--num_train_epochs", "2"])[0].args.max_steps == -1
+    assert read_request(["--num_train_epochs", "2", "--max_steps", "9"])[0].args.max_steps == 9
+
+
+@pytest.mark.parametrize(("optim", "rate"), pretrain_clm.RATES_FOR_NEW_WEIGHTS.items())
+def test_each_optimizer_has_its_own_rate(optim, rate):
+    name = "adamw_torch" if optim == "adamw" else optim
+    assert read_request(["--optim", name])[0].args.learning_rate == rate
+
+
+def test_pretrained_models_take_the_trainers_rate():
+    words = ["--model_name_or_path", "somewhere", "--optim", "fromage"]
+    assert read_request(words)[0].args.learning_rate == 5e-5
+
+
+def test_yaml_file(tmp_path):
+    (tmp_path / "flags.yaml").write_text("optim: madam\nnum_train_epochs: 1\nblock_size: 32\n")
+    request, given = read_request([str(tmp_path / "flags.yaml")])
+    assert (request.args.optim, request.args.max_steps, request.block_size) == ("madam", -1, 32)
+    assert given == {"optim", "num_train_epochs", "block_size"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("none.json", None, "neither a flag"),
+        ("list.json", "[1]", "names and values"),
+        ("cut.json", '{"optim": "fro', "cannot read"),
+        ("other.json", '{"optimizer": "fromage"}', "optimizer"),
+    ],
+)
+def test_bad_files(name, text, words, tmp_path):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_request([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("main", [pretrain_clm.main, finetune])
+def test_help_is_short_and_help_all_is_whole(main, capsys):
+    shown = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as end:
+            main([flag])
+        assert end.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    for words in ("fromage", "madam", "adamw_torch", "--optim_args", "Model:", "--train_file"):
+        assert words in shown["--help"]
+    assert "--adam_beta1" not in shown["--help"]
+    assert "--adam_beta1" in shown["--help_all"]
+    assert len(shown["--help"].splitlines()) < 90
