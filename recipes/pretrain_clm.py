@@ -47,7 +47,7 @@ DEFAULTS = {
     "run_name": "pretrain_clm",
     "optim": "fromage",
     "lr_scheduler_type": "linear",
-    "max_steps": 600,
+    "max_steps": 500,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
     "logging_steps": 10,

@@ -14,7 +14,7 @@ def test_defaults_train_fromage_with_a_decaying_rate():
     request, given = read_request([])
     args = request.args
     assert given == set()
-    assert (args.optim, args.lr_scheduler_type, args.max_steps) == ("fromage", "linear", 600)
+    assert (args.optim, args.lr_scheduler_type, args.max_steps) == ("fromage", "linear", 500)
     assert args.learning_rate == pretrain_clm.RATES_FOR_NEW_WEIGHTS["fromage"]
     assert request.text.is_standard_library and request.model.is_small_gpt2
     assert request.block_size == 128
