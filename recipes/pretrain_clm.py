@@ -56,8 +56,8 @@ DEFAULTS = {
     "save_steps": 100,
     "save_total_limit": 2,
 }
-# Peak rates for new weights, each the best of three tried (recipes/README.md). A pretrained model
-# takes the Trainer's own default rate.
+# Peak rates for new weights: the best of those tried for fromage and adamw (README.md beside this
+# file), a guess for madam. A pretrained model takes the Trainer's own default rate.
 RATES_FOR_NEW_WEIGHTS = {"fromage": 0.03, "madam": 0.03, "adamw": 0.002}
 LIMITS = (
     "A small model after a short training: it shows what training does, it knows nothing. "
