@@ -1,5 +1,7 @@
 """The rule through torch.compile, one tensor at a time: one pass for the sums, one for the step.
 
+A compiled call costs tens of microseconds before it starts: small tensors go the foreach way.
+
 Everything that changes from step to step comes in as a tensor, so a schedule never recompiles.
 Tensors are stepped as flat views of unknown length, so shapes do not recompile either.
 """
@@ -15,25 +17,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.backends import loop, sums
+from hf_relopt.backends import foreach, loop, sums
 from hf_relopt.backends.batch import Batch, Scalars, Update, needs_noise, rule_step
 from hf_relopt.sharding import Sums
 
 _serial = itertools.count()
 
+# Entries below which the compiled call costs more than it saves.
+_SMALLEST = 2**14
+
 
 def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
-    """Like sums.local_sums, in one pass over the tensors."""
-    if params[0].device.type == "mps":
+    """Like sums.local_sums, in one pass over each tensor that is large enough."""
+    pairs = list(zip(params, grads, strict=True))
+    large = [i for i, pair in enumerate(pairs) if _is_worthwhile(*pair)]
+    if not large or params[0].device.type == "mps":
         return sums.local_sums(params, grads, what)
-    kernel = _squares_kernel(params[0].dtype, what)
-    rows = []
-    for param, grad in zip(params, grads, strict=True):
-        if _is_flat(param) and _is_flat(grad):
-            rows.append(kernel(param.view(-1), grad.view(-1)))
-        else:
-            rows.append(_eager_squares(param, grad, what))
-    squares = torch.stack(rows)
+    parts = [_large_sums([pairs[i] for i in large], what)]
+    small = sorted(set(range(len(pairs))) - set(large))
+    if small:
+        parts.append(sums.local_sums([params[i] for i in small], [grads[i] for i in small], what))
+    places = torch.tensor([*large, *small]).argsort().to(params[0].device, non_blocking=True)
+    return torch.cat(parts)[places]
+
+
+def _large_sums(pairs: Sequence[tuple[Tensor, Tensor]], what: Sums) -> Tensor:
+    kernel = _squares_kernel(pairs[0][0].dtype, what)
+    squares = torch.stack([kernel(param.view(-1), grad.view(-1)) for param, grad in pairs])
     columns = list(squares[:, :2].sqrt().unbind(dim=1))
     if what == "cosine":
         columns.append(sums.cosine(columns[0], columns[1], squares[:, 2]))
@@ -50,24 +60,22 @@ def apply(batch: Batch) -> None:
         noisy,
         batch.maximize,
     )
+    small: list[int] = []
     for index, param in enumerate(batch.params):
         tensors = (param, batch.grads[index], *batch.buffers[index])
-        if all(_is_flat(tensor) for tensor in tensors):
+        if param.numel() < _SMALLEST:
+            small.append(index)
+        elif _is_worthwhile(*tensors):
             flat, grad, *buffers = (tensor.view(-1) for tensor in tensors)
             kernel(flat, grad, tuple(buffers), batch.scalars(index))
         else:
             loop.apply_one(batch, index)
+    foreach.apply_small(batch, small)
 
 
-def _is_flat(tensor: Tensor) -> bool:
-    # Lengths 0 and 1 would be compiled anew, as constants: the loop is quicker there.
-    return tensor.is_contiguous() and tensor.numel() > 1
-
-
-def _eager_squares(param: Tensor, grad: Tensor, what: Sums) -> Tensor:
-    row = sums.local_sums([param], [grad], what)[0].unbind()
-    squares = [norm * norm for norm in row[:2]]
-    return torch.stack([*squares, row[2] * row[0] * row[1]] if what == "cosine" else squares)
+def _is_worthwhile(*tensors: Tensor) -> bool:
+    """Say whether flat views of these can be stepped, and are large enough to repay the call."""
+    return tensors[0].numel() >= _SMALLEST and all(tensor.is_contiguous() for tensor in tensors)
 
 
 @cache

@@ -28,8 +28,13 @@ def apply(batch: Batch) -> None:
             loop.apply_one(batch, index)
         else:
             small.append(index)
-    for indices in _runs(batch, small):
-        _apply_together(batch, indices)
+    apply_small(batch, small)
+
+
+def apply_small(batch: Batch, indices: list[int]) -> None:
+    """Run the rule for the tensors at ``indices``, laid end to end."""
+    for run in _runs(batch, indices):
+        _apply_together(batch, run)
 
 
 def _runs(batch: Batch, indices: list[int]) -> Iterator[list[int]]:

@@ -10,6 +10,9 @@ from torch import Tensor
 from hf_relopt.backends.batch import piece_size, pieces
 from hf_relopt.sharding import Sums
 
+# Entries that are summed at once, without a look for pieces.
+_ONE_PIECE = 2**14
+
 
 def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
     """|g|, |W| and <W,g>/(|W||g|) of T tensors, as far as ``what`` asks: float64 [T, 1 to 3].
@@ -42,6 +45,9 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """<left, right> summed in float64, a piece at a time."""
+    if left.numel() <= _ONE_PIECE:
+        wide = left.reshape(-1).to(torch.float64)
+        return torch.dot(wide, wide if left is right else right.reshape(-1).to(torch.float64))
     total = torch.zeros((), dtype=torch.float64, device=left.device)
     # Half as many entries as elsewhere: they are twice as wide here.
     for piece in pieces((left, right), piece_size(left.device) // 2):
