@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch.distributed as dist
 from datasets import Dataset, DatasetDict, load_from_disk
 from folder_lock import FolderLock
 from recipe_arguments import check_training_arguments, optimizer_name
@@ -95,8 +96,13 @@ class RecipeRun:
         return self.folder.finished and not self.overwrite
 
     def close(self) -> None:
-        """Let another process work in the folder."""
+        """Let another process work in the folder, and leave the group of processes.
+
+        A rank that ends with the group's threads still alive may abort after all is done.
+        """
         self._lock.release()
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
     def _lock_folder(self) -> None:
         if self.args.process_index == 0:

@@ -143,3 +143,5 @@ def finish(
                 ignore_patterns=["checkpoint-*", "data/*", "_*", ".*"],
                 commit_message="Trained model with its card",
             )
+    # No rank leaves while another still writes: its end would be taken for a failure.
+    trainer.accelerator.wait_for_everyone()
