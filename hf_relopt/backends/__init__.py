@@ -8,5 +8,5 @@ from hf_relopt.backends.batch import Backend
 BACKENDS: dict[str, Backend] = {
     "loop": Backend(local_sums=sums.local_sums, apply=loop.apply),
     "foreach": Backend(local_sums=sums.local_sums, apply=foreach.apply),
-    "compiled": Backend(local_sums=compiled.local_sums, apply=compiled.apply),
+    "compiled": Backend(compiled.local_sums, compiled.apply, compiled.step_alone),
 }

@@ -9,20 +9,57 @@ import torch
 from torch import Tensor
 
 from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise, stochastic_round
-from hf_relopt.sharding import LocalSums
+from hf_relopt.sharding import LocalSums, Sums, WholeNorms
 
 # (param, grad, *buffers, **coefficients, **constants) -> (new param, *new buffers)
 Update = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """T parameters of one group, device and dtype, in one step.
+class Decision:
+    """What one step does with each of T tensors.
 
-    ``coefficients`` are 0-dim (the same for all) or [T]; ``learn`` and ``move`` are bool [T]: may
-    this tensor's state, its weights change in this step? ``keys`` are the noise keys, int32 [T],
-    or None to round to nearest.
+    ``state`` are the rule's scalars after the step, [T]; ``coefficients`` are 0-dim (the same for
+    all) or [T]; ``learn`` and ``move`` are bool [T]: may this tensor's state, its weights change in
+    this step? ``keys`` are the noise keys, int32 [T], or None to round to nearest.
     """
+
+    state: dict[str, Tensor]
+    coefficients: dict[str, Tensor]
+    learn: Tensor
+    move: Tensor
+    keys: Tensor | None
+
+
+# (state, norms, numel, index, lr) -> Decision; see optim/decision.py
+Decide = Callable[[dict[str, Tensor], WholeNorms, Tensor, "Tensor | None", Tensor], Decision]
+
+
+@dataclass(frozen=True)
+class Work:
+    """T parameters of one group, device and dtype before a step, and how to decide on it.
+
+    ``state`` are each tensor's scalars (0-dim, stepped in place), ``numel`` and ``index`` are [T],
+    ``lr`` is 0-dim; ``decide`` is hashable, and equal ones decide alike.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    buffers: list[tuple[Tensor, ...]]
+    state: list[dict[str, Tensor]]
+    numel: Tensor
+    index: Tensor | None
+    lr: Tensor
+    sums: Sums
+    decide: Decide
+    update: Update
+    constants: dict[str, object]
+    maximize: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The same parameters once it is decided what the step does with each."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -34,6 +71,22 @@ class Batch:
     move: Tensor
     keys: Tensor | None
     maximize: bool
+
+    @classmethod
+    def of(cls, work: Work, decision: Decision) -> Batch:
+        """``work`` with its ``decision``."""
+        return cls(
+            params=work.params,
+            grads=work.grads,
+            buffers=work.buffers,
+            update=work.update,
+            coefficients=decision.coefficients,
+            constants=work.constants,
+            learn=decision.learn,
+            move=decision.move,
+            keys=decision.keys,
+            maximize=work.maximize,
+        )
 
     def scalars(self, index: int) -> Scalars:
         """The 0-dim tensors that belong to parameter ``index``."""
@@ -69,12 +122,23 @@ class Scalars:
     key: Tensor | None
 
 
+def leave_all(work: Work) -> list[int]:
+    """Step no tensor by itself: every place is left."""
+    return list(range(len(work.params)))
+
+
 @dataclass(frozen=True)
 class Backend:
-    """``local_sums`` feeds the whole norms, ``apply`` runs the rule and writes the results."""
+    """``local_sums`` feeds the whole norms, ``apply`` runs the rule and writes the results.
+
+    ``step_alone`` comes first where nothing is sharded: it takes tensors one by one from their sums
+    to the new weights, while what the sums have read is still in the cache, and returns the places
+    of those it left.
+    """
 
     local_sums: LocalSums
     apply: Callable[[Batch], None]
+    step_alone: Callable[[Work], list[int]] = leave_all
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

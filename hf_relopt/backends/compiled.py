@@ -1,9 +1,10 @@
 """The rule through torch.compile, one tensor at a time: one pass for the sums, one for the step.
 
-A compiled call costs tens of microseconds before it starts: small tensors go the foreach way.
+The second pass follows the first at once, while a part of the tensor is still in the cache. A
+compiled call costs tens of microseconds before it starts: small tensors go the foreach way.
 
 Everything that changes from step to step comes in as a tensor, so a schedule never recompiles.
-Tensors are stepped as flat views of unknown length, so shapes do not recompile either.
+Tensors are stepped as flat ones of unknown length, so shapes do not recompile either.
 """
 
 from __future__ import annotations
@@ -18,8 +19,17 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends import foreach, loop, sums
-from hf_relopt.backends.batch import Batch, Scalars, Update, needs_noise, rule_step
-from hf_relopt.sharding import Sums
+from hf_relopt.backends.batch import (
+    Batch,
+    Decide,
+    Scalars,
+    Update,
+    Work,
+    leave_all,
+    needs_noise,
+    rule_step,
+)
+from hf_relopt.sharding import Sums, WholeNorms
 
 _serial = itertools.count()
 
@@ -42,22 +52,42 @@ def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) ->
 
 
 def _large_sums(pairs: Sequence[tuple[Tensor, Tensor]], what: Sums) -> Tensor:
-    kernel = _squares_kernel(pairs[0][0].dtype, what)
-    squares = torch.stack([kernel(param.view(-1), grad.view(-1)) for param, grad in pairs])
-    columns = list(squares[:, :2].sqrt().unbind(dim=1))
-    if what == "cosine":
-        columns.append(sums.cosine(columns[0], columns[1], squares[:, 2]))
-    return torch.stack(columns, dim=1)
+    kernel = _sums_kernel(pairs[0][0].dtype, what)
+    return torch.cat([kernel(_flat(param), _flat(grad)) for param, grad in pairs])
+
+
+def step_alone(work: Work) -> list[int]:
+    """Step the large tensors, each from its own sums; return the places of the others."""
+    if work.lr.device.type == "mps":
+        return leave_all(work)
+    left: list[int] = []
+    kernel = _whole_kernel(
+        work.decide,
+        work.sums,
+        work.update,
+        tuple(work.constants.items()),
+        needs_noise(work.params[0], work.index),
+        work.maximize,
+    )
+    for place, param in enumerate(work.params):
+        tensors = (param, work.grads[place], *work.buffers[place])
+        if not _is_worthwhile(*tensors):
+            left.append(place)
+            continue
+        flat, grad, *buffers = map(_flat, tensors)
+        index = work.index[place] if work.index is not None else None
+        kernel(flat, grad, tuple(buffers), work.state[place], work.numel[place], index, work.lr)
+        _count_change(param, *work.buffers[place])
+    return left
 
 
 def apply(batch: Batch) -> None:
     """Run the rule for every tensor of the batch."""
-    noisy = needs_noise(batch.params[0], batch.keys)
-    kernel = _step_kernel(
-        batch.update,
+    step = _step_kernel(
         batch.params[0].dtype,
+        batch.update,
         tuple(batch.constants.items()),
-        noisy,
+        needs_noise(batch.params[0], batch.keys),
         batch.maximize,
     )
     small: list[int] = []
@@ -66,8 +96,9 @@ def apply(batch: Batch) -> None:
         if param.numel() < _SMALLEST:
             small.append(index)
         elif _is_worthwhile(*tensors):
-            flat, grad, *buffers = (tensor.view(-1) for tensor in tensors)
-            kernel(flat, grad, tuple(buffers), batch.scalars(index))
+            flat, grad, *buffers = map(_flat, tensors)
+            step(flat, grad, tuple(buffers), batch.scalars(index))
+            _count_change(param, *batch.buffers[index])
         else:
             loop.apply_one(batch, index)
     foreach.apply_small(batch, small)
@@ -78,25 +109,43 @@ def _is_worthwhile(*tensors: Tensor) -> bool:
     return tensors[0].numel() >= _SMALLEST and all(tensor.is_contiguous() for tensor in tensors)
 
 
+def _flat(tensor: Tensor) -> Tensor:
+    """A flat alias whose length a compiled program takes as unknown.
+
+    Not a view: torch would compile once more for every rank of what it is a view of.
+    """
+    flat = tensor.view(-1).data
+    torch._dynamo.mark_dynamic(flat, 0)
+    return flat
+
+
+def _count_change(*tensors: Tensor) -> None:
+    """Tell autograd what was written through an alias, as an in-place operation would."""
+    torch.autograd.graph.increment_version(tensors)
+
+
+def _sums(param: Tensor, grad: Tensor, what: Sums) -> Tensor:
+    """float64 [1, 1 to 3]: |g|, |W| and their cosine, as far as ``what`` asks."""
+    grad = grad.to(torch.float64)
+    columns = [(grad * grad).sum().sqrt()]
+    if what != "grad":
+        param = param.to(torch.float64)
+        columns.append((param * param).sum().sqrt())
+    if what == "cosine":
+        columns.append(sums.cosine(columns[0], columns[1], (param * grad).sum()))
+    return torch.stack(columns).unsqueeze(0)
+
+
 @cache
-def _squares_kernel(dtype: torch.dtype, what: Sums) -> Callable[[Tensor, Tensor], Tensor]:
+def _sums_kernel(dtype: torch.dtype, what: Sums) -> Callable[[Tensor, Tensor], Tensor]:
     def squares(param: Tensor, grad: Tensor) -> Tensor:
-        grad = grad.to(torch.float64)
-        rows = [(grad * grad).sum()]
-        if what != "grad":
-            param = param.to(torch.float64)
-            rows.append((param * param).sum())
-        if what == "cosine":
-            rows.append((param * grad).sum())
-        return torch.stack(rows)
+        return _sums(param, grad, what)
 
     return _compile(squares)
 
 
-@cache
-def _step_kernel(
+def _step(
     update: Update,
-    dtype: torch.dtype,
     constants: tuple[tuple[str, object], ...],
     noisy: bool,
     maximize: bool,
@@ -107,7 +156,62 @@ def _step_kernel(
             position = torch.arange(param.numel(), device=param.device, dtype=torch.int32)
         rule_step(update, param, grad, buffers, scalars, position, dict(constants), maximize)
 
-    return _compile(step)
+    return step
+
+
+@cache
+def _step_kernel(
+    dtype: torch.dtype,
+    update: Update,
+    constants: tuple[tuple[str, object], ...],
+    noisy: bool,
+    maximize: bool,
+) -> Callable[[Tensor, Tensor, tuple[Tensor, ...], Scalars], None]:
+    return _compile(_step(update, constants, noisy, maximize))
+
+
+@cache
+def _whole_kernel(
+    decide: Decide,
+    what: Sums,
+    update: Update,
+    constants: tuple[tuple[str, object], ...],
+    noisy: bool,
+    maximize: bool,
+) -> Callable[..., None]:
+    """Sums, decision and step of one tensor in one program."""
+    step = _step(update, constants, noisy, maximize)
+
+    def whole(
+        param: Tensor,
+        grad: Tensor,
+        buffers: tuple[Tensor, ...],
+        state: dict[str, Tensor],
+        numel: Tensor,
+        index: Tensor | None,
+        lr: Tensor,
+    ) -> None:
+        before = {name: value.to(torch.float64).view(1) for name, value in state.items()}
+        columns = _sums(param, grad, what).unbind(dim=1)
+        norms = WholeNorms(*columns, *[None] * (3 - len(columns)))
+        index = None if index is None else index.view(1)
+        decision = decide(before, norms, numel.view(1), index, lr)
+        for name, value in decision.state.items():
+            state[name].copy_(value[0])
+        scalars = Scalars(
+            {name: _stored(value) for name, value in decision.coefficients.items()},
+            _stored(decision.learn),
+            _stored(decision.move),
+            None if decision.keys is None else _stored(decision.keys),
+        )
+        step(param, grad, buffers, scalars)
+
+    return _compile(whole)
+
+
+def _stored(value: Tensor) -> Tensor:
+    """The one entry of ``value``, put in memory: else its formula is evaluated for every weight."""
+    return torch.as_strided(value.clone(), (), ())
 
 
 def _compile(function: Any) -> Callable[..., Any]:
@@ -125,4 +229,4 @@ def _compile(function: Any) -> Callable[..., Any]:
         function.__defaults__,
         function.__closure__,
     )
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    return torch.compile(own, fullgraph=True)

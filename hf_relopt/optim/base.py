@@ -7,22 +7,23 @@ is made in ``__init__``, because Accelerate's FSDP2 path swaps the parameters la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import BACKENDS
-from hf_relopt.backends.batch import Batch, compute_dtype
+from hf_relopt.backends.batch import Batch, Work
 from hf_relopt.errors import ConfigError
-from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise_keys
+from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim import checkpoint, inputs
+from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.options import OPTIONS, check_options, refuse_swallowed, unknown_option
-from hf_relopt.optim.rules import RULES, Facts, Rule
-from hf_relopt.optim.state import advance, as_scalar, new_state
-from hf_relopt.sharding import Sums, refuse_inexact, whole_norms
+from hf_relopt.optim.rules import RULES
+from hf_relopt.optim.state import as_scalar, new_state, widest
+from hf_relopt.sharding import refuse_inexact, whole_norms
 
 
 class RelativeOptimizer(torch.optim.Optimizer):
@@ -141,51 +142,67 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 yield group, params, indices
 
     def _step_batch(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> None:
-        rule, backend = RULES[group["rule"]], BACKENDS[group["backend"]]
+        rule = RULES[group["rule"]]
         for param, index in zip(params, indices, strict=True):
             if not self.state[param]:
                 self.state[param] = new_state(rule, param)
                 self._anchored.discard(index)
-        grads: list[Tensor] = [param.grad for param in params]  # type: ignore[misc]
-        norms = whole_norms(params, grads, self._sums(rule, group, indices), backend.local_sums)
-        if norms.cosine is not None and group["maximize"]:
-            norms = replace(norms, cosine=-norms.cosine)
-        lr = as_scalar(group["lr"], norms.grad)
-        finite = torch.isfinite(norms.grad) & (norms.grad < rule.largest_grad)
-        learn = finite & (norms.grad > 0)
-        states = [self.state[param] for param in params]
-        numels = [param.numel() for param in params]
-        facts = advance(rule, states, numels, norms, lr, finite, learn)
+        if self._measurement is None:
+            self._run(group, params, indices)
+        else:
+            for param, index in zip(params, indices, strict=True):
+                run = partial(self._run, group, [param], [index])
+                self._measurement.around(run, param, rule, group, self.state[param])
         if rule.anchored and rule.sums(group) == "grad":
-            self._note_anchors(facts.anchor_norm, indices)
-        batch = Batch(
+            self._note_anchors(params, indices)
+
+    def _run(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> None:
+        backend = BACKENDS[group["backend"]]
+        work = self._work(group, params, indices)
+        left = backend.step_alone(work)
+        if not left:
+            return
+        if len(left) < len(params):
+            work = self._work(group, [params[i] for i in left], [indices[i] for i in left])
+        norms = whole_norms(work.params, work.grads, work.sums, backend.local_sums)
+        before = {
+            name: torch.stack([state[name] for state in work.state]).to(norms.grad.dtype)
+            for name in work.state[0]
+        }
+        decision = work.decide(before, norms, work.numel, work.index, work.lr)
+        for name, value in decision.state.items():
+            torch._foreach_copy_([state[name] for state in work.state], list(value.unbind()))
+        backend.apply(Batch.of(work, decision))
+
+    def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
+        rule, device = RULES[group["rule"]], params[0].device
+        states = [self.state[param] for param in params]
+        missing = rule.anchored and not self._anchored.issuperset(indices)
+        steady = rule.sums(group)
+        numel = torch.tensor([param.numel() for param in params], dtype=widest(device))
+        noisy = params[0].dtype in ROUNDED_DTYPES and group["rounding"] != "nearest"
+        index = torch.tensor(indices).to(device, non_blocking=True) if noisy else None
+        return Work(
             params=params,
-            grads=grads,
+            grads=[param.grad for param in params],  # type: ignore[misc]
             buffers=[tuple(state[name] for name in rule.buffers) for state in states],
+            state=[{name: state[name] for name in rule.scalars} for state in states],
+            numel=numel.to(device, non_blocking=True),
+            index=index,
+            lr=as_scalar(group["lr"], device),
+            # Weights' norms only if the rule or an anchor needs them.
+            sums="norms" if steady == "grad" and missing else steady,
+            decide=GroupRule.of(group, params[0].dtype),
             update=rule.update,
-            coefficients=_coefficients(rule, facts, group, params[0].dtype),
             constants={name: group[name] for name in rule.constants},
-            learn=learn,
-            move=learn & (lr != 0),
-            keys=_noise_keys(group, params[0], indices, facts.step),
             maximize=group["maximize"],
         )
-        if self._measurement is None:
-            backend.apply(batch)
-        else:
-            self._measurement.apply(backend, batch, norms.param, rule, group, states)
 
-    def _sums(self, rule: Rule, group: Mapping[str, Any], indices: list[int]) -> Sums:
-        """What to sum: weights' norms only if the rule, an anchor or a measurement needs them."""
-        steady = rule.sums(group)
-        missing = rule.anchored and not self._anchored.issuperset(indices)
-        needed = missing or self._measurement is not None
-        return "norms" if steady == "grad" and needed else steady
-
-    def _note_anchors(self, anchor_norm: Tensor, indices: list[int]) -> None:
+    def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
         """Remember on the host which anchors are made: one synchronisation, when some were not."""
-        if self._anchored.issuperset(indices) or anchor_norm.is_meta:
+        if self._anchored.issuperset(indices) or params[0].is_meta:
             return
+        anchor_norm = torch.stack([self.state[param]["anchor_norm"] for param in params])
         for index, unmade in zip(indices, torch.isnan(anchor_norm).tolist(), strict=True):
             if not unmade:
                 self._anchored.add(index)
@@ -230,22 +247,3 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Look at shapes and anchors again in the next step."""
         self._checked_shapes = False
         self._anchored: set[int] = set()
-
-
-def _coefficients(
-    rule: Rule, facts: Facts, group: Mapping[str, Any], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    wide = compute_dtype(dtype)
-    return {
-        name: value if value.dtype is torch.bool else value.to(wide)
-        for name, value in rule.coefficients(facts, group).items()
-    }
-
-
-def _noise_keys(
-    group: Mapping[str, Any], param: Tensor, indices: list[int], step: Tensor
-) -> Tensor | None:
-    if param.dtype not in ROUNDED_DTYPES or group["rounding"] == "nearest":
-        return None
-    index = torch.tensor(indices).to(step.device, non_blocking=True)
-    return noise_keys(group["seed"], index, step)

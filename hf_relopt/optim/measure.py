@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.batch import Backend, Batch
 from hf_relopt.optim.rules import Rule
 
 
@@ -28,38 +27,33 @@ class Measurement:
         """True until a step has been measured."""
         return self._tensors == 0
 
-    def apply(
+    def around(
         self,
-        backend: Backend,
-        batch: Batch,
-        param_norms: Tensor | None,
+        step: Callable[[], None],
+        param: Tensor,
         rule: Rule,
         group: Mapping[str, Any],
-        states: Sequence[Mapping[str, Tensor]],
+        state: Mapping[str, Tensor],
     ) -> None:
-        """Run the batch tensor by tensor and record each.
+        """Call ``step``, which steps ``param``, and record what that has changed.
 
         Args:
-            param_norms: |W| before the step, [T]; None counts as nothing.
-            rule, group, states: say which bound a tensor has.
+            rule, group, state: say which bound the tensor has.
         """
-        if param_norms is not None:
-            self._norms.append(param_norms)
-        for index, (param, state) in enumerate(zip(batch.params, states, strict=True)):
-            before = param.detach().clone()
-            backend.apply(batch.only(index))
-            anchor_norm = state.get("anchor_norm", state["step"])
-            self._at_bound.append(rule.at_bound(param, anchor_norm, group))
-            self._changed.append((before != param).sum())
-            difference = before.sub_(param)
-            self._moved.append(torch.linalg.vector_norm(difference.float()))
-            self._entries += param.numel()
-            self._tensors += 1
+        before = param.detach().clone()
+        step()
+        anchor_norm = state.get("anchor_norm", state["step"])
+        self._at_bound.append(rule.at_bound(param, anchor_norm, group))
+        self._changed.append((before != param).sum())
+        self._norms.append(_norm(before))
+        self._moved.append(_norm(before.sub_(param)))
+        self._entries += param.numel()
+        self._tensors += 1
 
     def figures(self) -> dict[str, float]:
         """The figures as floats; waits for the device."""
         moved = sum(float(value) ** 2 for value in self._moved) ** 0.5
-        norm = sum(float(value.square().sum()) for value in self._norms) ** 0.5
+        norm = sum(float(value) ** 2 for value in self._norms) ** 0.5
         changed = sum(int(value) for value in self._changed)
         at_bound = sum(float(value) for value in self._at_bound)
         return {
@@ -67,3 +61,7 @@ class Measurement:
             "at_bound": at_bound / max(self._tensors, 1),
             "changed_entries": changed / max(self._entries, 1),
         }
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor.float())

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_relopt.rules.elementwise import exp, times_sign
+
 # Below this g^2 has no full-precision float32: such gradients count as zero (|g| < 1e-19).
 SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 
@@ -65,6 +67,8 @@ def update(
     mean_square = second_moment * inverse_correction
     normalised = torch.where(mean_square < SMALLEST_SQUARE, 0.0, grad / torch.sqrt(mean_square))
     length = lr * normalised.clamp(-g_bound, g_bound)
-    limit = torch.maximum(param.abs(), max_abs)
-    multiplied = torch.clamp(param * torch.exp(-torch.sign(param) * length), -limit, limit)
+    magnitude = param.abs()
+    factor = exp(-times_sign(length, param))
+    multiplied = torch.minimum(magnitude * factor, torch.maximum(magnitude, max_abs))
+    multiplied = times_sign(multiplied, param)
     return torch.where(additive, param - min_scale * length, multiplied), second_moment

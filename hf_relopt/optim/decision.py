@@ -1,0 +1,102 @@
+"""From norms and state to what a step does with each tensor: pure, for T tensors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends.batch import Decision, compute_dtype
+from hf_relopt.lns.rounding import noise_keys
+from hf_relopt.optim.options import OPTIONS
+from hf_relopt.optim.rules import RULES, Facts, Rule
+from hf_relopt.sharding import WholeNorms
+
+# A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
+_FLOAT32_RANGE = (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """Decides for tensors of one group and dtype. Equal ones decide alike: a compiler keys on it.
+
+    Args:
+        rule: a name in RULES.
+        options: the group's options without ``lr``, sorted by name.
+        dtype: of the weights.
+    """
+
+    rule: str
+    options: tuple[tuple[str, Any], ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any], dtype: torch.dtype) -> GroupRule:
+        """The one for a param group."""
+        names = sorted(set(OPTIONS[group["rule"]]) - {"lr"})
+        return cls(group["rule"], tuple((name, group[name]) for name in names), dtype)
+
+    def __call__(
+        self,
+        state: Mapping[str, Tensor],
+        norms: WholeNorms,
+        numel: Tensor,
+        index: Tensor | None,
+        lr: Tensor,
+    ) -> Decision:
+        """Decide for T tensors; float64 [T] where the device has it, ``lr`` 0-dim.
+
+        Args:
+            state: the rule's scalars before this step.
+            norms: of weights and gradients.
+            numel: entries of each tensor.
+            index: int64, each parameter's place in the optimizer; None to round to nearest.
+        """
+        rule, options = RULES[self.rule], dict(self.options)
+        if norms.cosine is not None and options["maximize"]:
+            norms = replace(norms, cosine=-norms.cosine)
+        finite = torch.isfinite(norms.grad) & (norms.grad < rule.largest_grad)
+        learn = finite & (norms.grad > 0)
+        state = _advanced(rule, state, norms, finite, learn)
+        facts = Facts(
+            norms=norms,
+            anchor_norm=state.get("anchor_norm", state["step"]),
+            step=state["step"],
+            numel=numel.clamp(min=1),
+            lr=lr,
+        )
+        wide = compute_dtype(self.dtype)
+        coefficients = {
+            name: value if value.dtype is torch.bool else value.to(wide)
+            for name, value in rule.coefficients(facts, options).items()
+        }
+        keys = None if index is None else noise_keys(options["seed"], index, facts.step)
+        return Decision(state, coefficients, learn, learn & (lr != 0), keys)
+
+
+def _advanced(
+    rule: Rule, state: Mapping[str, Tensor], norms: WholeNorms, finite: Tensor, learn: Tensor
+) -> dict[str, Tensor]:
+    """Step counts, counters and anchors after this step.
+
+    Args:
+        finite: bool [T], is this tensor's gradient usable?
+        learn: bool [T], is it not all zero either?
+    """
+    new = {"step": state["step"] + learn, "skipped": state["skipped"] + ~finite}
+    if rule.anchored:
+        new["anchor_norm"] = state["anchor_norm"]
+        if norms.param is not None:
+            new["anchor_norm"] = _anchors(state["anchor_norm"], norms.param, finite)
+    return new
+
+
+def _anchors(anchor_norm: Tensor, param_norm: Tensor, finite: Tensor) -> Tensor:
+    """Make the anchors that are missing where the gradient is usable."""
+    norm = torch.where(param_norm > 0, param_norm.clamp(*_FLOAT32_RANGE), 0.0)
+    fresh = torch.isnan(anchor_norm) & finite
+    # Through float32, so that the first step sees what is kept.
+    return torch.where(fresh, norm.to(torch.float32).to(norm.dtype), anchor_norm)

@@ -1,0 +1,42 @@
+"""The compiled exp against float64, and signs down to the sign of zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_relopt.rules.elementwise import exp, times_sign
+
+
+def _relative_error(found: torch.Tensor, x: torch.Tensor) -> float:
+    exact = torch.exp(x.double())
+    return float(((found.double() - exact) / exact).abs().max())
+
+
+@pytest.mark.parametrize(("reach", "error"), [(0.3, 1.2e-7), (10.0, 7e-7), (80.0, 5e-6)])
+def test_compiled_exp_is_exact_to_float32_rounding(reach: float, error: float) -> None:
+    x = torch.linspace(-reach, reach, 20_001)
+    compiled = torch.compile(exp, fullgraph=True)(x)
+    assert not torch.equal(compiled, torch.exp(x)), "the polynomial did not run"
+    assert _relative_error(compiled, x) < error
+    assert _relative_error(exp(x), x) < 1.2e-7
+
+
+def test_compiled_exp_has_no_bias_that_adds_up() -> None:
+    x = torch.linspace(-0.1, 0.1, 100_001)
+    compiled = torch.compile(exp, fullgraph=True)(x).double()
+    assert abs(float((compiled / torch.exp(x.double()) - 1).mean())) < 5e-9
+
+
+def test_exp_of_zero_is_one() -> None:
+    assert torch.compile(exp, fullgraph=True)(torch.zeros(5)).tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_sign_sees_the_sign_of_zero_and_nan_stays(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.5, -2.0, 0.0, float("nan"), float("inf")], dtype=dtype)
+    for function in (times_sign, torch.compile(times_sign, fullgraph=True)):
+        for sign in (1.0, -1.0):
+            found = function(x, torch.full_like(x, sign * 0.0))
+            torch.testing.assert_close(found, sign * x, equal_nan=True, rtol=0, atol=0)
+            assert torch.equal(torch.signbit(found[:3]), torch.signbit(sign * x[:3]))
