@@ -84,19 +84,21 @@ class _Spread:
     def __init__(self, params: list[Tensor], indices: list[int]) -> None:
         device = params[0].device
         self._total = sum(param.numel() for param in params)
-        self._rows = torch.tensor(indices).to(device, non_blocking=True)
         self._sizes = torch.tensor([p.numel() for p in params]).to(device, non_blocking=True)
+        self._places = self._repeat(torch.tensor(indices).to(device, non_blocking=True))
 
     def __call__(self, per_tensor: Tensor) -> Tensor:
+        return per_tensor.index_select(0, self._places)
+
+    def _repeat(self, values: Tensor) -> Tensor:
         # output_size spares repeat_interleave a look at the sizes from the host.
-        return torch.repeat_interleave(per_tensor[self._rows], self._sizes, output_size=self._total)
+        return torch.repeat_interleave(values, self._sizes, output_size=self._total)
 
     def positions(self) -> Tensor:
         """int32: each entry's place in its own tensor."""
         starts = torch.cumsum(self._sizes, 0) - self._sizes
         counted = torch.arange(self._total, device=starts.device)
-        firsts = torch.repeat_interleave(starts, self._sizes, output_size=self._total)
-        return (counted - firsts).to(torch.int32)
+        return (counted - self._repeat(starts)).to(torch.int32)
 
 
 def _end_to_end(tensors: list[Tensor]) -> Tensor:
