@@ -147,6 +147,7 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
         if isinstance(param, Tensor) and param.dim() == 1 and not param.is_meta
     ]
     for name, gain in gains:
+        gain = _whole(gain)
         if gain.numel() > 1 and bool((gain != gain[0]).any()):
             return True, f"the entries of {name} differ, as they do after training"
     if gains:
@@ -199,7 +200,15 @@ def _is_head(model: nn.Module, name: str) -> bool:
 
 
 def _is_zero(param: Tensor) -> bool:
-    return not param.is_meta and param.numel() > 0 and not bool(torch.any(param != 0))
+    if param.is_meta or param.numel() == 0:
+        return False
+    return not float(_whole(torch.linalg.vector_norm(param.detach(), ord=1)))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The whole of a DTensor, on every rank; other tensors as they are."""
+    gather = getattr(tensor.detach(), "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def _key(options: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise, stochastic_round
-from hf_relopt.sharding import LocalSums, Sums, WholeNorms
+from hf_relopt.sharding import LocalSums, Place, Sums, WholeNorms
 
 # (param, grad, *buffers, **coefficients, **constants) -> (new param, *new buffers)
 Update = Callable[..., tuple[Tensor, ...]]
@@ -39,13 +40,16 @@ Decide = Callable[[dict[str, Tensor], WholeNorms, Tensor, "Tensor | None", Tenso
 class Work:
     """T parameters of one group, device and dtype before a step, and how to decide on it.
 
-    ``state`` are each tensor's scalars (0-dim, stepped in place), ``numel`` and ``index`` are [T],
-    ``lr`` is 0-dim; ``decide`` is hashable, and equal ones decide alike.
+    ``params``, ``grads`` and ``buffers`` are what this rank holds of them, and ``places`` say where
+    that lies (None: it is all). ``state`` are each tensor's scalars (one entry, stepped in place),
+    ``numel`` (of whole tensors) and ``index`` are [T], ``lr`` is 0-dim; ``decide`` is hashable, and
+    equal ones decide alike.
     """
 
     params: list[Tensor]
     grads: list[Tensor]
     buffers: list[tuple[Tensor, ...]]
+    places: list[Place | None]
     state: list[dict[str, Tensor]]
     numel: Tensor
     index: Tensor | None
@@ -64,6 +68,7 @@ class Batch:
     params: list[Tensor]
     grads: list[Tensor]
     buffers: list[tuple[Tensor, ...]]
+    places: list[Place | None]
     update: Update
     coefficients: dict[str, Tensor]
     constants: dict[str, object]
@@ -79,6 +84,7 @@ class Batch:
             params=work.params,
             grads=work.grads,
             buffers=work.buffers,
+            places=work.places,
             update=work.update,
             coefficients=decision.coefficients,
             constants=work.constants,
@@ -105,6 +111,7 @@ class Batch:
             params=self.params[pick],
             grads=self.grads[pick],
             buffers=self.buffers[pick],
+            places=self.places[pick],
             coefficients={k: v if v.dim() == 0 else v[pick] for k, v in self.coefficients.items()},
             learn=self.learn[pick],
             move=self.move[pick],
@@ -190,14 +197,25 @@ def piece_size(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else 2**21
 
 
+def first_position(place: Place | None, shape: torch.Size) -> int | None:
+    """Where a part of this shape begins in the whole tensor laid out row by row.
+
+    None if the part is not one run of it, as when columns are cut.
+    """
+    if place is None:
+        return 0
+    if shape[1:] != place.whole_shape[1:]:
+        return None
+    return place.first[0] * math.prod(shape[1:]) if place.first else 0
+
+
 @dataclass(frozen=True)
 class Piece:
-    """Views of the same part of several tensors: ``length`` from ``start`` on along ``dim``."""
+    """Views of the same part of several tensors, which begins at ``first`` of the whole shape."""
 
     tensors: tuple[Tensor, ...]
     whole_shape: torch.Size
-    dim: int
-    start: int
+    first: tuple[int, ...]
 
     def positions(self) -> Tensor:
         """int32: each entry's row-major place in the whole tensor (wrapping beyond 2^32)."""
@@ -205,26 +223,36 @@ class Piece:
         places = torch.zeros((), dtype=torch.int64, device=device)
         stride = 1
         for dim in reversed(range(len(shape))):
-            first = self.start if dim == self.dim else 0
+            first = self.first[dim]
             along = torch.arange(first, first + shape[dim], device=device) * stride
             places = places + along.view(-1, *[1] * (len(shape) - 1 - dim))
             stride *= self.whole_shape[dim]
         return places.to(torch.int32).expand(shape)
 
 
-def pieces(tensors: tuple[Tensor, ...], size: int) -> Iterator[Piece]:
+def pieces(tensors: tuple[Tensor, ...], size: int, place: Place | None = None) -> Iterator[Piece]:
     """Cut tensors of one shape into views of about ``size`` entries, whatever their layouts.
 
     Contiguous tensors are cut as flat ones; others along their longest dimension, without a copy.
+
+    Args:
+        place: where these tensors lie in the whole ones, if they are not all of them.
     """
-    if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = tuple(tensor.view(-1) for tensor in tensors)
     shape = tensors[0].shape
+    begin = first_position(place, shape)
+    if begin is not None and all(tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(tensor.view(-1) for tensor in tensors)
+        shape = whole_shape = tensors[0].shape
+        corner: tuple[int, ...] = (begin,)
+    else:
+        whole_shape = shape if place is None else place.whole_shape
+        corner = (0,) * len(shape) if place is None else place.first
     if tensors[0].numel() <= size:
-        yield Piece(tensors, shape, 0, 0)
+        yield Piece(tensors, whole_shape, corner)
         return
     dim = max(range(len(shape)), key=lambda d: shape[d])
     length = max(1, size * shape[dim] // tensors[0].numel())
     for start in range(0, shape[dim], length):
         cut = min(length, shape[dim] - start)
-        yield Piece(tuple(t.narrow(dim, start, cut) for t in tensors), shape, dim, start)
+        first = (*corner[:dim], corner[dim] + start, *corner[dim + 1 :])
+        yield Piece(tuple(t.narrow(dim, start, cut) for t in tensors), whole_shape, first)

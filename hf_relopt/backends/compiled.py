@@ -25,6 +25,7 @@ from hf_relopt.backends.batch import (
     Scalars,
     Update,
     Work,
+    first_position,
     leave_all,
     needs_noise,
     rule_step,
@@ -83,25 +84,36 @@ def step_alone(work: Work) -> list[int]:
 
 def apply(batch: Batch) -> None:
     """Run the rule for every tensor of the batch."""
+    noisy = needs_noise(batch.params[0], batch.keys)
     step = _step_kernel(
         batch.params[0].dtype,
         batch.update,
         tuple(batch.constants.items()),
-        needs_noise(batch.params[0], batch.keys),
+        noisy,
         batch.maximize,
     )
     small: list[int] = []
     for index, param in enumerate(batch.params):
         tensors = (param, batch.grads[index], *batch.buffers[index])
-        if param.numel() < _SMALLEST:
+        if not foreach.in_one_run(batch, index):
+            loop.apply_one(batch, index)
+        elif param.numel() < _SMALLEST:
             small.append(index)
         elif _is_worthwhile(*tensors):
             flat, grad, *buffers = map(_flat, tensors)
-            step(flat, grad, tuple(buffers), batch.scalars(index))
+            first = _first(batch, index) if noisy else None
+            step(flat, grad, tuple(buffers), batch.scalars(index), first)
             _count_change(param, *batch.buffers[index])
         else:
             loop.apply_one(batch, index)
     foreach.apply_small(batch, small)
+
+
+def _first(batch: Batch, index: int) -> Tensor:
+    """int32: the position in the whole tensor of this part's first entry (wrapping)."""
+    first = first_position(batch.places[index], batch.params[index].shape) or 0
+    signed = (first + 2**31) % 2**32 - 2**31
+    return torch.tensor(signed, dtype=torch.int32).to(batch.params[index].device, non_blocking=True)
 
 
 def _is_worthwhile(*tensors: Tensor) -> bool:
@@ -149,11 +161,19 @@ def _step(
     constants: tuple[tuple[str, object], ...],
     noisy: bool,
     maximize: bool,
-) -> Callable[[Tensor, Tensor, tuple[Tensor, ...], Scalars], None]:
-    def step(param: Tensor, grad: Tensor, buffers: tuple[Tensor, ...], scalars: Scalars) -> None:
+) -> Callable[..., None]:
+    def step(
+        param: Tensor,
+        grad: Tensor,
+        buffers: tuple[Tensor, ...],
+        scalars: Scalars,
+        first: Tensor | None = None,
+    ) -> None:
         position = None
         if noisy:
             position = torch.arange(param.numel(), device=param.device, dtype=torch.int32)
+            if first is not None:
+                position = position + first
         rule_step(update, param, grad, buffers, scalars, position, dict(constants), maximize)
 
     return step
@@ -166,7 +186,7 @@ def _step_kernel(
     constants: tuple[tuple[str, object], ...],
     noisy: bool,
     maximize: bool,
-) -> Callable[[Tensor, Tensor, tuple[Tensor, ...], Scalars], None]:
+) -> Callable[..., None]:
     return _compile(_step(update, constants, noisy, maximize))
 
 
@@ -192,12 +212,11 @@ def _whole_kernel(
         lr: Tensor,
     ) -> None:
         before = {name: value.to(torch.float64).view(1) for name, value in state.items()}
-        columns = _sums(param, grad, what).unbind(dim=1)
-        norms = WholeNorms(*columns, *[None] * (3 - len(columns)))
+        norms = WholeNorms.of_rows(_sums(param, grad, what))
         index = None if index is None else index.view(1)
         decision = decide(before, norms, numel.view(1), index, lr)
         for name, value in decision.state.items():
-            state[name].copy_(value[0])
+            state[name].copy_(value.view_as(state[name]))
         scalars = Scalars(
             {name: _stored(value) for name, value in decision.coefficients.items()},
             _stored(decision.learn),
@@ -229,4 +248,7 @@ def _compile(function: Any) -> Callable[..., Any]:
         function.__defaults__,
         function.__closure__,
     )
-    return torch.compile(own, fullgraph=True)
+    # A program is looked up by all that it was made from, so our modules need no look at each call.
+    unguarded = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)
+    options = {"guard_filter_fn": unguarded} if unguarded else {}
+    return torch.compile(own, fullgraph=True, options=options)

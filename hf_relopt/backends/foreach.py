@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop
-from hf_relopt.backends.batch import Batch, Scalars, needs_noise, piece_size, rule_step
+from hf_relopt.backends.batch import (
+    Batch,
+    Scalars,
+    first_position,
+    needs_noise,
+    piece_size,
+    rule_step,
+)
 
 # A tensor is small while copying it costs less than launching its own kernels.
 _SMALL_PART_OF_PIECE = 8
@@ -24,11 +31,19 @@ def apply(batch: Batch) -> None:
     small: list[int] = []
     limit = piece_size(batch.params[0].device) // _SMALL_PART_OF_PIECE
     for index, param in enumerate(batch.params):
-        if param.numel() > limit:
+        if param.numel() > limit or not in_one_run(batch, index):
             loop.apply_one(batch, index)
         else:
             small.append(index)
     apply_small(batch, small)
+
+
+def in_one_run(batch: Batch, index: int) -> bool:
+    """True if counting on from a first position gives every entry's position, or none is needed."""
+    param = batch.params[index]
+    return not needs_noise(param, batch.keys) or (
+        first_position(batch.places[index], param.shape) is not None
+    )
 
 
 def apply_small(batch: Batch, indices: list[int]) -> None:
@@ -68,7 +83,10 @@ def _apply_together(batch: Batch, indices: list[int]) -> None:
         spread(batch.move),
         None if batch.keys is None else spread(batch.keys),
     )
-    position = spread.positions() if needs_noise(flat, batch.keys) else None
+    position = None
+    if needs_noise(flat, batch.keys):
+        firsts = [first_position(batch.places[i], batch.params[i].shape) or 0 for i in indices]
+        position = spread.positions(firsts)
     rule_step(
         batch.update, flat, grad, flat_buffers, scalars, position, batch.constants, batch.maximize
     )
@@ -94,11 +112,12 @@ class _Spread:
         # output_size spares repeat_interleave a look at the sizes from the host.
         return torch.repeat_interleave(values, self._sizes, output_size=self._total)
 
-    def positions(self) -> Tensor:
-        """int32: each entry's place in its own tensor."""
+    def positions(self, firsts: list[int]) -> Tensor:
+        """int32: each entry's place in its whole tensor, of which a part begins at ``firsts``."""
+        begin = torch.tensor(firsts).to(self._sizes.device, non_blocking=True)
         starts = torch.cumsum(self._sizes, 0) - self._sizes
         counted = torch.arange(self._total, device=starts.device)
-        return (counted - self._repeat(starts)).to(torch.int32)
+        return (counted - self._repeat(starts - begin)).to(torch.int32)
 
 
 def _end_to_end(tensors: list[Tensor]) -> Tensor:

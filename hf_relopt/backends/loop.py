@@ -16,7 +16,7 @@ def apply_one(batch: Batch, index: int) -> None:
     scalars = batch.scalars(index)
     tensors = (batch.params[index], batch.grads[index], *batch.buffers[index])
     noisy = needs_noise(tensors[0], batch.keys)
-    for piece in pieces(tensors, piece_size(tensors[0].device)):
+    for piece in pieces(tensors, piece_size(tensors[0].device), batch.places[index]):
         param, grad, *buffers = piece.tensors
         position = piece.positions() if noisy else None
         rule_step(

@@ -8,16 +8,15 @@ from typing import Any
 from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
-from hf_relopt.sharding import is_sharded
 
-_INSTEAD = "Use DDP (torchrun or accelerate launch --multi_gpu) or a single device."
+_INSTEAD = "Use FSDP2 (fsdp_version: 2), DDP (accelerate launch --multi_gpu), or a single device."
 
 
 def check_arguments(args: Any) -> None:
     """Refuse what TrainingArguments or the launcher's environment already say.
 
     Raises:
-        UnsupportedSetup: DeepSpeed with ZeRO stage 1 or more or its own optimizer, or FSDP.
+        UnsupportedSetup: DeepSpeed with ZeRO stage 1 or more or its own optimizer, or FSDP1.
     """
     config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
     if isinstance(config, dict):
@@ -28,14 +27,14 @@ def check_arguments(args: Any) -> None:
             _refuse_zero(int(stage) if stage.isdigit() else 2)
     if args.fsdp or _is_set("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "")
-        _refuse_fsdp(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
+        _refuse_fsdp1(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
 
 
 def check_launch(model: nn.Module) -> None:
     """Refuse what Accelerate's state and the model show when the optimizer is made.
 
     Raises:
-        UnsupportedSetup: ZeRO stage 1 or more, FSDP, Megatron, or weights that are sharded already.
+        UnsupportedSetup: ZeRO stage 1 or more, FSDP1, or Megatron.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -47,7 +46,7 @@ def check_launch(model: nn.Module) -> None:
         _refuse_zero(getattr(plugin, "zero_stage", 0))
     fsdp = state.get("fsdp_plugin")
     if fsdp is not None:
-        _refuse_fsdp(str(getattr(fsdp, "fsdp_version", 1)))
+        _refuse_fsdp1(str(getattr(fsdp, "fsdp_version", 1)))
     kind = PartialState._shared_state.get("distributed_type")
     if kind == DistributedType.MEGATRON_LM:
         raise UnsupportedSetup(f"Megatron-LM shards and fuses weights. {_INSTEAD}")
@@ -55,18 +54,13 @@ def check_launch(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model that is wrapped or sharded already."""
+    """Refuse a model that FSDP1 has wrapped or flattened."""
     for module in model.modules():
         if type(module).__name__ == "FullyShardedDataParallel":
-            _refuse_fsdp("1")
-    for name, param in model.named_parameters():
-        if is_sharded(param):
-            raise UnsupportedSetup(
-                f"{name} is a DTensor: FSDP2 or tensor parallelism has sharded the model, and "
-                f"norms of whole tensors are not summed over shards yet. {_INSTEAD}"
-            )
+            _refuse_fsdp1("1")
+    for param in model.parameters():
         if getattr(param, "_fsdp_flattened", False):
-            _refuse_fsdp("1")
+            _refuse_fsdp1("1")
 
 
 def _is_set(name: str) -> bool:
@@ -94,12 +88,9 @@ def _refuse_zero(stage: int) -> None:
         )
 
 
-def _refuse_fsdp(version: str) -> None:
+def _refuse_fsdp1(version: str) -> None:
     if version.strip() == "2":
-        raise UnsupportedSetup(
-            "FSDP2 shards weights, and norms of whole tensors are not yet summed over shards here. "
-            f"{_INSTEAD}"
-        )
+        return
     raise UnsupportedSetup(
         "FSDP1 flattens weights, so the norms of single tensors are lost and every step would be "
         f"silently wrong. {_INSTEAD}"

@@ -7,7 +7,6 @@ is made in ``__init__``, because Accelerate's FSDP2 path swaps the parameters la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,18 @@ from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.options import OPTIONS, check_options, refuse_swallowed, unknown_option
 from hf_relopt.optim.rules import RULES
 from hf_relopt.optim.state import as_scalar, new_state, widest
-from hf_relopt.sharding import refuse_inexact, whole_norms
+from hf_relopt.sharding import (
+    is_sharded,
+    local,
+    local_grad,
+    place_of,
+    refuse_inexact,
+    takes_part,
+    whole_norms,
+)
+
+# A param group, some of its parameters, and their index among all of the optimizer's.
+_Batch = tuple[dict[str, Any], list[Tensor], list[int]]
 
 
 class RelativeOptimizer(torch.optim.Optimizer):
@@ -92,8 +102,14 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if not self._checked_shapes:
             self._check_shapes()
         # All of them are looked at before the first one moves: an error leaves no half-made step.
-        for group, params, indices in list(self._batches()):
-            self._step_batch(group, params, indices)
+        batches = list(self._batches())
+        left = (self._step_alone(*batch) for batch in batches)
+        self._step_together([batch for batch in left if batch is not None])
+        for group, params, indices in batches:
+            if RULES[group["rule"]].anchored and RULES[group["rule"]].sums(group) == "grad":
+                self._note_anchors(params, indices)
+        if self._measurement is not None:
+            self._measurement.finish()
         return loss
 
     def measure_next_step(self) -> None:
@@ -123,17 +139,20 @@ class RelativeOptimizer(torch.optim.Optimizer):
             refuse_inexact(param, shape, name)
         self._checked_shapes = True
 
-    def _batches(self) -> Iterator[tuple[dict[str, Any], list[Tensor], list[int]]]:
-        """Parameters with gradients, by group, device and dtype, with their index among all."""
+    def _batches(self) -> Iterator[_Batch]:
+        """Parameters to step, by group, device and dtype, with their index among all."""
         first = 0
         for group in self.param_groups:
             inputs.check_lr(group)
             kinds: dict[Any, tuple[list[Tensor], list[int]]] = {}
             for index, param in enumerate(group["params"], first):
-                if param.grad is None:
+                if not takes_part(param):
                     continue
-                inputs.check_gradient(param, group, index - first)
-                kind = (param.device, param.dtype, param.grad.dtype)
+                grad = param.grad
+                if grad is not None:
+                    inputs.check_gradient(param, group, index - first)
+                dtype = param.dtype if grad is None else grad.dtype
+                kind = (param.device, param.dtype, dtype, is_sharded(param))
                 params, indices = kinds.setdefault(kind, ([], []))
                 params.append(param)
                 indices.append(index)
@@ -141,38 +160,50 @@ class RelativeOptimizer(torch.optim.Optimizer):
             for params, indices in kinds.values():
                 yield group, params, indices
 
-    def _step_batch(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> None:
-        rule = RULES[group["rule"]]
+    def _step_alone(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Any:
+        """Step what the backend steps without the others; return the rest, or None."""
+        rule, backend = RULES[group["rule"]], BACKENDS[group["backend"]]
         for param, index in zip(params, indices, strict=True):
             if not self.state[param]:
                 self.state[param] = new_state(rule, param)
                 self._anchored.discard(index)
+        if is_sharded(params[0]):
+            return group, params, indices
         if self._measurement is None:
-            self._run(group, params, indices)
+            left = backend.step_alone(self._work(group, params, indices))
         else:
-            for param, index in zip(params, indices, strict=True):
-                run = partial(self._run, group, [param], [index])
-                self._measurement.around(run, param, rule, group, self.state[param])
-        if rule.anchored and rule.sums(group) == "grad":
-            self._note_anchors(params, indices)
-
-    def _run(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> None:
-        backend = BACKENDS[group["backend"]]
-        work = self._work(group, params, indices)
-        left = backend.step_alone(work)
+            left = []
+            for place, (param, index) in enumerate(zip(params, indices, strict=True)):
+                work = self._work(group, [param], [index])
+                with self._measurement.around(param, index, group, self.state[param]) as seen:
+                    seen.counts = not backend.step_alone(work)
+                if not seen.counts:
+                    left.append(place)
         if not left:
-            return
-        if len(left) < len(params):
-            work = self._work(group, [params[i] for i in left], [indices[i] for i in left])
-        norms = whole_norms(work.params, work.grads, work.sums, backend.local_sums)
-        before = {
-            name: torch.stack([state[name] for state in work.state]).to(norms.grad.dtype)
-            for name in work.state[0]
-        }
-        decision = work.decide(before, norms, work.numel, work.index, work.lr)
-        for name, value in decision.state.items():
-            torch._foreach_copy_([state[name] for state in work.state], list(value.unbind()))
-        backend.apply(Batch.of(work, decision))
+            return None
+        return group, [params[place] for place in left], [indices[place] for place in left]
+
+    def _step_together(self, batches: list[_Batch]) -> None:
+        """Step batches whose norms are summed over shards at once."""
+        works = [self._work(*batch) for batch in batches]
+        rows = [
+            BACKENDS[batch[0]["backend"]].local_sums(work.params, work.grads, work.sums)
+            for work, batch in zip(works, batches, strict=True)
+        ]
+        norms = whole_norms([batch[1] for batch in batches], [batch[2] for batch in batches], rows)
+        for (group, params, indices), work, norm in zip(batches, works, norms, strict=True):
+            kept = {name: [s[name].view(()) for s in work.state] for name in work.state[0]}
+            before = {name: torch.stack(each).to(norm.grad.dtype) for name, each in kept.items()}
+            decision = work.decide(before, norm, work.numel, work.index, work.lr)
+            for name, value in decision.state.items():
+                torch._foreach_copy_(kept[name], list(value.unbind()))
+            batch, backend = Batch.of(work, decision), BACKENDS[group["backend"]]
+            if self._measurement is None:
+                backend.apply(batch)
+                continue
+            for place, (param, index) in enumerate(zip(params, indices, strict=True)):
+                with self._measurement.around(param, index, group, self.state[param]):
+                    backend.apply(batch.only(place))
 
     def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
         rule, device = RULES[group["rule"]], params[0].device
@@ -183,9 +214,10 @@ class RelativeOptimizer(torch.optim.Optimizer):
         noisy = params[0].dtype in ROUNDED_DTYPES and group["rounding"] != "nearest"
         index = torch.tensor(indices).to(device, non_blocking=True) if noisy else None
         return Work(
-            params=params,
-            grads=[param.grad for param in params],  # type: ignore[misc]
-            buffers=[tuple(state[name] for name in rule.buffers) for state in states],
+            params=[local(param) for param in params],
+            grads=[local_grad(param) for param in params],
+            buffers=[tuple(local(state[name]) for name in rule.buffers) for state in states],
+            places=[place_of(param) if noisy else None for param in params],
             state=[{name: state[name] for name in rule.scalars} for state in states],
             numel=numel.to(device, non_blocking=True),
             index=index,
@@ -202,7 +234,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Remember on the host which anchors are made: one synchronisation, when some were not."""
         if self._anchored.issuperset(indices) or params[0].is_meta:
             return
-        anchor_norm = torch.stack([self.state[param]["anchor_norm"] for param in params])
+        anchor_norm = torch.cat([self.state[param]["anchor_norm"] for param in params])
         for index, unmade in zip(indices, torch.isnan(anchor_norm).tolist(), strict=True):
             if not unmade:
                 self._anchored.add(index)

@@ -2,66 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.rules import Rule
+from hf_relopt.optim.rules import RULES
+from hf_relopt.optim.state import widest
+from hf_relopt.sharding import local, sum_over_shards
+
+# A weight is at its bound if it is there to within float32 rounding.
+_NEARLY = 1 - 1e-5
+
+
+@dataclass
+class Seen:
+    """One tensor, and the sums that its step has left.
+
+    Attributes:
+        counts: False if it was not stepped after all.
+        sums: [6] of this rank's part, then of the whole: |dW|^2, |W|^2 before and after, changed
+            entries, entries at their bound, entries.
+    """
+
+    param: Tensor
+    index: int
+    group: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    counts: bool = True
+    sums: Tensor = field(default_factory=lambda: torch.zeros(6))
+
+    @property
+    def anchor_norm(self) -> Tensor:
+        """|W0|, or 0 for a rule without an anchor: such a tensor has no bound."""
+        return self.state.get("anchor_norm", self.state["skipped"].new_zeros(1)).view(())
+
+    def at_bound(self) -> float:
+        """Share of this tensor that is held at its bound."""
+        _, _, after, _, held, entries = self.sums.tolist()
+        bound = RULES[self.group["rule"]].largest_norm(self.anchor_norm, self.group)
+        norm_is_held = bool(after**0.5 >= _NEARLY * float(bound))
+        return max(float(norm_is_held), held / max(entries, 1))
 
 
 class Measurement:
     """Sums over one step; costs a copy of one tensor at a time, and no synchronisation."""
 
     def __init__(self) -> None:
-        self._moved: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._changed: list[Tensor] = []
-        self._at_bound: list[Tensor] = []
-        self._entries = 0
-        self._tensors = 0
+        self._seen: list[Seen] = []
 
     @property
     def empty(self) -> bool:
         """True until a step has been measured."""
-        return self._tensors == 0
+        return not self._seen
 
+    @contextmanager
     def around(
-        self,
-        step: Callable[[], None],
-        param: Tensor,
-        rule: Rule,
-        group: Mapping[str, Any],
-        state: Mapping[str, Tensor],
-    ) -> None:
-        """Call ``step``, which steps ``param``, and record what that has changed.
+        self, param: Tensor, index: int, group: Mapping[str, Any], state: Mapping[str, Tensor]
+    ) -> Iterator[Seen]:
+        """Record what the body, which steps ``param``, has changed.
 
         Args:
-            rule, group, state: say which bound the tensor has.
+            index: the parameter's number in the optimizer.
+            group, state: say which bound the tensor has.
         """
-        before = param.detach().clone()
-        step()
-        anchor_norm = state.get("anchor_norm", state["step"])
-        self._at_bound.append(rule.at_bound(param, anchor_norm, group))
-        self._changed.append((before != param).sum())
-        self._norms.append(_norm(before))
-        self._moved.append(_norm(before.sub_(param)))
-        self._entries += param.numel()
-        self._tensors += 1
+        part = local(param.detach())
+        before = part.clone()
+        seen = Seen(param, index, group, state)
+        yield seen
+        if seen.counts:
+            largest = RULES[group["rule"]].largest_entry(seen.anchor_norm, param.numel(), group)
+            seen.sums = _sums(before, part, largest)
+            self._seen.append(seen)
+
+    def finish(self) -> None:
+        """Add up over shards, once: every rank has to measure the same step."""
+        devices = {seen.sums.device for seen in self._seen}
+        batches = [[s for s in self._seen if s.sums.device == device] for device in devices]
+        whole = sum_over_shards(
+            [[seen.param for seen in batch] for batch in batches],
+            [[seen.index for seen in batch] for batch in batches],
+            [torch.stack([seen.sums for seen in batch]) for batch in batches],
+        )
+        for batch, rows in zip(batches, whole, strict=True):
+            for seen, row in zip(batch, rows.unbind(), strict=True):
+                seen.sums = row
 
     def figures(self) -> dict[str, float]:
         """The figures as floats; waits for the device."""
-        moved = sum(float(value) ** 2 for value in self._moved) ** 0.5
-        norm = sum(float(value) ** 2 for value in self._norms) ** 0.5
-        changed = sum(int(value) for value in self._changed)
-        at_bound = sum(float(value) for value in self._at_bound)
+        rows = [seen.sums.tolist() for seen in self._seen]
+        moved, norm, _, changed, _, entries = (sum(column) for column in zip(*rows, strict=True))
         return {
-            "relative_update": moved / norm if norm > 0 else 0.0,
-            "at_bound": at_bound / max(self._tensors, 1),
-            "changed_entries": changed / max(self._entries, 1),
+            "relative_update": (moved / norm) ** 0.5 if norm > 0 else 0.0,
+            "at_bound": sum(seen.at_bound() for seen in self._seen) / max(len(self._seen), 1),
+            "changed_entries": changed / max(entries, 1),
         }
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor.float())
+def _sums(before: Tensor, after: Tensor, largest: Tensor) -> Tensor:
+    dtype = widest(before.device)
+    held = (after.abs() >= _NEARLY * largest).sum()
+    changed = (before != after).sum()
+    norms = [torch.linalg.vector_norm(tensor.float()).to(dtype) for tensor in (before, after)]
+    moved = torch.linalg.vector_norm(before.sub_(after).float()).to(dtype)
+    entries = torch.full((), after.numel(), dtype=dtype, device=after.device)
+    squares = [norm * norm for norm in (moved, *norms)]
+    return torch.stack([*squares, changed.to(dtype), held.to(dtype), entries])

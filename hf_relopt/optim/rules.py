@@ -38,7 +38,8 @@ class Rule:
             too, if the rule is anchored.
         coefficients: facts and options -> what the update takes per tensor.
         update: the equation.
-        at_bound: (weights, |W0|, options) -> share of the tensor that is held at its bound, 0-dim.
+        largest_norm: (|W0|, options) -> |W| at which a tensor is held, 0-dim; inf if at none.
+        largest_entry: the same for an entry, from (|W0|, numel, options).
     """
 
     buffers: tuple[str, ...]
@@ -48,11 +49,12 @@ class Rule:
     sums: Callable[[Mapping[str, Any]], Sums]
     coefficients: Callable[[Facts, Mapping[str, Any]], dict[str, Tensor]]
     update: Update
-    at_bound: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
+    largest_norm: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    largest_entry: Callable[[Tensor, int, Mapping[str, Any]], Tensor]
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Names of its 0-dim float32 state tensors."""
+        """Names of its float32 state tensors with one entry; the anchor has one dimension."""
         return ("step", "anchor_norm", "skipped") if self.anchored else ("step", "skipped")
 
 
@@ -87,25 +89,20 @@ def _adamw(facts: Facts, group: Mapping[str, Any]) -> dict[str, Tensor]:
 # One squared gradient beyond float32 would make a second moment infinite for the rest of the run.
 _LARGEST_WITH_SQUARE = torch.finfo(torch.float32).max ** 0.5
 
-# A weight is at its bound if it is there to within float32 rounding.
-_NEARLY = 1 - 1e-5
 
-
-def _fromage_at_bound(param: Tensor, anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _fromage_largest_norm(anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
     if group["p_bound"] is None:
-        return torch.zeros_like(anchor_norm)
-    norm = torch.linalg.vector_norm(param.float())
-    return ((norm >= _NEARLY * group["p_bound"] * anchor_norm) & (anchor_norm > 0)).float()
+        return _no_bound(anchor_norm)
+    return torch.where(anchor_norm > 0, group["p_bound"] * anchor_norm, torch.inf)
 
 
-def _madam_at_bound(param: Tensor, anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
-    max_abs = group["p_scale"] * anchor_norm / max(param.numel(), 1) ** 0.5
-    share = (param.abs() >= _NEARLY * max_abs).float().mean()
-    return torch.where(anchor_norm > 0, share, 0.0)
+def _madam_largest_entry(anchor_norm: Tensor, numel: int, group: Mapping[str, Any]) -> Tensor:
+    largest = group["p_scale"] * anchor_norm / max(numel, 1) ** 0.5
+    return torch.where(anchor_norm > 0, largest, torch.inf)
 
 
-def _no_bound(param: Tensor, anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
-    return torch.zeros_like(anchor_norm)
+def _no_bound(anchor_norm: Tensor, *_: Any) -> Tensor:
+    return torch.full_like(anchor_norm, torch.inf)
 
 
 RULES: dict[str, Rule] = {
@@ -117,7 +114,8 @@ RULES: dict[str, Rule] = {
         sums=lambda group: "norms" if group["p_bound"] is None else "cosine",
         coefficients=_fromage,
         update=fromage.update,
-        at_bound=_fromage_at_bound,
+        largest_norm=_fromage_largest_norm,
+        largest_entry=_no_bound,
     ),
     "madam": Rule(
         buffers=("second_moment",),
@@ -127,7 +125,8 @@ RULES: dict[str, Rule] = {
         sums=lambda group: "grad",
         coefficients=_madam,
         update=madam.update,
-        at_bound=_madam_at_bound,
+        largest_norm=_no_bound,
+        largest_entry=_madam_largest_entry,
     ),
     "adamw": Rule(
         buffers=("exp_avg", "exp_avg_sq"),
@@ -137,6 +136,7 @@ RULES: dict[str, Rule] = {
         sums=lambda group: "grad",
         coefficients=_adamw,
         update=adamw.update,
-        at_bound=_no_bound,
+        largest_norm=_no_bound,
+        largest_entry=_no_bound,
     ),
 }

@@ -11,7 +11,11 @@ State = dict[str, Tensor]
 
 
 def new_state(rule: Rule, param: Tensor) -> State:
-    """Zero counts, an anchor not yet made (NaN), and empty moments."""
+    """Zero counts, an anchor not yet made (NaN), and empty moments.
+
+    The anchor has one dimension: distributed checkpoints look for a tensor that has any to learn
+    the device, and Fromage keeps no other.
+    """
     scalars = dict.fromkeys(rule.scalars, 0.0)
     if rule.anchored:
         scalars["anchor_norm"] = float("nan")
@@ -19,6 +23,8 @@ def new_state(rule: Rule, param: Tensor) -> State:
         name: torch.full((), value, dtype=torch.float32, device=param.device)
         for name, value in scalars.items()
     }
+    if rule.anchored:
+        state["anchor_norm"] = state["anchor_norm"].view(1)
     for name in rule.buffers:
         state[name] = torch.zeros_like(
             param, dtype=torch.float32, memory_format=torch.preserve_format

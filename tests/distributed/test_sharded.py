@@ -1,0 +1,59 @@
+"""FSDP2, HSDP, tensor parallelism and plain DTensors against one process, on real gloo ranks.
+
+And the Trainer and Accelerate over FSDP2, with their checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import sharded
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+TRAINER_CHECKS = [
+    "trainer_shards_and_equals_ddp",
+    "trainer_resumes_with_the_same_bits",
+    "accelerate_loop_swaps_the_tensors",
+]
+
+
+def torchrun(ranks: int, script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launch, f"--nproc_per_node={ranks}", str(script), *words],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def assert_done(done: subprocess.CompletedProcess[str], ranks: int, checks: list[str]) -> None:
+    said = set(done.stdout.splitlines())
+    missing = [f"rank {r}: {check}" for r in range(ranks) for check in checks]
+    missing = [line for line in missing if line not in said]
+    assert not missing, "\n".join([*missing, done.stdout, done.stderr])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", list(sharded.CHECKS))
+def test_ranks_equal_one_process(ranks: int) -> None:
+    """All checks in one launch: starting the ranks costs more than the checks."""
+    done = torchrun(ranks, HERE / "sharded.py", str(ranks))
+    assert_done(done, ranks, [check.__name__ for check in sharded.CHECKS[ranks]])
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_trainer_and_accelerate_over_fsdp2(tmp_path: Path) -> None:
+    done = torchrun(2, HERE / "trainer_fsdp2.py", str(tmp_path))
+    assert_done(done, 2, TRAINER_CHECKS)

@@ -1,0 +1,141 @@
+"""The real Trainer and a plain Accelerate loop over FSDP2, on gloo ranks started by torchrun.
+
+Accelerate never shards on a CPU by itself. What it asks is the distributed type, so that is set;
+everything after it is Accelerate's and Transformers' own: the tensors are DTensors in the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+
+from hf_relopt import RelOptTrainer, create_optimizer
+from tests.hf.tiny import arguments, gpt2, rows
+
+FOLDER = Path(sys.argv[1])
+STEPS = 6
+
+
+def shard_from_now_on() -> None:
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+
+
+def stop_sharding() -> None:
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION"):
+        os.environ.pop(name, None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trainer(name: str, optim: str, fsdp: bool = True, **given: Any) -> RelOptTrainer:
+    stop_sharding()
+    how = {"fsdp": True, "fsdp_config": {"version": 2}} if fsdp else {}
+    args = arguments(FOLDER / name, optim=optim, max_steps=STEPS, **how, **given)
+    assert args.device.type == "cpu"
+    if fsdp:
+        shard_from_now_on()
+    made = RelOptTrainer(gpt2(), args, train_dataset=rows(64))
+    assert made.is_fsdp_enabled == fsdp
+    return made
+
+
+def whole(model: torch.nn.Module, sharded: bool = True) -> dict[str, torch.Tensor]:
+    """The weights by name; without keys' biases, which follow rounding noise."""
+    weights = {}
+    for name, param in model.named_parameters():
+        assert isinstance(param, DTensor) == sharded, name
+        tensor = (param.full_tensor() if sharded else param).detach().clone()
+        if name.endswith("c_attn.bias"):
+            query, _, value = tensor.chunk(3)
+            tensor = torch.cat([query, value])
+        weights[name] = tensor
+    return weights
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def trainer_shards_and_equals_ddp() -> None:
+    for optim in ("fromage", "madam"):
+        ends, logs = [], []
+        for fsdp in (False, True):
+            made = trainer(f"{optim}-{fsdp}", optim, fsdp, logging_steps=1)
+            made.train()
+            ends.append(whole(made.model, sharded=fsdp))
+            logs.append([entry for entry in made.state.log_history if "loss" in entry])
+        for name, tensor in ends[0].items():
+            torch.testing.assert_close(ends[1][name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+        for ddp, fsdp2 in zip(*logs, strict=True):
+            for figure in ("loss", "learning_rate", "relative_update", "at_bound"):
+                assert abs(ddp[figure] - fsdp2[figure]) <= 1e-4 * abs(ddp[figure]), (figure, ddp)
+
+
+def trainer_resumes_with_the_same_bits() -> None:
+    for optim in ("fromage", "madam"):
+        unbroken = trainer(f"{optim}-unbroken", optim)
+        unbroken.train()
+        first = trainer(f"{optim}-resumed", optim, save_steps=3, save_strategy="steps")
+        first.train()
+        again = trainer(f"{optim}-resumed", optim, save_strategy="no")
+        folder = FOLDER / f"{optim}-resumed" / "checkpoint-3"
+        again.train(resume_from_checkpoint=str(folder))
+        assert again.state.global_step == STEPS
+        same_bits(whole(unbroken.model), whole(again.model))
+
+
+def accelerate_loop_swaps_the_tensors() -> None:
+    """The optimizer is made from whole tensors; prepare puts DTensors in their place."""
+    for optim in ("fromage", "madam"):
+        stop_sharding()
+        PartialState(cpu=True)
+        shard_from_now_on()
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+        accelerator = Accelerator(fsdp_plugin=plugin, cpu=True)
+        assert accelerator.distributed_type == DistributedType.FSDP
+        model, alone = gpt2(), gpt2()
+        model, optimizer = accelerator.prepare(model, create_optimizer(model, optim))
+        reference = create_optimizer(alone, optim)
+        ids = torch.stack([row["input_ids"] for row in rows(8)])
+        mine = ids[dist.get_rank() :: dist.get_world_size()]
+        for _ in range(STEPS):
+            for net, step, batch in ((model, optimizer, mine), (alone, reference, ids)):
+                step.zero_grad()
+                net(input_ids=batch, labels=batch).loss.backward()
+                step.step()
+        expected = whole(alone, sharded=False)
+        for name, tensor in whole(model).items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+CHECKS = (
+    trainer_shards_and_equals_ddp,
+    trainer_resumes_with_the_same_bits,
+    accelerate_loop_swaps_the_tensors,
+)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")  # Trainer's own, about DDP and single devices
+    torch.set_num_threads(1)
+    for check in CHECKS:
+        if not sys.argv[2:] or check.__name__ in sys.argv[2:]:
+            check()
+            os.write(1, f"rank {dist.get_rank()}: {check.__name__}\n".encode())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
