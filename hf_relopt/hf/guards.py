@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.sharding import is_sharded
 
 _INSTEAD = "Use FSDP2 (fsdp_version: 2), DDP (accelerate launch --multi_gpu), or a single device."
 
@@ -61,6 +62,28 @@ def check_model(model: nn.Module) -> None:
     for param in model.parameters():
         if getattr(param, "_fsdp_flattened", False):
             _refuse_fsdp1("1")
+
+
+def check_replicas(model: nn.Module) -> None:
+    """Refuse a model that several processes are about to train apart from each other.
+
+    Raises:
+        UnsupportedSetup: Accelerate runs plain data parallelism, and nothing averages gradients.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    kind = str(AcceleratorState._shared_state.get("distributed_type", ""))
+    processes = PartialState._shared_state.get("num_processes", 1)
+    together = any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules())
+    if "MULTI_" not in kind or processes < 2 or together:
+        return
+    if any(is_sharded(param) for param in model.parameters()):
+        return
+    raise UnsupportedSetup(
+        f"{processes} processes are about to train, and the model is not in DDP: each would train "
+        "its own. trainer.evaluate() or predict() before train() does this to the model. Use "
+        "eval_on_start=True, or another Trainer for the evaluation."
+    )
 
 
 def _is_set(name: str) -> bool:

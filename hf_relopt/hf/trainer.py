@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from hf_relopt.hf import arguments
+from hf_relopt.hf import arguments, guards
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
 from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
 from hf_relopt.hf.log import logger
@@ -26,6 +26,7 @@ class RelOptMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._telemetry = TelemetryCallback()
+        self._checked: Any = None
         self.add_callback(self._telemetry)  # type: ignore[attr-defined]
 
     def train(
@@ -50,6 +51,17 @@ class RelOptMixin:
             require_complete(resume_from_checkpoint)
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """One step as in Trainer, after a look at the first model that is to be trained.
+
+        Raises:
+            UnsupportedSetup: several processes would train apart.
+        """
+        if model is not self._checked:
+            guards.check_replicas(model)
+            self._checked = model
+        return super().training_step(model, *args, **kwargs)  # type: ignore[misc]
 
     def create_model_card(self, language: Any = None, **details: Any) -> None:
         """Write the model card; the stock one would describe Madam as Adam.

@@ -6,6 +6,7 @@ is made in ``__init__``, because Accelerate's FSDP2 path swaps the parameters la
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,12 @@ from hf_relopt.sharding import (
     refuse_inexact,
     takes_part,
     whole_norms,
+)
+
+_NOTHING_TO_DO = (
+    "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call backward() "
+    "before step(); and make the optimizer after fully_shard(model), which replaces the model's "
+    "weights."
 )
 
 # A param group, some of its parameters, and their index among all of the optimizer's.
@@ -103,6 +110,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
             self._check_shapes()
         # All of them are looked at before the first one moves: an error leaves no half-made step.
         batches = list(self._batches())
+        if not batches and not self.state:
+            warnings.warn(_NOTHING_TO_DO, UserWarning, stacklevel=2)
         left = (self._step_alone(*batch) for batch in batches)
         self._step_together([batch for batch in left if batch is not None])
         for group, params, indices in batches:

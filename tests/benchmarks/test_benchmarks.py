@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -205,3 +207,24 @@ def test_sst2_scripts_train_and_resume(
     assert records(tmp_path / "result.jsonl") == done
     page = (tmp_path / "result.md").read_text(encoding="utf-8")
     assert "`madam:lr=0.01,min_scale=0.1`" in page and str(tmp_path) not in page
+
+
+@pytest.mark.dist
+def test_sharded_step_compares_both_layouts(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = Path(__file__).parents[2] / "benchmarks" / "sharded_step.py"
+    arguments = ["--size", "tiny", "--rounds", "1", "--only", "fromage foreach"]
+    done = subprocess.run(
+        [*launch, str(script), *arguments, "--out", str(tmp_path / "result")],
+        env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    found = records(tmp_path / "result.jsonl")
+    keys = {(record["key"]["optimizer"], record["key"]["layout"]) for record in found}
+    names = ("AdamW fused", "Fromage foreach")
+    assert keys == {(name, layout) for name in names for layout in ("DDP", "FSDP2")}
+    assert all(record["ms"] > 0 and record["key"]["ranks"] == 2 for record in found)
+    assert "not a measurement" in (tmp_path / "result.md").read_text(encoding="utf-8")

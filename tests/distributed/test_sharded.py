@@ -20,6 +20,7 @@ TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
     "trainer_resumes_with_the_same_bits",
     "accelerate_loop_swaps_the_tensors",
+    "evaluate_before_train_is_refused",
 ]
 
 
@@ -36,9 +37,8 @@ def torchrun(ranks: int, script: Path, *words: str) -> subprocess.CompletedProce
 
 
 def assert_done(done: subprocess.CompletedProcess[str], ranks: int, checks: list[str]) -> None:
-    said = set(done.stdout.splitlines())
-    missing = [f"rank {r}: {check}" for r in range(ranks) for check in checks]
-    missing = [line for line in missing if line not in said]
+    lines = [f"rank {rank}: {check}\n" for rank in range(ranks) for check in checks]
+    missing = [line for line in lines if line not in done.stdout]
     assert not missing, "\n".join([*missing, done.stdout, done.stderr])
     assert done.returncode == 0, done.stderr
 

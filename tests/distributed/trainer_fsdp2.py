@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from hf_relopt import RelOptTrainer, create_optimizer
+from hf_relopt import RelOptTrainer, UnsupportedSetup, create_optimizer
 from tests.hf.tiny import arguments, gpt2, rows
 
 FOLDER = Path(sys.argv[1])
@@ -37,14 +37,16 @@ def stop_sharding() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def trainer(name: str, optim: str, fsdp: bool = True, **given: Any) -> RelOptTrainer:
+def trainer(
+    name: str, optim: str, fsdp: bool = True, data: Any = None, **given: Any
+) -> RelOptTrainer:
     stop_sharding()
     how = {"fsdp": True, "fsdp_config": {"version": 2}} if fsdp else {}
     args = arguments(FOLDER / name, optim=optim, max_steps=STEPS, **how, **given)
     assert args.device.type == "cpu"
     if fsdp:
         shard_from_now_on()
-    made = RelOptTrainer(gpt2(), args, train_dataset=rows(64))
+    made = RelOptTrainer(gpt2(), args, train_dataset=rows(64), eval_dataset=data)
     assert made.is_fsdp_enabled == fsdp
     return made
 
@@ -119,10 +121,26 @@ def accelerate_loop_swaps_the_tensors() -> None:
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+def evaluate_before_train_is_refused() -> None:
+    """Accelerate then takes the model for prepared, and leaves DDP out without a word."""
+    made = trainer("evaluated", "fromage", fsdp=False)
+    before = {name: param.clone() for name, param in made.model.named_parameters()}
+    made.evaluate(rows(8))
+    try:
+        made.train()
+    except UnsupportedSetup as error:
+        assert "eval_on_start" in str(error), error
+    else:
+        raise AssertionError("two processes trained apart")
+    same_bits(before, dict(made.model.named_parameters()))
+    trainer("eval-on-start", "fromage", fsdp=False, eval_on_start=True, data=rows(8)).train()
+
+
 CHECKS = (
     trainer_shards_and_equals_ddp,
     trainer_resumes_with_the_same_bits,
     accelerate_loop_swaps_the_tensors,
+    evaluate_before_train_is_refused,
 )
 
 

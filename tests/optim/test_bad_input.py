@@ -219,3 +219,16 @@ def test_an_option_that_would_be_swallowed_in_a_group_is_refused(option: str) ->
     group = {"params": weights(torch.float32), option: 1.0}
     with pytest.raises(ConfigError, match=option):
         Fromage([group])
+
+
+@pytest.mark.parametrize("kind", [Fromage, Madam])
+def test_a_step_where_nothing_ever_had_a_gradient_warns(kind):
+    """As when fully_shard has replaced the weights after the optimizer was made."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight])
+    with pytest.warns(UserWarning, match="trains nothing"):
+        optimizer.step()
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    weight.grad = None
+    optimizer.step()  # a pause is none of our business

@@ -111,5 +111,6 @@ def test_a_stall_in_bfloat16_shows():
 def test_a_step_without_gradients_measures_nothing():
     optimizer = Fromage([nn.Parameter(torch.ones(2))])
     optimizer.measure_next_step()
-    optimizer.step()
+    with pytest.warns(UserWarning, match="trains nothing"):
+        optimizer.step()
     assert optimizer.take_measurement() is None
