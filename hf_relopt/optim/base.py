@@ -34,9 +34,9 @@ from hf_relopt.sharding import (
 )
 
 _NOTHING_TO_DO = (
-    "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call backward() "
-    "before step(); and make the optimizer after fully_shard(model), which replaces the model's "
-    "weights."
+    "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call "
+    "backward() before step(); and make the optimizer after fully_shard(model), which replaces the "
+    "model's weights."
 )
 
 # A param group, some of its parameters, and their index among all of the optimizer's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,6 +182,8 @@ tensors_in_group = st.lists(
 
 
 @quick
+# A structure may have no gradient at all.
+@pytest.mark.filterwarnings("ignore:No weight of this optimizer")
 @given(
     classes,
     backends,
