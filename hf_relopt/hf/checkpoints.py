@@ -11,6 +11,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from hf_relopt.errors import FormatError
 from hf_relopt.hf.log import logger
@@ -22,6 +23,17 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "adapter_model.bin",
+    # FSDP2: all weights in one file, or a part from each rank in a folder.
+    "pytorch_model_fsdp.bin",
+    "pytorch_model_fsdp_0",
+)
+# What torch.save wrote: a zip, whose directory is at its end, so a cut file has none.
+_ZIPS = (
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "pytorch_model_fsdp.bin",
+    "rng_state*.pth",
 )
 
 
@@ -55,7 +67,7 @@ def find_fault(folder: Path) -> str | None:
         return "trainer_state.json, which is written last, is missing"
     except (OSError, ValueError) as error:
         return f"trainer_state.json cannot be read ({error})"
-    weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    weights = [folder / name for name in _WEIGHTS if (folder / name).exists()]
     if not weights:
         return "it holds no weights"
     for index in (path for path in weights if path.name.endswith(".index.json")):
@@ -64,12 +76,78 @@ def find_fault(folder: Path) -> str | None:
     for path in (*weights, *folder.glob("*.safetensors")):
         if path.suffix == ".safetensors" and (fault := _safetensors_fault(path)):
             return f"{path.name} {fault}"
-    for name in ("optimizer.pt", "scheduler.pt"):
-        path = folder / name
-        # A zip's directory is at its end: a cut file has none.
-        if path.is_file() and not zipfile.is_zipfile(path):
+    for path in (path for pattern in _ZIPS for path in sorted(folder.glob(pattern))):
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is cut short"
+    for pattern in ("pytorch_model_fsdp_*", "optimizer_*"):
+        for part in sorted(path for path in folder.glob(pattern) if path.is_dir()):
+            if fault := _sharded_fault(part):
+                return f"{part.name}: {fault}"
+    return None
+
+
+def _sharded_fault(folder: Path) -> str | None:
+    """What is missing of a folder that torch.distributed.checkpoint wrote, a file for a rank."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    try:
+        metadata = FileSystemReader(folder).read_metadata()
+    except FileNotFoundError:
+        return ".metadata, which is written last, is missing"
+    except Exception as error:  # whatever unpickling half a file comes to
+        return f".metadata cannot be read ({error})"
+    ends: dict[str, int] = {}
+    for entry in (metadata.storage_data or {}).values():
+        end = entry.offset + entry.length
+        ends[entry.relative_path] = max(end, ends.get(entry.relative_path, 0))
+    for name, end in sorted(ends.items()):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size < end:
             return f"{name} is cut short"
     return None
+
+
+def state_names(folder: str | os.PathLike[str]) -> set[str]:
+    """Names of what the optimizer keeps per tensor, of a checkpoint saved under FSDP2.
+
+    Empty where there is no such state. Reads keys, and no more of the tensors than torch must.
+    """
+    folder = Path(folder)
+    if (folder / "optimizer.bin").is_file():
+        import torch
+
+        states = torch.load(folder / "optimizer.bin", weights_only=True, mmap=True)["state"]
+        return {name for state in states.values() for name in state}
+    if (folder / "optimizer_0").is_dir():
+        from torch.distributed.checkpoint import FileSystemReader
+
+        keys = FileSystemReader(folder / "optimizer_0").read_metadata().state_dict_metadata
+        return {key.rpartition(".")[2] for key in keys if ".state." in key}
+    return set()
+
+
+def load_schedule(scheduler: Any, folder: str | os.PathLike[str]) -> None:
+    """Let a schedule go on where the checkpoint in ``folder`` was, at its own peak rates.
+
+    The optimizer that wrote the checkpoint may have had other rates and other groups.
+
+    Args:
+        scheduler: torch's LambdaLR, as all of transformers' schedules of the step are, or one that
+            keeps no rates per group, as ReduceLROnPlateau.
+    """
+    import torch
+
+    saved = torch.load(Path(folder) / "scheduler.pt", weights_only=True)
+    own = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(scheduler.base_lrs)}
+    scheduler.load_state_dict({**saved, **{key: own[key] for key in own if key in saved}})
+    if not hasattr(scheduler, "lr_lambdas"):
+        return
+    at = scheduler.last_epoch
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    scheduler._last_lr = [base * factor(at) for base, factor in pairs]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def _index_fault(index: Path) -> str | None:

@@ -7,9 +7,15 @@ from typing import Any
 
 from transformers import Trainer
 
+from hf_relopt.errors import ConfigError
 from hf_relopt.hf import arguments, guards
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
-from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
+from hf_relopt.hf.checkpoints import (
+    last_complete_checkpoint,
+    load_schedule,
+    require_complete,
+    state_names,
+)
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
 
@@ -27,19 +33,27 @@ class RelOptMixin:
         super().__init__(*args, **kwargs)
         self._telemetry = TelemetryCallback()
         self._checked: Any = None
+        self._discard = False
         self.add_callback(self._telemetry)  # type: ignore[attr-defined]
 
     def train(
         self,
         resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
         *args: Any,
+        discard_optimizer_state: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Train; arguments as for Trainer.
 
+        Args:
+            discard_optimizer_state: resume with a fresh optimizer state, as when the checkpoint is
+                another optimizer's. Weights, schedule and data go on; anchors are made anew.
+
         Raises:
             FormatError: the checkpoint to resume from is not whole.
+            ConfigError: it is another optimizer's, and nothing says to discard its state.
         """
+        self._discard = discard_optimizer_state
         if resume_from_checkpoint is True:
             output_dir = self.args.output_dir  # type: ignore[attr-defined]
             resume_from_checkpoint = last_complete_checkpoint(output_dir)
@@ -51,6 +65,24 @@ class RelOptMixin:
             require_complete(resume_from_checkpoint)
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
+        if checkpoint is None or inner is None:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        elif self._discard:
+            logger.info("the optimizer's state in %s is discarded, as you asked.", checkpoint)
+            load_schedule(self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]
+        else:
+            # torch would look for our names in another optimizer's shards, and fail over them.
+            names = state_names(checkpoint)
+            if names and "skipped" not in names:
+                raise ConfigError(
+                    f"{checkpoint} holds the state of another optimizer ({', '.join(sorted(names))}"
+                    f"), and this one is {type(inner).__name__}. Resume with the optimizer that "
+                    "wrote it, or pass train(..., discard_optimizer_state=True)."
+                )
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """One step as in Trainer, after a look at the first model that is to be trained.

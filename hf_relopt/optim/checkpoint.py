@@ -36,7 +36,8 @@ def check(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> No
             raise ConfigError(
                 f"This checkpoint was written by {_author(group)}, and this optimizer is {own}. "
                 f"Resume with the optimizer that wrote it, or start {own} afresh from the weights "
-                "alone (do not load the optimizer's state)."
+                "alone: do not load the optimizer's state; in a RelOptTrainer, "
+                "train(..., discard_optimizer_state=True)."
             )
     saved_rules = [group["rule"] for group in saved_groups]
     own_rules = [group["rule"] for group in optimizer.param_groups]

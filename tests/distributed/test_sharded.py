@@ -19,6 +19,7 @@ ROOT = HERE.parents[1]
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
     "trainer_resumes_with_the_same_bits",
+    "another_optimizers_shards_are_refused_or_discarded",
     "accelerate_loop_swaps_the_tensors",
     "evaluate_before_train_is_refused",
 ]

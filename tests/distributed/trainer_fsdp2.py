@@ -20,6 +20,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from hf_relopt import RelOptTrainer, UnsupportedSetup, create_optimizer
+from hf_relopt.errors import ConfigError
+from hf_relopt.hf.checkpoints import find_fault
 from tests.hf.tiny import arguments, gpt2, rows
 
 FOLDER = Path(sys.argv[1])
@@ -38,10 +40,15 @@ def stop_sharding() -> None:
 
 
 def trainer(
-    name: str, optim: str, fsdp: bool = True, data: Any = None, **given: Any
+    name: str,
+    optim: str,
+    fsdp: bool = True,
+    data: Any = None,
+    state: str = "FULL_STATE_DICT",
+    **given: Any,
 ) -> RelOptTrainer:
     stop_sharding()
-    how = {"fsdp": True, "fsdp_config": {"version": 2}} if fsdp else {}
+    how = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": state}} if fsdp else {}
     args = arguments(FOLDER / name, optim=optim, max_steps=STEPS, **how, **given)
     assert args.device.type == "cpu"
     if fsdp:
@@ -85,16 +92,54 @@ def trainer_shards_and_equals_ddp() -> None:
 
 
 def trainer_resumes_with_the_same_bits() -> None:
-    for optim in ("fromage", "madam"):
-        unbroken = trainer(f"{optim}-unbroken", optim)
+    for optim, state in (
+        ("fromage", "FULL_STATE_DICT"),
+        ("fromage", "SHARDED_STATE_DICT"),
+        ("madam", "SHARDED_STATE_DICT"),
+    ):
+        name = f"{optim}-{state}"
+        unbroken = trainer(f"{name}-unbroken", optim)
         unbroken.train()
-        first = trainer(f"{optim}-resumed", optim, save_steps=3, save_strategy="steps")
-        first.train()
-        again = trainer(f"{optim}-resumed", optim, save_strategy="no")
-        folder = FOLDER / f"{optim}-resumed" / "checkpoint-3"
+        trainer(name, optim, state=state, save_steps=3, save_strategy="steps").train()
+        again = trainer(name, optim, state=state, save_strategy="no")
+        folder = FOLDER / name / "checkpoint-3"
         again.train(resume_from_checkpoint=str(folder))
         assert again.state.global_step == STEPS
         same_bits(whole(unbroken.model), whole(again.model))
+        dist.barrier()
+        if state == "SHARDED_STATE_DICT" and dist.get_rank() == 0:
+            damaged_shards_are_noticed(folder)
+
+
+def damaged_shards_are_noticed(folder: Path) -> None:
+    assert find_fault(folder) is None
+    for part, name in (("optimizer_0", "__1_0.distcp"), ("pytorch_model_fsdp_0", "__0_0.distcp")):
+        file = folder / part / name
+        held = file.read_bytes()
+        file.write_bytes(held[: len(held) // 2])
+        assert find_fault(folder) == f"{part}: {name} is cut short"
+        file.unlink()
+        assert find_fault(folder) == f"{part}: {name} is missing"
+        file.write_bytes(held)
+    (folder / "optimizer_0" / ".metadata").unlink()
+    assert find_fault(folder) == "optimizer_0: .metadata, which is written last, is missing"
+
+
+def another_optimizers_shards_are_refused_or_discarded() -> None:
+    for state in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
+        name = f"adamw-{state}"
+        trainer(name, "adamw_torch", state=state, save_steps=3, save_strategy="steps").train()
+        folder = str(FOLDER / name / "checkpoint-3")
+        after = trainer(f"after-{name}", "fromage", state=state)
+        try:
+            after.train(folder)
+        except ConfigError as error:
+            assert "exp_avg" in str(error) and "Fromage" in str(error), error
+        else:
+            raise AssertionError("another optimizer's state was taken")
+        after = trainer(f"after-{name}", "fromage", state=state)
+        after.train(folder, discard_optimizer_state=True)
+        assert after.state.global_step == STEPS
 
 
 def accelerate_loop_swaps_the_tensors() -> None:
@@ -139,6 +184,7 @@ def evaluate_before_train_is_refused() -> None:
 CHECKS = (
     trainer_shards_and_equals_ddp,
     trainer_resumes_with_the_same_bits,
+    another_optimizers_shards_are_refused_or_discarded,
     accelerate_loop_swaps_the_tensors,
     evaluate_before_train_is_refused,
 )

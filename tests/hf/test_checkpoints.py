@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer
 
 from hf_relopt import RelOptTrainer
-from hf_relopt.errors import FormatError
+from hf_relopt.errors import ConfigError, FormatError
 from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint, require_complete
 from tests.hf.tiny import arguments, gpt2, rows
 
@@ -53,6 +53,7 @@ DAMAGES = [
     ("optimizer.pt", cut, "optimizer.pt"),
     ("optimizer.pt", empty, "optimizer.pt"),
     ("scheduler.pt", cut, "scheduler.pt"),
+    ("rng_state.pth", cut, "rng_state.pth"),
 ]
 
 
@@ -132,3 +133,28 @@ def test_sharded_weights_are_whole_only_with_every_shard(run):
     assert find_fault(folder) is None
     shards[-1].unlink()
     assert find_fault(folder) is not None
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_from_adamw_to_ours_when_told_to_discard(optim, tmp_path, said):
+    """Weights and schedule go on; the state and the peak rate are our optimizer's own."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+    first = Trainer(
+        gpt2(),
+        arguments(tmp_path, optim="adamw_torch", max_steps=4, **saving),
+        train_dataset=rows(),
+    )
+    first.train()
+    folder = str(tmp_path / "checkpoint-2")
+    given = {"optim_args": "lr=0.01", "max_steps": 4, "logging_steps": 1}
+    args = arguments(tmp_path / "after", optim=optim, **given)
+    after = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
+    with pytest.raises(ConfigError, match="AdamW") as error:
+        after.train(folder)
+    assert optim in str(error.value).lower() and "discard_optimizer_state" in str(error.value)
+    after.train(folder, discard_optimizer_state=True)
+    assert after.state.global_step == 4
+    logged = [entry for entry in after.state.log_history if entry.get("step", 0) > 2]
+    rates = [entry["learning_rate"] for entry in logged if "loss" in entry]
+    assert rates == pytest.approx([0.01 * 1 / 4])  # in the last of four steps
+    assert {int(state["step"]) for state in after.optimizer.optimizer.state.values()} == {2}

@@ -1,0 +1,117 @@
+"""What ranks do in test_reshard: save after five steps, load on another number of them, go on.
+
+    reshard.py FOLDER ACTION...   with ACTION = save:LAYOUT:NAME or load:LAYOUT:NAME
+
+Gradients are given: the same whole ones for any number of ranks. After a load five steps follow,
+and rank 0 writes the whole weights to FOLDER/NAME-LAYOUT-RANKS.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hf_relopt import create_optimizer
+
+HALF = 5
+# Three rules in one optimizer; its state is empty but for scalars, one and two moments.
+OVERRIDES = {"0.*": {"rule": "madam"}, "4.weight": {"rule": "adamw", "lr": 1e-2}}
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    """Uneven rows, and a last layer with fewer rows than ranks."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 2)
+    model = nn.Sequential(*layers)
+    nn.init.zeros_(model[2].bias)
+    return model
+
+
+def make(layout: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model: nn.Module = net(seed)
+    if layout == "fsdp2":
+        fully_shard(model)
+        assert all(isinstance(param, DTensor) for param in model.parameters())
+    if layout == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    overrides = {f"*{name}": options for name, options in OVERRIDES.items()}
+    return model, create_optimizer(model, "fromage", 0.03, overrides=overrides)
+
+
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, first: int) -> None:
+    for step in range(first, first + HALF):
+        for index, param in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(100 * step + index)
+            grad = torch.randn(param.shape, generator=generator)
+            if isinstance(param, DTensor):
+                grad = distribute_tensor(grad, param.device_mesh, param.placements)
+            param.grad = grad
+        optimizer.step()
+
+
+def whole(model: nn.Module) -> list[torch.Tensor]:
+    params = [param.detach() for param in model.parameters()]
+    return [param.full_tensor() if isinstance(param, DTensor) else param for param in params]
+
+
+def unbroken() -> list[torch.Tensor]:
+    model, optimizer = make("plain", seed=0)
+    run(model, optimizer, 0)
+    run(model, optimizer, HALF)
+    return whole(model)
+
+
+def save(folder: Path, layout: str) -> None:
+    model, optimizer = make(layout, seed=0)
+    run(model, optimizer, 0)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+
+
+def load(folder: Path, layout: str, result: Path) -> None:
+    model, optimizer = make(layout, seed=1)
+    weights, state = get_state_dict(model, optimizer)
+    held = {"model": weights, "optimizer": state}
+    dcp.load(held, checkpoint_id=folder)
+    set_state_dict(
+        model, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"]
+    )
+    run(model, optimizer, HALF)
+    end = whole(model)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        torch.save(end, result)
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    # Of torch's own: saving without a process group, and its way to hold storages.
+    warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+    torch.set_num_threads(1)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    for action in sys.argv[2:]:
+        what, layout, name = action.split(":")
+        if what == "save":
+            save(folder / name, layout)
+        else:
+            load(folder / name, layout, folder / f"{name}-{layout}-{ranks}.pt")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

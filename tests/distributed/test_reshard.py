@@ -1,0 +1,56 @@
+"""A distributed checkpoint goes on alike on any number of ranks, under DDP, FSDP2 or alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import reshard
+from tests.distributed.test_sharded import HERE, ROOT, torchrun
+
+SCRIPT = HERE / "reshard.py"
+# saved a: by two ranks under FSDP2; b: by two under DDP; c: by a single process
+LAUNCHES = (
+    (2, "save:fsdp2:a", "save:ddp:b", "load:fsdp2:a", "load:ddp:a", "load:fsdp2:b"),
+    (1, "load:plain:a", "load:plain:b", "save:plain:c"),
+    (3, "load:fsdp2:a", "load:fsdp2:b", "load:fsdp2:c"),
+)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reshard")
+    for ranks, *actions in LAUNCHES:
+        if ranks > 1:
+            done = torchrun(ranks, SCRIPT, str(folder), *actions)
+        else:
+            done = subprocess.run(
+                [sys.executable, str(SCRIPT), str(folder), *actions],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=200,
+            )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    "end",
+    [
+        f"{name}-{layout}-{ranks}"
+        for ranks, *actions in LAUNCHES
+        for what, layout, name in (action.split(":") for action in actions)
+        if what == "load"
+    ],
+)
+def test_a_resharded_run_ends_where_an_unbroken_one_does(ends: Path, end: str) -> None:
+    found = torch.load(ends / f"{end}.pt", weights_only=True)
+    for index, (ours, theirs) in enumerate(zip(found, reshard.unbroken(), strict=True)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, msg=f"tensor {index}")
