@@ -228,3 +228,24 @@ def test_sharded_step_compares_both_layouts(tmp_path: Path) -> None:
     assert keys == {(name, layout) for name in names for layout in ("DDP", "FSDP2")}
     assert all(record["ms"] > 0 and record["key"]["ranks"] == 2 for record in found)
     assert "not a measurement" in (tmp_path / "result.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.dist
+def test_gpt2_trains_alike_in_both_layouts(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpt2_124m.py"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = ["--size", "tiny", "--steps", "4", "--out", str(tmp_path / "result")]
+    for layout, words in (("single", []), ("fsdp2", launch)):
+        done = subprocess.run(
+            [sys.executable, *words, str(script), *arguments, "--layout", layout],
+            env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+    single, fsdp2 = records(tmp_path / "result.jsonl")
+    assert fsdp2["ranks"] == 2
+    assert single["losses"] == pytest.approx(fsdp2["losses"], rel=1e-5)
+    assert single["losses"][-1] < single["losses"][0]
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
