@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from hf_relopt.hf.checkpoints import find_fault
 from tests.distributed import sharded
 
 HERE = Path(__file__).parent
@@ -58,3 +61,23 @@ def test_ranks_equal_one_process(ranks: int) -> None:
 def test_trainer_and_accelerate_over_fsdp2(tmp_path: Path) -> None:
     done = torchrun(2, HERE / "trainer_fsdp2.py", str(tmp_path))
     assert_done(done, 2, TRAINER_CHECKS)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_killed_in_a_step_and_in_a_save_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """A dead rank ends the others, and what a save left half-done is passed over."""
+    killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
+    run = killed / "run"
+    for how, left in (("step", ["checkpoint-2"]), ("save", ["checkpoint-2", "checkpoint-4"])):
+        began = time.monotonic()
+        assert torchrun(2, HERE / "killed.py", str(killed), how).returncode != 0
+        assert time.monotonic() - began < 100
+        assert sorted(folder.name for folder in run.iterdir()) == left
+    assert find_fault(run / "checkpoint-2") is None
+    assert find_fault(run / "checkpoint-4") is not None
+    for folder in (killed, unbroken):
+        done = torchrun(2, HERE / "killed.py", str(folder), "end")
+        assert done.returncode == 0, done.stderr
+    ends = [torch.load(folder / "end.pt", weights_only=True) for folder in (killed, unbroken)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
