@@ -1,0 +1,238 @@
+"""Questions whose answer is a span of a text: from the hub or SQuAD files, as tokens and back.
+
+A text that is too long for the model is cut into overlapping windows; each is a sample. Where a
+window does not hold the answer, the answer is its first token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from text_tables import check_is_text_file, load_hub_splits, read_table
+from transformers import PreTrainedTokenizerBase
+
+from hf_relopt.errors import ConfigError
+
+DEFAULT_DATASET = "rajpurkar/squad"
+COLUMNS = ("context", "question", "answers")
+# Of the logits at both ends; more change no answer that anyone would give.
+BEST_ENDS = 20
+
+
+@dataclass(frozen=True)
+class QuestionSource:
+    """Where questions come from. With nothing given: SQuAD 1.1 from the hub."""
+
+    _argument_group_name = f"Questions (default: {DEFAULT_DATASET} from the hub)"
+
+    dataset_name: str | None = field(default=None, metadata={"help": "a data set on the hub"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "SQuAD's .json, or a table with context, question and answers"},
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
+    )
+    max_length: int = field(
+        default=384, metadata={"help": "tokens of question and window together, at most"}
+    )
+    doc_stride: int = field(
+        default=128, metadata={"help": "tokens that two windows of a text share"}
+    )
+    max_answer_length: int = field(default=30, metadata={"help": "tokens of an answer at most"})
+    validation_share: float = field(
+        default=0.05, metadata={"help": "share split off where there is no validation data"}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "train on this many questions at most"}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "validate on this many questions at most"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name and (self.train_file or self.validation_file):
+            raise ConfigError("give either --dataset_name or --train_file, not both.")
+        if self.validation_file and not self.train_file:
+            raise ConfigError("--validation_file needs a --train_file to train on.")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(
+                f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
+                "0.05."
+            )
+        if not 0 <= self.doc_stride < self.max_length:
+            raise ConfigError(
+                f"doc_stride is {self.doc_stride}; it must lie between 0 and max_length, which is "
+                f"{self.max_length}."
+            )
+
+    @property
+    def hub_names(self) -> tuple[str, str | None] | None:
+        """The data set's name and configuration on the hub, if it comes from there."""
+        if self.train_file:
+            return None
+        return self.dataset_name or DEFAULT_DATASET, self.dataset_config_name
+
+    @property
+    def words(self) -> str:
+        """This source in a few words."""
+        return " ".join(filter(None, self.hub_names or (Path(self.train_file or "").name,)))
+
+
+def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
+    """Read "train" and "validation" with the columns context, question and answers.
+
+    ``answers`` holds lists ``text`` and ``answer_start`` (characters into the context).
+
+    Raises:
+        ConfigError: a missing or empty file, missing columns, a question without an answer.
+    """
+    if source.hub_names:
+        tables = load_hub_splits(*source.hub_names)
+    else:
+        tables = DatasetDict(train=_local(source.train_file))
+        if source.validation_file:
+            tables["validation"] = _local(source.validation_file)
+    if "validation" not in tables:
+        if len(tables["train"]) < 2:
+            raise ConfigError(f"{source.words} has one question; one is needed to validate on.")
+        share = max(1, round(len(tables["train"]) * source.validation_share))
+        parts = tables["train"].train_test_split(share, seed=seed)
+        tables = DatasetDict(train=parts["train"], validation=parts["test"])
+    for name, table in tables.items():
+        missing = [column for column in COLUMNS if column not in table.column_names]
+        if missing:
+            raise ConfigError(
+                f"{source.words} has no column {missing[0]!r}; its columns are "
+                f"{', '.join(table.column_names)}."
+            )
+        if any(not answers["text"] for answers in table["answers"]):
+            raise ConfigError(
+                f"the {name} data of {source.words} has questions without an answer, as SQuAD 2 "
+                "has; this recipe is for SQuAD 1.1."
+            )
+    return DatasetDict({name: table.select_columns(COLUMNS) for name, table in tables.items()})
+
+
+def _local(name: str | None) -> Dataset:
+    path = Path(name or "")
+    check_is_text_file(path)
+    if path.suffix.lower() == ".json":
+        rows = _squad_file(path)
+        if rows is not None:
+            return Dataset.from_list(rows)
+    return read_table(path)
+
+
+def _squad_file(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of a file in SQuAD's own nested form; None if it is something else."""
+    try:
+        nested = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # lines of JSON, perhaps
+    if not isinstance(nested, dict) or "data" not in nested:
+        return None
+    return [
+        {
+            "context": paragraph["context"],
+            "question": question["question"],
+            "answers": {
+                "text": [answer["text"] for answer in question["answers"]],
+                "answer_start": [answer["answer_start"] for answer in question["answers"]],
+            },
+        }
+        for article in nested["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    ]
+
+
+def encode(
+    questions: Dataset, tokenizer: PreTrainedTokenizerBase, source: QuestionSource
+) -> Dataset:
+    """Windows as samples: token ids, start_positions, end_positions, and the way back.
+
+    ``question_number`` is the row of ``questions``; ``spans`` are for each token its first and last
+    character in the context, or -1 for tokens of the question and special ones.
+    """
+
+    def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
+        windows = tokenizer(
+            [question.strip() for question in batch["question"]],
+            batch["context"],
+            truncation="only_second",
+            max_length=source.max_length,
+            stride=source.doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        belongs = windows.pop("overflow_to_sample_mapping")
+        offsets = windows.pop("offset_mapping")
+        result = {**windows, "question_number": [rows[number] for number in belongs]}
+        result["spans"] = [
+            [list(span) if part == 1 else [-1, -1] for span, part in zip(each, parts, strict=True)]
+            for each, parts in zip(
+                offsets, map(windows.sequence_ids, range(len(offsets))), strict=True
+            )
+        ]
+        ends = [
+            _positions(spans, batch["answers"][number])
+            for spans, number in zip(result["spans"], belongs, strict=True)
+        ]
+        result["start_positions"], result["end_positions"] = map(list, zip(*ends, strict=True))
+        return result
+
+    return questions.map(
+        encoded, batched=True, with_indices=True, remove_columns=questions.column_names
+    )
+
+
+def _positions(spans: list[list[int]], answers: dict[str, list[Any]]) -> tuple[int, int]:
+    """First and last token of the first answer; (0, 0) if the window does not hold all of it."""
+    start = answers["answer_start"][0]
+    end = start + len(answers["text"][0])
+    inside = [token for token, (first, last) in enumerate(spans) if first >= 0 and last > first]
+    if not inside or spans[inside[0]][0] > start or spans[inside[-1]][1] < end:
+        return 0, 0
+    first = max(token for token in inside if spans[token][0] <= start)
+    last = min(token for token in inside if spans[token][1] >= end)
+    return first, last
+
+
+def answers_of(
+    starts: np.ndarray,
+    ends: np.ndarray,
+    windows: Dataset,
+    contexts: Sequence[str],
+    max_answer_length: int,
+) -> list[str]:
+    """The likeliest span of every question over all of its windows.
+
+    Args:
+        starts, ends: logits, [windows, longest window]; what lies beyond a window is ignored.
+        windows: from :func:`encode`.
+        contexts: the text of each question.
+        max_answer_length: in tokens.
+    """
+    best = [(-np.inf, "")] * len(contexts)
+    for start, end, spans, number in zip(
+        starts, ends, windows["spans"], windows["question_number"], strict=True
+    ):
+        for first in np.argsort(-start[: len(spans)])[:BEST_ENDS]:
+            for last in np.argsort(-end[: len(spans)])[:BEST_ENDS]:
+                if not first <= last < first + max_answer_length:
+                    continue
+                if spans[first][0] < 0 or spans[last][0] < 0:
+                    continue
+                score = start[first] + end[last]
+                if score > best[number][0]:
+                    text = contexts[number][spans[first][0] : spans[last][1]]
+                    best[number] = (score, text)
+    return [text for _, text in best]
