@@ -48,7 +48,7 @@ def run(
         typer.Argument(metavar="CMD [ARGS]", show_default=False, help="A command and its options."),
     ],
 ) -> None:
-    r"""Run a command in which --optim fromage and --optim madam work.
+    """Run a command in which --optim fromage and --optim madam work.
 
     The script needs no change: every Python that the command starts, directly or through other
     programs, knows the two names as soon as it imports transformers' TrainingArguments. Options
@@ -65,7 +65,7 @@ def run(
     CMD is looked up as your shell does it. Its Python must have hf_relopt installed, and must
     not be started with -S, -E or -I, which switch off what this relies on (PYTHONPATH).
     The exit code is the command's own; 127: no such command; 126: it cannot be run.
-    """
+    """  # noqa: D301  click looks for the character itself, which a raw string does not hold
     raise typer.Exit(run_command(command))
 
 
