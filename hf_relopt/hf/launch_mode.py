@@ -15,6 +15,7 @@ from hf_relopt.hf import guards
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
 _SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
 _PREFIX = "parallelism_config_"
+_NAMES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _from_file(path: Path, source: str) -> _Said:
     count = getattr(config, "num_processes", None)
     return _Said(
         source=source,
-        kind=str(getattr(config.distributed_type, "value", config.distributed_type)),
+        # SageMaker's configurations are another class, without num_processes.
+        kind="of SageMaker" if count is None else config.distributed_type.value,
         # -1 is Accelerate's word for "given on the command line".
         processes=None if count is None or count == -1 else _count("num_processes", count),
         # `accelerate launch` puts fsdp_ in front of names that lack it.
@@ -160,6 +162,11 @@ def _from_variables(variables: Mapping[str, str], given: int | None) -> _Said:
 
 
 def _judge(said: _Said, given: int | None) -> Launch:
+    if said.kind not in ("NO", "FSDP", *_NAMES) and not said.kind.startswith("MULTI"):
+        raise ConfigError(
+            f"{said.source} has distributed_type {said.kind}, where hf_relopt was never tried. The "
+            f"doctor knows NO, the MULTI_ types, FSDP, {' and '.join(_NAMES)}."
+        )
     processes = given or (1 if said.kind == "NO" else said.processes)
     if processes is None:
         raise ConfigError(
@@ -191,20 +198,11 @@ def _judge(said: _Said, given: int | None) -> Launch:
 
 
 def _mode(said: _Said, processes: int, shard_ranks: int) -> str:
-    names = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
     if said.kind == "FSDP":
         if said.fsdp_version.strip() != "2":
             return "FSDP1"
         return "HSDP" if said.sizes.get("dp_replicate_size", 1) > 1 else "FSDP2"
-    if said.kind in names:
-        return names[said.kind]
-    if said.kind != "NO" and not said.kind.startswith("MULTI"):
-        raise ConfigError(
-            f"{said.source} has distributed_type {said.kind}, on which hf_relopt says nothing: it "
-            "was never tried there. The doctor knows NO, the MULTI_ types, FSDP, DEEPSPEED and "
-            "MEGATRON_LM."
-        )
-    return "one process" if processes == 1 else "DDP"
+    return _NAMES.get(said.kind) or ("one process" if processes == 1 else "DDP")
 
 
 def _parts(said: _Said, processes: int) -> tuple[int, int]:
