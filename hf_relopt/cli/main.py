@@ -48,7 +48,7 @@ def run(
         typer.Argument(metavar="CMD [ARGS]", show_default=False, help="A command and its options."),
     ],
 ) -> None:
-    r"""Run a command in which --optim fromage and --optim madam work.
+    """Run a command in which --optim fromage and --optim madam work.
 
     The script needs no change: every Python that the command starts, directly or through other
     programs, knows the two names as soon as it imports transformers' TrainingArguments. Options
@@ -65,8 +65,81 @@ def run(
     CMD is looked up as your shell does it. Its Python must have hf_relopt installed, and must
     not be started with -S, -E or -I, which switch off what this relies on (PYTHONPATH).
     The exit code is the command's own; 127: no such command; 126: it cannot be run.
-    """
+    """  # noqa: D301  click looks for the character itself, which a raw string does not hold
     raise typer.Exit(run_command(command))
+
+
+@app.command()
+def doctor(
+    accelerate: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerate",
+            metavar="NAME_OR_FILE",
+            help="An Accelerate configuration: a file that `accelerate config` wrote, or the name "
+            "of one that hf_relopt ships. Without it: the environment as it is.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME_OR_PATH",
+            help="A model's folder or its name on the hub. Only its config.json is read.",
+        ),
+    ] = None,
+    optim: Annotated[
+        str, typer.Option("--optim", metavar="NAME", help="fromage or madam.")
+    ] = "fromage",
+    optim_args: Annotated[
+        str | None,
+        typer.Option("--optim_args", metavar="TEXT", help="As in training: name=value,..."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, metavar="N", help="In place of num_processes."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="Of the weights: float32, bfloat16 or float16. Without it: what the model's "
+            "config.json says, or float32.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The facts as a JSON object.")] = False,
+) -> None:
+    """Say before a run whether it would be exact, what it would follow, and what it takes.
+
+    Nothing is trained and no weights are read or downloaded: a model of 7 billion parameters
+    costs seconds. Shows the verdict on the launch mode, the plan, the bytes per rank of weights,
+    gradients and optimizer state beside AdamW's, and known faults of what is installed.
+
+    \b
+    Examples:
+      hf-relopt doctor
+      hf-relopt doctor --accelerate fsdp2.yaml --processes 8
+      hf-relopt doctor --model MODEL --optim madam --optim_args "p_scale=5.0"
+      hf-relopt doctor --accelerate fsdp2.yaml --model MODEL --dtype bfloat16 --json
+
+    \b
+    The exit code is 0 if the launch mode is exact, 1 if training would refuse it, 2 for a mistake
+    in the options or in a file.
+    """  # noqa: D301
+    from hf_relopt.cli.doctor import run_doctor
+
+    raise typer.Exit(
+        run_doctor(
+            accelerate=accelerate,
+            model=model,
+            optim=optim,
+            optim_args=optim_args,
+            processes=processes,
+            dtype=dtype,
+            as_json=as_json,
+        )
+    )
 
 
 def main() -> None:

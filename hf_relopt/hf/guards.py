@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -50,8 +50,27 @@ def check_launch(model: nn.Module) -> None:
         _refuse_fsdp1(str(getattr(fsdp, "fsdp_version", 1)))
     kind = PartialState._shared_state.get("distributed_type")
     if kind == DistributedType.MEGATRON_LM:
-        raise UnsupportedSetup(f"Megatron-LM shards and fuses weights. {_INSTEAD}")
+        _refuse_megatron()
     check_model(model)
+
+
+def check_declared(kind: str, fsdp_version: str, deepspeed: dict[str, Any]) -> None:
+    """Refuse what a launcher's configuration says, before anything is launched.
+
+    Args:
+        kind: Accelerate's DistributedType, as written in its files: "FSDP", "MULTI_GPU", ...
+        fsdp_version: "1" or "2"; looked at for kind "FSDP".
+        deepspeed: DeepSpeed's own configuration; looked at for kind "DEEPSPEED".
+
+    Raises:
+        UnsupportedSetup: ZeRO stage 1 or more, DeepSpeed's own optimizer, FSDP1, or Megatron.
+    """
+    if kind == "DEEPSPEED":
+        _check_deepspeed_config(deepspeed)
+    if kind == "FSDP":
+        _refuse_fsdp1(fsdp_version)
+    if kind == "MEGATRON_LM":
+        _refuse_megatron()
 
 
 def check_model(model: nn.Module) -> None:
@@ -118,6 +137,10 @@ def _refuse_fsdp1(version: str) -> None:
         "FSDP1 flattens weights, so the norms of single tensors are lost and every step would be "
         f"silently wrong. {_INSTEAD}"
     )
+
+
+def _refuse_megatron() -> NoReturn:
+    raise UnsupportedSetup(f"Megatron-LM shards and fuses weights. {_INSTEAD}")
 
 
 def _fsdp_version(plugin_args: Any) -> str:

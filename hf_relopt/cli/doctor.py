@@ -1,0 +1,209 @@
+"""`hf-relopt doctor`: is a training exact, what would it follow, and does it fit; nothing runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hf_relopt.cli.doctor_report import lines
+
+if TYPE_CHECKING:
+    from hf_relopt.groups import Plan
+    from hf_relopt.hf.launch_mode import Launch
+    from hf_relopt.hf.optim_args import OptimArgs
+
+EXACT, REFUSED, USAGE = 0, 1, 2
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+Facts = dict[str, Any]
+
+
+def run_doctor(
+    *,
+    accelerate: str | None = None,
+    model: str | None = None,
+    optim: str = "fromage",
+    optim_args: str | None = None,
+    processes: int | None = None,
+    dtype: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Print what is found; arguments are the command's options.
+
+    Returns:
+        0 exact, 1 refused, 2 a mistake in the options or the files (one message on stderr).
+    """
+    from hf_relopt.errors import ConfigError
+
+    try:
+        facts = examine(accelerate, model, optim, optim_args, processes, dtype)
+    except ConfigError as error:
+        print(f"hf-relopt doctor: {error}", file=sys.stderr)
+        return USAGE
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))
+    return EXACT if facts["verdict"] == "exact" else REFUSED
+
+
+def examine(
+    accelerate: str | None,
+    model: str | None,
+    optim: str,
+    optim_args: str | None,
+    processes: int | None,
+    dtype: str | None,
+) -> Facts:
+    """All facts as one JSON object; its keys are in docs/doctor.md.
+
+    Raises:
+        ConfigError: an option or a file that cannot be used.
+    """
+    from hf_relopt.errors import ConfigError
+    from hf_relopt.hf import launch_mode
+    from hf_relopt.hf import optim_args as optim_args_text
+    from hf_relopt.optim.create import check_name
+
+    if dtype is not None and dtype not in ITEMSIZES:
+        raise ConfigError(f"--dtype is {dtype!r}; it takes {', '.join(ITEMSIZES)}.")
+    check_name(optim)
+    said = optim_args_text.parse(optim, optim_args)
+    if accelerate is None:
+        launch = launch_mode.from_environment(processes)
+    else:
+        launch = launch_mode.from_config(accelerate, processes)
+    notes = _launch_notes(launch)
+    facts: Facts = {
+        "verdict": "exact" if launch.refusal is None else "refused",
+        "reason": launch.refusal,
+        "launch": {
+            "source": launch.source,
+            "mode": launch.mode,
+            "processes": launch.processes,
+            "shard_ranks": launch.shard_ranks,
+            "tensor_parallel_ranks": launch.tensor_ranks,
+            "mixed_precision": launch.mixed_precision,
+            "use_cpu": launch.use_cpu,
+        },
+        "optim": optim,
+        "optim_args": optim_args or "",
+        "plan": None,
+        "memory": None,
+    }
+    if model is None:
+        facts["memory"] = _memory(optim, _dtype(launch, dtype, "float32", notes))
+    else:
+        _add_model(facts, model, said, launch, dtype, notes)
+    facts.update(_installation(launch))
+    return {**facts, "notes": notes}
+
+
+def _add_model(
+    facts: Facts, model: str, said: OptimArgs, launch: Launch, dtype: str | None, notes: list[str]
+) -> None:
+    from dataclasses import asdict
+
+    from hf_relopt.hf.meta_model import build_on_meta, dtype_of
+    from hf_relopt.optim.create import plan
+    from hf_relopt.optim.footprint import footprint
+
+    built = build_on_meta(model)
+    chosen = plan(built, facts["optim"], said.lr, overrides=said.overrides, **said.options)
+    facts["plan"] = _plan_facts(model, built, chosen, said.lr is None)
+    own = dtype_of(built)
+    if getattr(built.config, "quantization_config", None) is not None:
+        notes.append("The model's weights are quantised; these figures are those of whole weights.")
+    chosen_dtype = _dtype(launch, dtype, own if own in ITEMSIZES else "float32", notes)
+    itemsize = ITEMSIZES[chosen_dtype]
+    if launch.refusal is not None:
+        notes.append("The bytes per rank are those of DDP or one device: this launch is refused.")
+    taken = footprint(built.parameters(), chosen, itemsize=itemsize, ranks=launch.shard_ranks)
+    facts["memory"] = {**_memory(facts["optim"], chosen_dtype), "per_rank": asdict(taken)}
+
+
+def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
+    rows = [
+        {
+            "role": group["role"],
+            "rule": group["rule"],
+            "lr": float(group["lr"]),
+            "tensors": len(group["params"]),
+            "parameters": sum(param.numel() for _, param in group["params"]),
+            "first": group["params"][0][0],
+        }
+        for group in chosen.groups
+    ]
+    return {
+        "model": name,
+        "class": type(model).__name__,
+        "tensors": sum(row["tensors"] for row in rows),
+        "parameters": sum(row["parameters"] for row in rows),
+        "skipped": [entry.name for entry in chosen.skipped],
+        "groups": rows,
+        "lr_assumed": assumed,
+        "table": str(chosen),
+    }
+
+
+def _memory(optim: str, dtype: str) -> Facts:
+    """What one parameter takes, and one tensor beside that; no totals without a model."""
+    from hf_relopt.optim.footprint import STATE_BYTES
+    from hf_relopt.optim.rules import RULES
+
+    itemsize = ITEMSIZES[dtype]
+    rule = RULES[optim]
+    return {
+        "dtype": dtype,
+        "per_parameter": {
+            "weights": itemsize,
+            "gradients": itemsize,
+            "state": STATE_BYTES * len(rule.buffers),
+            "adamw_state": 2 * itemsize,
+        },
+        "per_tensor": {"state": STATE_BYTES * len(rule.scalars), "adamw_state": STATE_BYTES},
+        "per_rank": None,
+    }
+
+
+def _dtype(launch: Launch, given: str | None, own: str, notes: list[str]) -> str:
+    """The dtype that weights are trained in."""
+    dtype = given or own
+    upcast = launch.mode in ("FSDP2", "HSDP") and launch.mixed_precision != "no"
+    if upcast and dtype != "float32":
+        notes.append(
+            f"Weights are float32: under FSDP2 with mixed_precision {launch.mixed_precision} "
+            f"Accelerate makes {dtype} weights float32 before it shards them."
+        )
+        return "float32"
+    return dtype
+
+
+def _launch_notes(launch: Launch) -> list[str]:
+    from hf_relopt.hf import launch_mode
+
+    notes = []
+    unsaid = launch_mode.default_config() if launch.source == "environment" else None
+    if unsaid is not None:
+        notes.append(
+            f"`accelerate launch` without --config_file takes {unsaid}, which was not looked at. "
+            "Give it with --accelerate."
+        )
+    if launch.tensor_ranks > 1:
+        notes.append(
+            f"Tensor parallelism over {launch.tensor_ranks} ranks divides further what the model's "
+            "own tp_plan names; the bytes per rank leave that out, so they are an upper bound."
+        )
+    if launch.mode == "DeepSpeed" and launch.refusal is None:
+        notes.append("DeepSpeed with ZeRO stage 0 is not refused, and hardly tried.")
+    return notes
+
+
+def _installation(launch: Launch) -> Facts:
+    from dataclasses import asdict
+
+    import torch
+
+    from hf_relopt.hf.known_faults import installed, known_faults
+    from hf_relopt.hf.registration import SUPPORTED
+
+    versions = installed()
+    found = known_faults(versions, launch, SUPPORTED, torch.accelerator.is_available())
+    return {"versions": versions, "faults": [asdict(fault) for fault in found]}

@@ -1,0 +1,106 @@
+"""The doctor's facts as lines that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+from typing import Any
+
+WIDTH = 100
+NOT_SEEN = (
+    "Weights were not read. What they decide: the rate, if none is given ({lr}: 0.01 if all norm "
+    "gains are equal, as in a new model, 0.001 if training has moved them apart, 0.03 with LoRA "
+    "adapters), and which tensors are all zero and so start by min_scale."
+)
+
+
+def lines(facts: dict[str, Any]) -> Iterator[str]:
+    """The report: launch, plan, memory, versions, faults; facts as doctor.examine makes them."""
+    yield from _launch(facts)
+    if facts["plan"] is not None:
+        yield from ("", *_plan(facts["plan"]))
+    yield from ("", *_memory(facts))
+    yield from ("", *_versions(facts))
+
+
+def _launch(facts: dict[str, Any]) -> Iterator[str]:
+    launch = facts["launch"]
+    count = launch["processes"]
+    words = [launch["mode"]]
+    if launch["mode"] != "one process":
+        words.append(f"{count} process{'es' if count > 1 else ''}")
+    if launch["shard_ranks"] > 1:
+        words.append(f"each weight in {launch['shard_ranks']} parts")
+    yield from _table(
+        [
+            ("launch", f"{', '.join(words)} (from {launch['source']})"),
+            ("verdict", facts["verdict"]),
+        ]
+    )
+    for text in filter(None, (facts["reason"], *facts["notes"])):
+        yield from _paragraph(text)
+
+
+def _plan(plan: dict[str, Any]) -> Iterator[str]:
+    yield f"plan for {plan['model']} ({plan['class']})"
+    yield from plan["table"].splitlines()
+    lr = "assumed above" if plan["lr_assumed"] else "given here"
+    yield from _paragraph(NOT_SEEN.format(lr=lr))
+
+
+def _memory(facts: dict[str, Any]) -> Iterator[str]:
+    memory, optim = facts["memory"], facts["optim"]
+    rows = [
+        ("weights", "weights"),
+        ("gradients", "gradients"),
+        (f"state of {optim}", "state"),
+        ("state of torch's AdamW", "adamw_state"),
+    ]
+    each, extra, ranks = memory["per_parameter"], memory["per_tensor"], memory["per_rank"]
+    title = ("bytes", f"per parameter ({memory['dtype']})", "per tensor")
+    table = [(*title, "per rank") if ranks else title]
+    for words, key in rows:
+        row = (words, str(each[key]), str(extra.get(key, 0)))
+        table.append((*row, amount(ranks[key])) if ranks else row)
+    if ranks:
+        for words, key in ((optim, "state"), ("torch's AdamW", "adamw_state")):
+            total = ranks["weights"] + ranks["gradients"] + ranks[key]
+            table.append((f"all, with {words}", "", "", amount(total)))
+    yield from _table(table, numbers_from=1)
+    yield from _paragraph("Not counted: activations, buffers, and what a step needs for a moment.")
+
+
+def _versions(facts: dict[str, Any]) -> Iterator[str]:
+    found = facts["versions"]
+    yield from _table([(name, version or "not installed") for name, version in found.items()])
+    for fault in facts["faults"]:
+        if fault["status"] != "absent":
+            word = "mind" if fault["status"] == "present" else "known"
+            yield from _paragraph(f"{word}: {fault['package']}: {fault['what']} {fault['do']}")
+
+
+def amount(size: int) -> str:
+    """Bytes in the unit that fits, powers of 1000: "3.6 kB", "13.48 GB"."""
+    if size < 1000:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 999.995:
+            return f"{value:.2f} {unit}"
+    return f"{value / 1000:,.2f} TB"
+
+
+def _paragraph(text: str) -> Iterator[str]:
+    yield from wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+
+
+def _table(rows: Sequence[Sequence[str]], numbers_from: int = 99) -> Iterator[str]:
+    """Columns aligned; those from ``numbers_from`` on to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i >= numbers_from else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

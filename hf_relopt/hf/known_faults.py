@@ -1,0 +1,129 @@
+"""Versions that are installed, and what is known to go wrong with them."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from hf_relopt.hf.launch_mode import Launch
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "deepspeed", "peft", "trl")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One known fault.
+
+    Attributes:
+        id: a stable name.
+        package: whose it is.
+        status: "present" (mind it), "handled" (hf_relopt deals with it) or "absent" (not with
+            these versions and this launch mode).
+        what: what goes wrong.
+        do: what to do, or what hf_relopt does.
+    """
+
+    id: str
+    package: str
+    status: str
+    what: str
+    do: str
+
+
+def installed() -> dict[str, str | None]:
+    """Package -> its version, None if it is not installed; "python" comes first."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def known_faults(
+    versions: Mapping[str, str | None], launch: Launch, supported: str, accelerator_here: bool
+) -> list[Fault]:
+    """All known faults, each with whether it matters here.
+
+    Args:
+        versions: as from :func:`installed`.
+        launch: the launch mode; some faults need several processes.
+        supported: the transformers releases that registration knows, as "5.4 to 5.23".
+        accelerator_here: this machine has a GPU or the like.
+    """
+    oldest, newest = (_numbers(text) for text in supported.split(" to "))
+    transformers = _numbers(versions["transformers"])
+    sharded = launch.mode in ("FSDP2", "HSDP")
+    return [
+        Fault(
+            "python-too-old",
+            "python",
+            _present(_numbers(versions["python"]) < (3, 10)),
+            "hf_relopt needs Python 3.10 or newer.",
+            "Use a newer one.",
+        ),
+        Fault(
+            "torch-too-old",
+            "torch",
+            _present(_numbers(versions["torch"]) < (2, 6)),
+            "hf_relopt needs torch 2.6 or newer.",
+            "pip install 'torch>=2.6'.",
+        ),
+        Fault(
+            "transformers-untried",
+            "transformers",
+            _present(not oldest <= transformers <= newest),
+            f"--optim fromage and madam lean on insides of transformers {supported}.",
+            "Install one of these; if the insides have moved, training stops with a message.",
+        ),
+        Fault(
+            "accelerate-too-old",
+            "accelerate",
+            _present(_numbers(versions["accelerate"]) < (1, 15)),
+            "Before 1.15 it breaks tied embeddings with new torch and skips the float32 upcast.",
+            "pip install 'accelerate>=1.15'.",
+        ),
+        Fault(
+            "evaluate-before-train",
+            "transformers",
+            _present(launch.mode == "DDP"),
+            "evaluate() or predict() before train() leaves DDP out: processes train apart.",
+            "RelOptTrainer refuses this; in a stock Trainer use eval_on_start=True.",
+        ),
+        Fault(
+            "resume-half-written",
+            "transformers",
+            "handled",
+            "resume_from_checkpoint=True takes the newest checkpoint, even a broken one.",
+            "RelOptTrainer takes the last whole one; the stock Trainer does not.",
+        ),
+        Fault(
+            "full-state-dict-needs-a-dimension",
+            "torch",
+            "handled" if sharded else "absent",
+            "Loading full optimizer states needs a tensor with a dimension (pytorch#192225).",
+            "Fromage and Madam keep one.",
+        ),
+        Fault(
+            "no-sharding-on-a-cpu",
+            "accelerate",
+            _present(sharded and (launch.use_cpu or not accelerator_here)),
+            "On a CPU it does not shard: it falls back to DDP, or each process trains alone, "
+            "without a word.",
+            "Shard on accelerators only; on a CPU use DDP.",
+        ),
+    ]
+
+
+def _present(here: bool) -> str:
+    return "present" if here else "absent"
+
+
+def _numbers(text: str | None) -> tuple[int, int]:
+    """Major and minor version; those of a package that is not installed are far in the future."""
+    found = re.match(r"(\d+)\.(\d+)", text or "")
+    return (int(found[1]), int(found[2])) if found else (10**9, 0)
