@@ -35,7 +35,8 @@ def check_launch(model: nn.Module) -> None:
     """Refuse what Accelerate's state and the model show when the optimizer is made.
 
     Raises:
-        UnsupportedSetup: ZeRO stage 1 or more, FSDP1, or Megatron.
+        UnsupportedSetup: ZeRO stage 1 or more, FSDP1, Megatron, or several processes of which
+            each takes itself for the only one.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -51,6 +52,14 @@ def check_launch(model: nn.Module) -> None:
     kind = PartialState._shared_state.get("distributed_type")
     if kind == DistributedType.MEGATRON_LM:
         _refuse_megatron()
+    started = os.environ.get("WORLD_SIZE", "1")
+    known = PartialState._shared_state.get("num_processes")
+    if known == 1 and started.isdigit() and int(started) > 1:
+        raise UnsupportedSetup(
+            f"{started} processes were started, and Accelerate takes each for the only one: each "
+            "would train a model of its own. An FSDP configuration on a machine without an "
+            "accelerator does this. Use torchrun there, or a configuration of type MULTI_CPU (DDP)."
+        )
     check_model(model)
 
 

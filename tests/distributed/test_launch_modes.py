@@ -53,3 +53,32 @@ def test_data_parallel_equals_the_bare_model(optim):
     expected = launch_modes.whole_batch(optim, torch.float32)
     for param, alone in zip(model.parameters(), expected, strict=True):
         assert torch.equal(param, alone)
+
+
+@pytest.mark.dist
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, FSDP is FSDP")
+@pytest.mark.parametrize("trainer", ["Trainer", "RelOptTrainer"])
+def test_fsdp_without_an_accelerator_does_not_train_apart(trainer, tmp_path):
+    """Accelerate starts two processes for such a configuration and tells them of one."""
+    config, script = tmp_path / "fsdp.yaml", tmp_path / "script.py"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 2\n"
+        "num_machines: 1\nmachine_rank: 0\nmixed_precision: 'no'\nfsdp_config:\n"
+        "  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n"
+    )
+    script.write_text(
+        "from transformers import Trainer\nfrom hf_relopt import RelOptTrainer\n"
+        "from tests.hf.tiny import arguments, gpt2, rows\n"
+        f"args = arguments({str(tmp_path)!r}, optim='fromage', use_cpu=False)\n"
+        f"{trainer}(gpt2(), args, train_dataset=rows()).train()\nprint('trained')\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    done = subprocess.run(
+        [*launch, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "2 processes were started" in done.stderr, done.stdout + done.stderr
+    assert "trained" not in done.stdout and done.returncode != 0
