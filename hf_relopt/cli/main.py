@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.run import run_command
 
 # Plain text: examples must come out as they can be typed, in a log file as on a terminal.
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(recipes_app, name="recipes")
 
 
 def _show_version(wanted: bool) -> None:
@@ -48,7 +52,7 @@ def run(
         typer.Argument(metavar="CMD [ARGS]", show_default=False, help="A command and its options."),
     ],
 ) -> None:
-    r"""Run a command in which --optim fromage and --optim madam work.
+    """Run a command in which --optim fromage and --optim madam work.
 
     The script needs no change: every Python that the command starts, directly or through other
     programs, knows the two names as soon as it imports transformers' TrainingArguments. Options
@@ -65,7 +69,7 @@ def run(
     CMD is looked up as your shell does it. Its Python must have hf_relopt installed, and must
     not be started with -S, -E or -I, which switch off what this relies on (PYTHONPATH).
     The exit code is the command's own; 127: no such command; 126: it cannot be run.
-    """
+    """  # noqa: D301  (click wants the character itself)
     raise typer.Exit(run_command(command))
 
 
