@@ -126,7 +126,7 @@ def first_sentence(page: Path) -> str:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=4)
     if near:
         words = f"near: {', '.join(near)}"
     else:
