@@ -21,6 +21,7 @@ TRAINER_CHECKS = [
     "trainer_resumes_with_the_same_bits",
     "accelerate_loop_swaps_the_tensors",
     "evaluate_before_train_is_refused",
+    "recipe_trains_and_goes_on",
 ]
 
 
