@@ -86,10 +86,11 @@ def longest_block(source: ModelSource) -> int | None:
     """Tokens the model can take at once, at most LONGEST_BLOCK; None for the small GPT-2."""
     if source.is_small_gpt2:
         return None
-    return min(_positions(_named_config(source)), LONGEST_BLOCK)
+    return min(_positions(named_config(source)), LONGEST_BLOCK)
 
 
-def _named_config(source: ModelSource) -> PreTrainedConfig:
+def named_config(source: ModelSource) -> PreTrainedConfig:
+    """The shape of the model that was named, changes included; not for the small GPT-2."""
     if source.model_type:
         return _typed_config(source.model_type, source.config_overrides)
     name = source.model_name_or_path or source.config_name
@@ -99,11 +100,13 @@ def _named_config(source: ModelSource) -> PreTrainedConfig:
 
 
 def _typed_config(model_type: str, overrides: str | None) -> PreTrainedConfig:
-    with blamed_on(f"--model_type {model_type} is unknown", "Take one as in gpt2 or llama."):
-        config = _overridden(AutoConfig.for_model(model_type), overrides)
-        # Made with the changes, not changed afterwards: the size of a head and others follow.
-        names = [change.partition("=")[0].strip() for change in (overrides or "").split(",")]
-        changes = {name: getattr(config, name) for name in names if name}
+    with blamed_on(f"cannot take --model_type {model_type}", "Give one as in gpt2 or llama."):
+        config = AutoConfig.for_model(model_type)
+    # Made with the changes, not changed afterwards: the size of a head and others follow.
+    _overridden(config, overrides)
+    names = [change.partition("=")[0].strip() for change in (overrides or "").split(",")]
+    changes = {name: getattr(config, name) for name in names if name}
+    with blamed_on(f"config_overrides {overrides!r} cannot be used", "Check the shape."):
         return AutoConfig.for_model(model_type, **changes)
 
 
@@ -165,7 +168,7 @@ def _new_config(
         )
         config = _overridden(config, source.config_overrides)
     else:
-        config = _named_config(source)
+        config = named_config(source)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id

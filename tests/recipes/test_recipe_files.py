@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
-from causal_model import _named_config
+from causal_model import named_config
 from recipe_arguments import parse_recipe_arguments
 from run_folder import RunFolder
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -167,7 +167,7 @@ def test_siblings_differ_in_the_optimizer_alone(task):
 )
 def test_new_models_are_as_large_as_their_names_say(task, millions):
     _, (source, *_) = arguments(task + "/fromage")
-    config = _named_config(source)
+    config = named_config(source)
     config.vocab_size = 50257
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
