@@ -36,6 +36,9 @@ class ModelSource:
     config_name: str | None = field(
         default=None, metadata={"help": "new weights in the shape of this configuration"}
     )
+    model_type: str | None = field(
+        default=None, metadata={"help": "new weights of this architecture, as in llama"}
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": 'changes to the shape, as in "n_layer=4,n_embd=256"'}
     )
@@ -47,21 +50,27 @@ class ModelSource:
     )
 
     def __post_init__(self) -> None:
-        if self.model_name_or_path and (self.config_name or self.config_overrides):
+        shapes = self.config_name or self.model_type or self.config_overrides
+        if self.model_name_or_path and shapes:
             raise ConfigError(
-                "--config_name and --config_overrides shape new weights; with "
+                "--config_name, --model_type and --config_overrides shape new weights; with "
                 "--model_name_or_path the shape is that of the pretrained model."
+            )
+        if self.config_name and self.model_type:
+            raise ConfigError(
+                "give either --config_name or --model_type; a configuration names its type itself."
             )
 
     @property
     def is_small_gpt2(self) -> bool:
         """Whether no model and no configuration was named."""
-        return not (self.model_name_or_path or self.config_name)
+        return not (self.model_name_or_path or self.config_name or self.model_type)
 
     @property
     def words(self) -> str:
         """This model in a few words."""
-        return self.model_name_or_path or f"new weights, {self.config_name or 'GPT-2'}"
+        shape = self.config_name or self.model_type or "GPT-2"
+        return self.model_name_or_path or f"new weights, {shape}"
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
@@ -75,13 +84,40 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
 
 def longest_block(source: ModelSource) -> int | None:
     """Tokens the model can take at once, at most LONGEST_BLOCK; None for the small GPT-2."""
+    if source.is_small_gpt2:
+        return None
+    return min(_positions(named_config(source)), LONGEST_BLOCK)
+
+
+def named_config(source: ModelSource) -> PreTrainedConfig:
+    """The shape of the model that was named, changes included; not for the small GPT-2."""
+    if source.model_type:
+        return _typed_config(source.model_type, source.config_overrides)
     name = source.model_name_or_path or source.config_name
-    return None if name is None else min(_positions(_named_config(name)), LONGEST_BLOCK)
-
-
-def _named_config(name: str) -> PreTrainedConfig:
     with blamed_on(f"cannot load the model {name}", CHECK_NAME):
-        return AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+    return _overridden(config, source.config_overrides)
+
+
+def _typed_config(model_type: str, overrides: str | None) -> PreTrainedConfig:
+    with blamed_on(f"cannot take --model_type {model_type}", "Give one as in gpt2 or llama."):
+        config = AutoConfig.for_model(model_type)
+    # Made with the changes, not changed afterwards: the size of a head and others follow.
+    _overridden(config, overrides)
+    names = [change.partition("=")[0].strip() for change in (overrides or "").split(",")]
+    changes = {name: getattr(config, name) for name in names if name}
+    with blamed_on(f"config_overrides {overrides!r} cannot be used", "Check the shape."):
+        return AutoConfig.for_model(model_type, **changes)
+
+
+def _overridden(config: PreTrainedConfig, overrides: str | None) -> PreTrainedConfig:
+    if overrides:
+        with blamed_on(
+            f"config_overrides {overrides!r} cannot be used",
+            'Write name=value with commas, as in "n_layer=4,n_embd=256".',
+        ):
+            config.update_from_string(overrides)
+    return config
 
 
 def _positions(config: PreTrainedConfig) -> int:
@@ -110,7 +146,7 @@ def build_model(
             model.resize_token_embeddings(len(tokenizer))
     else:
         config = _new_config(source, tokenizer, block_size)
-        with blamed_on("cannot build the model", "Check --config_name and --config_overrides."):
+        with blamed_on("cannot build the model", "Check the shape that was asked for."):
             model = AutoModelForCausalLM.from_config(config)
     if block_size > _positions(model.config):
         raise ConfigError(
@@ -125,19 +161,14 @@ def build_model(
 def _new_config(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> PreTrainedConfig:
-    if source.config_name:
-        config = _named_config(source.config_name)
-    else:
+    if source.is_small_gpt2:
         # Dropout guards against seeing a text often; a first pass over it learns faster without.
         config = GPT2Config(
             **SMALL_GPT2, n_positions=block_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
         )
-    if source.config_overrides:
-        with blamed_on(
-            f"config_overrides {source.config_overrides!r} cannot be used",
-            'Write name=value with commas, as in "n_layer=4,n_embd=256".',
-        ):
-            config.update_from_string(source.config_overrides)
+        config = _overridden(config, source.config_overrides)
+    else:
+        config = named_config(source)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id

@@ -49,12 +49,15 @@ def require_same_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Raise a ConfigError if a weight has another shape, or if there are more or fewer of them."""
     here = model.state_dict()
     size = sum({weight.data_ptr(): weight.numel() for weight in here.values()}.values())
-    saved_size = 0
+    saved_size, counted = 0, set()
     for file in checkpoint.glob("model*.safetensors"):
         with safe_open(file, framework="pt") as saved:
             for name in saved.keys():  # noqa: SIM118  (not a dict)
                 shape = saved.get_slice(name).get_shape()
-                saved_size += math.prod(shape)
+                # Under FSDP2 a tied weight is saved once for each of its names.
+                place = here[name].data_ptr() if name in here else name
+                saved_size += 0 if place in counted else math.prod(shape)
+                counted.add(place)
                 # A name that is not here proves nothing: some models are saved under old names.
                 if name in here and shape != list(here[name].shape):
                     raise ConfigError(

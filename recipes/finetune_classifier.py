@@ -172,8 +172,8 @@ def finetune(request: ClassifierRequest, run: RecipeRun) -> None:
         compute_metrics=accuracy_of(load_metric("accuracy_and_f1", args)),
     )
     figures = train_and_measure(trainer)
-    if trainer.is_world_process_zero():
-        figures["sample"] = some_answers(trainer, tokenizer, names)
+    # On every rank: where weights are sharded, a forward pass needs all of them.
+    figures["sample"] = some_answers(trainer, tokenizer, names)
     finish(
         trainer,
         run.folder,

@@ -180,8 +180,8 @@ def pretrain(request: PretrainRequest, run: RecipeRun) -> None:
         compute_metrics=perplexity_of(load_metric("token_perplexity", args)),
     )
     figures = train_and_measure(trainer)
-    if trainer.is_world_process_zero():
-        figures["sample"] = write_sample(trainer, tokenizer, request)
+    # On every rank: where weights are sharded, a forward pass needs all of them.
+    figures["sample"] = write_sample(trainer, tokenizer, request)
     finish(
         trainer,
         run.folder,

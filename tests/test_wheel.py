@@ -59,7 +59,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         for path in (ROOT / "hf_relopt").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert package == sources
+    recipes = {
+        f"hf_relopt/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "recipes").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {Path(name).suffix for name in recipes} == {".py", ".yaml", ".sh", ".md"}
+    assert package == sources | recipes
     assert f"{metadata}/licenses/LICENSE" in names
     assert not [name for name in names if "test" in name.split("/")]
 
@@ -116,3 +122,18 @@ def test_console_script_works(installed, tmp_path):
     code = "import transformers.training_args as t; print(t.OptimizerNames('fromage').value)"
     done = _run(installed, tmp_path, script, "run", str(installed), "-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "fromage\n", "")
+
+
+def test_recipes_are_found_where_they_were_installed(installed, tmp_path):
+    script = str(installed.parent / "hf-relopt")
+    listed = _run(installed, tmp_path, script, "recipes", "list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    folder = Path(listed.stdout.splitlines()[-1].removeprefix("The files: "))
+    assert installed.parents[1].resolve() in folder.parents
+    shown = _run(installed, tmp_path, script, "recipes", "show", "pretrain-gpt2-124m/madam")
+    assert shown.stdout == (ROOT / "recipes/pretrain-gpt2-124m/madam.yaml").read_text()
+    # The script starts from there as well; what it does is tested elsewhere.
+    command = [str(installed), str(folder / "pretrain_clm.py"), "--train_file", "missing.txt"]
+    done = _run(installed, tmp_path, *command)
+    assert done.returncode == 2
+    assert "pretrain_clm.py: error: " in done.stderr and "missing.txt" in done.stderr

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.run import run_command
 
 # Plain text: examples must come out as they can be typed, in a log file as on a terminal.
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(recipes_app, name="recipes")
 
 
 def _show_version(wanted: bool) -> None:

@@ -319,7 +319,8 @@ def test_without_exec_a_killed_child_gives_the_shell_s_code():
 
 def test_help_shows_how_to_use_it(environment):
     for arguments, words in (
-        (["--help"], ["run", "Fromage and Madam"]),
+        (["--help"], ["run", "recipes", "Fromage and Madam"]),
+        (["recipes", "run", "--help"], ["hf-relopt recipes run pretrain", "--accelerate"]),
         (["run", "--help"], ["hf-relopt run python", "torchrun", "accelerate launch", "trl sft"]),
     ):
         done = subprocess.run([*MAIN, *arguments], env=environment, capture_output=True, text=True)
@@ -327,6 +328,7 @@ def test_help_shows_how_to_use_it(environment):
         for word in words:
             assert word in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 100
+        assert "\\b" not in done.stdout and "python train.py hf-relopt" not in done.stdout
 
 
 def test_start_up_costs_next_to_nothing(run, environment):

@@ -25,6 +25,7 @@ TRAINER_CHECKS = [
     "another_optimizers_shards_are_refused_or_discarded",
     "accelerate_loop_swaps_the_tensors",
     "evaluate_before_train_is_refused",
+    "recipe_trains_and_goes_on",
 ]
 
 

@@ -6,6 +6,7 @@ everything after it is Accelerate's and Transformers' own: the tensors are DTens
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -181,12 +182,58 @@ def evaluate_before_train_is_refused() -> None:
     trainer("eval-on-start", "fromage", fsdp=False, eval_on_start=True, data=rows(8)).train()
 
 
+def recipe_trains_and_goes_on() -> None:
+    """A sample needs every rank, and a tied weight is saved under each of its names."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+    import pretrain_clm
+    import training_session
+    from run_folder import RunFolder
+
+    class Sharding(RelOptTrainer):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            shard_from_now_on()
+            os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # as in recipes/accelerate/
+            super().__init__(*given, **named)
+            assert self.is_fsdp_enabled
+
+    training_session.RelOptTrainer = Sharding
+    stop_sharding()
+    PartialState(cpu=True)
+    leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
+    text, folder = FOLDER / "text.txt", FOLDER / "recipe"
+    if dist.get_rank() == 0:
+        text.write_text("".join(f"one cat sees {row % 7} birds\n" for row in range(400)))
+    dist.barrier()
+    words = "--vocab_size 270 --block_size 16 --config_overrides n_layer=1,n_embd=16,n_head=2"
+    words += " --max_steps 4 --save_steps 2 --eval_steps 4 --max_eval_samples 4 --use_cpu"
+    command = [*words.split(), "--train_file", str(text), "--output_dir", str(folder)]
+    stop_sharding()
+    pretrain_clm.main(command)
+    assert RunFolder(folder).record["sample"]
+    unbroken = (folder / "model.safetensors").read_bytes()
+    dist.barrier()
+    if dist.get_rank() == 0:  # as if killed after step 2
+        record = RunFolder(folder).record
+        for entry in ("finished", "after", "steps", "seconds", "sample", "hints"):
+            del record[entry]
+        (folder / "run.json").write_text(json.dumps(record))
+        (folder / "checkpoint-4" / "trainer_state.json").unlink()
+        (folder / "model.safetensors").unlink()
+    dist.barrier()
+    stop_sharding()
+    pretrain_clm.main(command)
+    dist.barrier()
+    assert (folder / "model.safetensors").read_bytes() == unbroken
+    dist.destroy_process_group = leave
+
+
 CHECKS = (
     trainer_shards_and_equals_ddp,
     trainer_resumes_with_the_same_bits,
     another_optimizers_shards_are_refused_or_discarded,
     accelerate_loop_swaps_the_tensors,
     evaluate_before_train_is_refused,
+    recipe_trains_and_goes_on,
 )
 
 

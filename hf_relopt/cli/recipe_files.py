@@ -1,0 +1,134 @@
+"""Where the recipes lie, what they are called, and which file a name means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_relopt.errors import ConfigError
+
+ACCELERATE = "accelerate"
+OPTIMIZERS = ("fromage", "madam", "adamw")  # the siblings; the first is meant where none is named
+# Which script a recipe's arguments are for: by the task with which its folder's name begins.
+SCRIPTS = {
+    "pretrain-": "pretrain_clm.py",
+    "continue-pretraining-": "pretrain_clm.py",
+    "finetune-classifier-": "finetune_classifier.py",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run as it is written down: a script, and the file of its arguments."""
+
+    name: str
+    script: Path
+    arguments: Path
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes: inside the installed package, or beside it in a clone.
+
+    Raises:
+        ConfigError: if neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if (folder / ACCELERATE).is_dir():
+            return folder
+    raise ConfigError(
+        f"there are no recipes in {package} or beside it. Install hf_relopt again, or work in a "
+        "clone of its repository."
+    )
+
+
+def task_names() -> list[str]:
+    """Names of the folders, each a task with a model."""
+    return sorted(path.parent.name for path in recipes_folder().glob(f"*/{OPTIMIZERS[0]}.yaml"))
+
+
+def recipe_names() -> list[str]:
+    """Names of all runs, as in pretrain-gpt2-124m/fromage."""
+    folder = recipes_folder()
+    return [
+        f"{task}/{optimizer}"
+        for task in task_names()
+        for optimizer in OPTIMIZERS
+        if (folder / task / f"{optimizer}.yaml").is_file()
+    ]
+
+
+def accelerate_names() -> list[str]:
+    """Names of Accelerate's configurations, as in fsdp2."""
+    return sorted(path.stem for path in (recipes_folder() / ACCELERATE).glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name; a task alone means its first optimizer.
+
+    Raises:
+        ConfigError: there is none; the message lists the near ones.
+    """
+    wanted = name.strip("/")
+    if wanted in task_names():
+        wanted = f"{wanted}/{OPTIMIZERS[0]}"
+    names = recipe_names()
+    if wanted not in names:
+        raise ConfigError(_unknown("recipe", name, (*task_names(), *names)))
+    folder = recipes_folder()
+    script = next(script for task, script in SCRIPTS.items() if wanted.startswith(task))
+    return Recipe(wanted, folder / script, folder / f"{wanted}.yaml")
+
+
+def find_accelerate(name_or_file: str) -> Path:
+    """Accelerate's configuration of this name, or the file itself.
+
+    Raises:
+        ConfigError: neither a name nor a file.
+    """
+    if name_or_file in accelerate_names():
+        return recipes_folder() / ACCELERATE / f"{name_or_file}.yaml"
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    raise ConfigError(_unknown("configuration or file", name_or_file, accelerate_names()))
+
+
+def find_page(name: str) -> Path:
+    """The file that `recipes show` prints: a recipe, a task's README, something for Accelerate.
+
+    Raises:
+        ConfigError: nothing has this name; the message lists the near ones.
+    """
+    folder, wanted = recipes_folder(), name.strip("/")
+    pages = {task: folder / task / "README.md" for task in task_names()}
+    pages |= {recipe: folder / f"{recipe}.yaml" for recipe in recipe_names()}
+    for path in sorted((folder / ACCELERATE).iterdir()):
+        pages |= {path.stem: path, f"{ACCELERATE}/{path.stem}": path}
+    if wanted not in pages:
+        raise ConfigError(_unknown("recipe", name, pages))
+    return pages[wanted]
+
+
+def first_sentence(page: Path) -> str:
+    """What a file says of itself: the heading of a README, the first sentence of a comment."""
+    lines = page.read_text("utf-8").splitlines()
+    if page.suffix == ".md":
+        return lines[0].lstrip("# ")
+    words = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        words.append(line.lstrip("# "))
+    return " ".join(words).partition(". ")[0].partition(": ")[0].rstrip(".")
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=4)
+    if near:
+        words = f"near: {', '.join(near)}"
+    else:
+        words = f"there are {', '.join(each for each in names if '/' not in each)}"
+    return f"there is no {kind} {name!r}; {words}. `hf-relopt recipes list` shows all."

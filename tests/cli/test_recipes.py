@@ -1,0 +1,187 @@
+"""`hf-relopt recipes`: what is listed and shown, what is launched, and what is no name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hf_relopt.cli import recipe_files
+from hf_relopt.cli.main import app
+from hf_relopt.cli.recipe_command import launch_command
+from hf_relopt.cli.recipe_files import (
+    accelerate_names,
+    find_accelerate,
+    find_recipe,
+    recipe_names,
+    recipes_folder,
+    task_names,
+)
+from hf_relopt.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "recipes"
+
+
+def call(*words: str):
+    return CliRunner().invoke(app, ["recipes", *words])
+
+
+def flags_of(command: list[str]) -> dict[str, list[str]]:
+    """What the script gets, by flag; the last of two counts, as it does for argparse."""
+    script = next(place for place, word in enumerate(command) if word.endswith(".py"))
+    flags: dict[str, list[str]] = {}
+    for word in command[script + 1 :]:
+        if word.startswith("--"):
+            name = word[2:]
+            flags[name] = []
+        else:
+            flags[name].append(word)
+    return flags
+
+
+def test_in_a_clone_the_folder_is_the_clone_s():
+    assert recipes_folder() == RECIPES
+
+
+def test_the_folder_in_the_package_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_files, "__file__", str(tmp_path / "pkg" / "cli" / "recipe_files.py"))
+    with pytest.raises(ConfigError, match="no recipes in"):
+        recipes_folder()
+    (tmp_path / "recipes" / "accelerate").mkdir(parents=True)
+    assert recipes_folder() == tmp_path / "recipes"
+    (tmp_path / "pkg" / "recipes" / "accelerate").mkdir(parents=True)
+    assert recipes_folder() == tmp_path / "pkg" / "recipes"
+
+
+def test_list_names_everything_there_is():
+    done = call("list")
+    assert done.exit_code == 0
+    for name in (*recipe_names(), *task_names(), *accelerate_names(), "slurm"):
+        assert name in done.output
+    assert len(recipe_names()) == 3 * len(task_names()) == 12
+    assert max(map(len, done.output.splitlines())) <= 110
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("pretrain-gpt2-124m", "pretrain-gpt2-124m/README.md"),
+        ("pretrain-gpt2-124m/madam", "pretrain-gpt2-124m/madam.yaml"),
+        ("fsdp2", "accelerate/fsdp2.yaml"),
+        ("accelerate/fsdp2", "accelerate/fsdp2.yaml"),
+        ("slurm", "accelerate/slurm.sh"),
+    ],
+)
+def test_show_prints_the_file_as_it_is(name, file):
+    done = call("show", name)
+    assert (done.exit_code, done.output) == (0, (RECIPES / file).read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["show", "fsdp"], "near: fsdp2"),
+        (["show", "quux"], "there are continue-pretraining-gpt2, finetune-classifier-minilm"),
+        (["run", "pretrain-gpt2-124/madam"], "pretrain-gpt2-124m/madam"),
+        (["run", "pretrain-gpt2-124m", "--accelerate", "fsdp1"], "near: fsdp2"),
+        (["run", "pretrain-gpt2-124m", "--accelerate", "missing.yaml"], "there are cpu, ddp"),
+        (["run", "pretrain-gpt2-124m", "max_steps", "--seed", "1"], "'max_steps' is no flag"),
+    ],
+)
+def test_what_is_no_name_is_one_message_and_code_2(words, near):
+    done = call(*words)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hf-relopt: ") and near in line
+
+
+def test_a_task_alone_means_fromage():
+    assert find_recipe("pretrain-gpt2-124m") == find_recipe("pretrain-gpt2-124m/fromage")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_command_says_all_that_the_file_says(name):
+    recipe = find_recipe(name)
+    command = launch_command(recipe, find_accelerate("ddp"), [])
+    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert command[3:5] == ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml")]
+    assert command[5] == str(recipe.script) and recipe.script.is_file()
+    written = yaml.safe_load(recipe.arguments.read_text())
+    assert flags_of(command) == {key: [str(value)] for key, value in written.items()}
+
+
+def test_overrides_win_and_launcher_flags_go_to_the_launcher():
+    recipe = find_recipe("pretrain-gpt2-124m/madam")
+    words = ["--learning_rate", "0.01", "--num_processes", "8", "--seed=3", "--eval-steps", "7"]
+    command = launch_command(recipe, None, [*words, "--gpu_ids=0,1"])
+    script = command.index(str(recipe.script))
+    assert command[3:script] == ["--num_processes", "8", "--gpu_ids=0,1"]
+    flags = flags_of(command)
+    assert flags["learning_rate"] == ["0.01"]
+    assert flags["eval-steps"] == ["7"] and "eval_steps" not in flags
+    assert command[-5:] == ["--learning_rate", "0.01", "--seed=3", "--eval-steps", "7"]
+
+
+@pytest.mark.parametrize(
+    ("words", "gone", "kept"),
+    [
+        ("--train_file t.txt", {"dataset_name", "dataset_config_name"}, {"tokenizer_name"}),
+        ("--dataset_name a/b", {"dataset_config_name"}, {"dataset_name"}),
+        ("--num_train_epochs 1", {"max_steps"}, {"num_train_epochs"}),
+        (
+            "--model_name_or_path here",
+            {"model_type", "config_overrides", "tokenizer_name"},
+            {"block_size"},
+        ),
+        ("--model_type llama", {"config_overrides"}, {"model_type", "tokenizer_name"}),
+    ],
+)
+def test_what_contradicts_an_override_gives_way(words, gone, kept):
+    flags = flags_of(launch_command(find_recipe("pretrain-gpt2-124m"), None, words.split()))
+    assert not gone & flags.keys()
+    assert kept <= flags.keys()
+
+
+def test_slurm_script_starts_one_launcher_per_machine(tmp_path):
+    """Slurm's two commands and ours are stand-ins; bash runs the script itself."""
+    stand_ins = {
+        "srun": 'while [[ $1 == --* ]]; do shift; done\nfor id in 0 1; do SLURM_NODEID=$id "$@"; '
+        "done",
+        "scontrol": 'test "$*" = "show hostnames n[7-8]" && printf "n7\\nn8\\n"',
+        "hf-relopt": 'echo "$@"',
+    }
+    for name, body in stand_ins.items():
+        path = tmp_path / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    slurm = {"NNODES": "2", "JOB_ID": "41234", "JOB_NODELIST": "n[7-8]", "GPUS_ON_NODE": "4"}
+    done = subprocess.run(
+        ["bash", RECIPES / "accelerate" / "slurm.sh", "--max_steps", "7"],
+        env={
+            "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]),
+            **{f"SLURM_{name}": value for name, value in slurm.items()},
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "recipes run pretrain-gpt2-124m/fromage --accelerate multi-node --num_machines 2 "
+        f"--num_processes 8 --machine_rank {rank} --main_process_ip n7 --main_process_port 21234 "
+        "--max_steps 7"
+        for rank in (0, 1)
+    ]
+
+
+def test_slurm_s_own_lines_come_before_the_first_command():
+    lines = (RECIPES / "accelerate" / "slurm.sh").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line and line[0] != "#")
+    assert not [line for line in lines[first:] if line.startswith("#SBATCH")]
+    assert len([line for line in lines if line.startswith("# Name ")]) == 2
