@@ -7,6 +7,7 @@ from run_folder import RunFolder
 
 FILES = (
     ("model", "model.safetensors"),
+    ("adapter", "adapter_model.safetensors"),
     ("card", "README.md"),
     ("loss curve", "loss_curve.png"),
     ("history", "trainer_state.json"),

@@ -47,7 +47,11 @@ def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
 
 
 def make_trainer(
-    args: TrainingArguments, unit: str, units_per_sample: int, **parts: Any
+    args: TrainingArguments,
+    unit: str,
+    units_per_sample: int,
+    kind: type[Trainer] = RelOptTrainer,
+    **parts: Any,
 ) -> Trainer:
     """A RelOptTrainer that prints readable lines.
 
@@ -55,9 +59,10 @@ def make_trainer(
         args: the training arguments.
         unit: what is counted per second, as in "tokens".
         units_per_sample: how many of them are in one training sample.
+        kind: a Trainer with RelOptMixin.
         parts: the rest of Trainer's arguments.
     """
-    trainer = RelOptTrainer(args=args, **parts)
+    trainer = kind(args=args, **parts)
     samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -16,6 +16,8 @@ SCRIPTS = {
     "pretrain-": "pretrain_clm.py",
     "continue-pretraining-": "pretrain_clm.py",
     "finetune-classifier-": "finetune_classifier.py",
+    "finetune-squad-": "finetune_squad.py",
+    "sft-": "sft_chat.py",
 }
 
 

@@ -102,7 +102,9 @@ class RelOptMixin:
             language, details: as for Trainer, or fields of hf.model_card.CardDetails.
         """
         if unwrapped(self.optimizer) is None:  # type: ignore[attr-defined]
-            super().create_model_card(language, **details)  # type: ignore[misc]
+            # By name: TRL's trainers have other arguments, in another order.
+            said = {} if language is None else {"language": language}
+            super().create_model_card(**said, **details)  # type: ignore[misc]
         elif self.is_world_process_zero():  # type: ignore[attr-defined]
             write_model_card(self, language=language, **details)
 

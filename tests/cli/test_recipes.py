@@ -64,7 +64,7 @@ def test_list_names_everything_there_is():
     assert done.exit_code == 0
     for name in (*recipe_names(), *task_names(), *accelerate_names(), "slurm"):
         assert name in done.output
-    assert len(recipe_names()) == 3 * len(task_names()) == 12
+    assert len(recipe_names()) == 3 * len(task_names()) == 21
     assert max(map(len, done.output.splitlines())) <= 110
 
 

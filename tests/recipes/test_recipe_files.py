@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import finetune_classifier
+import finetune_squad
 import pretrain_clm
 import pytest
+import sft_chat
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -18,6 +21,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from causal_model import named_config
 from recipe_arguments import parse_recipe_arguments
+from recipe_run import RunArguments
 from run_folder import RunFolder
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -26,7 +30,32 @@ from hf_relopt.cli.recipe_files import accelerate_names, find_accelerate, find_r
 from hf_relopt.hf.guards import check_arguments
 from tests.recipes.recipe_calls import ROOT, as_arguments
 
-MAINS = {"pretrain_clm.py": pretrain_clm.main, "finetune_classifier.py": finetune_classifier.main}
+MAINS = {
+    "pretrain_clm.py": pretrain_clm.main,
+    "finetune_classifier.py": finetune_classifier.main,
+    "finetune_squad.py": finetune_squad.main,
+    "sft_chat.py": sft_chat.main,
+}
+PARTS = {
+    "finetune_classifier.py": (
+        finetune_classifier,
+        finetune_classifier.ClassifierArguments,
+        finetune_classifier.LabelledSource,
+        TrainingArguments,
+    ),
+    "finetune_squad.py": (
+        finetune_squad,
+        finetune_squad.ModelArguments,
+        finetune_squad.QuestionSource,
+        TrainingArguments,
+    ),
+    "sft_chat.py": (
+        sft_chat,
+        sft_chat.ChatModelArguments,
+        sft_chat.ChatSource,
+        sft_chat.SFTConfig,
+    ),
+}
 KINDS = {
     DistributedType.NO: {"single", "cpu"},
     DistributedType.MULTI_GPU: {"ddp", "multi-node"},
@@ -52,15 +81,10 @@ def arguments(name: str) -> tuple[dict[str, object], tuple[object, ...]]:
         request, given = pretrain_clm.read_request([str(recipe.arguments)])
         parts = (request.model, request.text, request.blocks, request.run, request.args)
     else:
-        kinds = (
-            finetune_classifier.ClassifierArguments,
-            finetune_classifier.LabelledSource,
-            finetune_classifier.RunArguments,
-            TrainingArguments,
-        )
+        module, model, source, training = PARTS[recipe.script.name]
         parts, given = parse_recipe_arguments(
-            kinds,
-            defaults=finetune_classifier.DEFAULTS,
+            (model, source, RunArguments, training),
+            defaults={**module.DEFAULTS, "bf16": False},
             about="",
             argv=[str(recipe.arguments)],
         )
@@ -74,6 +98,15 @@ def launched(name: str, *flags: str):
     args = launch_command_parser().parse_args([*words, *flags, "script.py"])
     args, defaults, _ = _validate_launch_command(args)
     return args, defaults
+
+
+# Of TRL and PEFT: see test_sft_chat.py.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
 
 
 @pytest.mark.parametrize("name", accelerate_names())
@@ -187,6 +220,24 @@ def tiny_gpt2(tmp_path_factory, tiny_text) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny_answers(tmp_path_factory) -> Path:
+    """Questions whose answer is in the text, which are prompts with a completion as well."""
+    path = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    rows = [
+        {
+            "context": f"the cat is grey {number}",
+            "question": "what is grey?",
+            "answers": {"text": ["cat"], "answer_start": [4]},
+            "prompt": "what is grey?",
+            "completion": f" the cat {number}",
+        }
+        for number in range(24)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
 def script_arguments(name: str, changes: dict[str, object]) -> list[str]:
     """What `hf-relopt recipes run NAME --changes` hands to the script."""
     recipe = find_recipe(name)
@@ -213,10 +264,19 @@ def script_arguments(name: str, changes: dict[str, object]) -> list[str]:
         "finetune-classifier-minilm/fromage",
         "finetune-classifier-minilm/madam",
         "finetune-classifier-minilm/adamw",
+        "finetune-squad-bert/fromage",
+        "finetune-squad-bert/madam",
+        "finetune-squad-bert/adamw",
+        "sft-chat-qwen/fromage",
+        "sft-chat-qwen/madam",
+        "sft-chat-qwen/adamw",
+        "sft-chat-qwen-lora/fromage",
+        "sft-chat-qwen-lora/madam",
+        "sft-chat-qwen-lora/adamw",
     ],
 )
 def test_recipe_trains_two_steps(
-    name, tmp_path, tiny_text, tiny_table, tiny_classifier, tiny_gpt2, capsys
+    name, tmp_path, tiny_text, tiny_table, tiny_classifier, tiny_gpt2, tiny_answers, capsys
 ):
     task = name.partition("/")[0]
     changes = {**SHORT, "output_dir": tmp_path / "run"}
@@ -225,6 +285,12 @@ def test_recipe_trains_two_steps(
         changes |= {"tokenizer_name": tiny_gpt2}
     elif task.startswith("continue"):
         changes |= {"train_file": tiny_text, "model_name_or_path": tiny_gpt2, "block_size": 16}
+    elif task.startswith("finetune-squad"):
+        changes |= {"train_file": tiny_answers, "model_name_or_path": tiny_classifier}
+        changes |= {"max_length": 32, "doc_stride": 8, "validation_share": 0.25}
+    elif task.startswith("sft"):
+        changes |= {"train_file": tiny_answers, "model_name_or_path": tiny_gpt2, "bf16": False}
+        changes |= {"max_length": 16, "gradient_checkpointing": False, "validation_share": 0.25}
     else:
         changes |= {"train_file": tiny_table, "model_name_or_path": tiny_classifier}
     MAINS[find_recipe(name).script.name](script_arguments(name, changes))

@@ -1,0 +1,164 @@
+"""recipes/sft_chat.py: two real steps of TRL's SFTTrainer on a tiny chat model, with LoRA too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from run_folder import RunFolder
+from transformers import AutoModelForCausalLM
+
+from tests.recipes.recipe_calls import as_arguments, start
+
+pytest.importorskip("trl")
+from sft_chat import main
+
+# SFTConfig's default for gradient_checkpointing is not None: TRL's own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),
+    # PEFT and TRL still use the older name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+    # GPT-2 has Conv1D where others have Linear; PEFT sets its option right and says so.
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
+    """A saved GPT-2 of one layer with a tokenizer that has a chat template."""
+    import torch
+    from datasets import Dataset
+    from token_blocks import learn_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("chat")
+    texts = Dataset.from_dict({"text": tiny_text.read_text().splitlines()})
+    tokenizer = learn_tokenizer(texts, 300)
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(form: str) -> list[dict]:
+    pairs = [(f"cat {number}?", f"grey cat {number % 5}.") for number in range(24)]
+    if form == "text":
+        return [{"text": f"{asked} {said}"} for asked, said in pairs]
+    if form == "prompt":
+        return [{"prompt": asked, "completion": f" {said}"} for asked, said in pairs]
+    roles = ("user", "assistant")
+    return [
+        {"messages": [{"role": r, "content": c} for r, c in zip(roles, pair, strict=True)]}
+        for pair in pairs
+    ]
+
+
+@pytest.fixture(scope="module", params=["messages", "prompt", "text"])
+def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / f"{request.param}.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows(request.param))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows("messages"))))
+    return path
+
+
+def tiny(data: Path, model: Path, output: Path, **more: object) -> list[str]:
+    flags = {
+        "train_file": data, "model_name_or_path": model, "output_dir": output,
+        "per_device_train_batch_size": 2, "max_steps": 2, "logging_steps": 1, "eval_steps": 2,
+        "save_steps": 2, "validation_share": 0.25, "max_length": 32, "use_cpu": True,
+        "bf16": False, "gradient_checkpointing": False, **more,
+    }  # fmt: skip
+    return as_arguments(flags)
+
+
+def test_two_real_steps_on_each_form_of_data(table: Path, chat_model: Path, tmp_path: Path) -> None:
+    main(tiny(table, chat_model, tmp_path / "run"))
+    record = RunFolder(tmp_path / "run").record
+    assert record["finished"] and record["steps"] == 2
+    assert record["after"]["eval_loss"] < record["before"]["eval_loss"]
+    assert bool(record["sample"]) == (table.name != "text.jsonl")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert "fromage" in card.content.lower()
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_lora_trains_the_adapters_alone_and_goes_on(
+    optim: str, chats: Path, chat_model: Path, tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    folder = tmp_path / "run"
+    arguments = tiny(chats, chat_model, folder, lora_rank=2, optim=optim)
+    main(arguments)
+    first = (folder / "adapter_model.safetensors").read_bytes()
+    assert not (folder / "model.safetensors").exists()
+    loaded = AutoPeftModelForCausalLM.from_pretrained(folder)
+    moved = [p for n, p in loaded.named_parameters() if "lora_B" in n]
+    assert moved and all(bool(p.abs().sum() > 0) for p in moved)
+    record = json.loads((folder / "run.json").read_text())
+    del record["finished"]
+    (folder / "run.json").write_text(json.dumps(record))
+    main(arguments)
+    assert (folder / "adapter_model.safetensors").read_bytes() == first
+
+
+@pytest.mark.dist
+def test_two_processes(chats: Path, chat_model: Path, tmp_path: Path) -> None:
+    run = start("sft_chat.py", tiny(chats, chat_model, tmp_path / "run"), processes=2)
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said
+    assert RunFolder(tmp_path / "run").record["finished"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train_file": "nosuch.jsonl"}, "there is no file"),
+        ({"lora_rank": -1}, "lora_rank is -1"),
+        ({"lora_alpha": 8}, "--lora_rank"),
+        ({"lora_rank": 2, "lora_target_modules": "nosuch"}, "--lora_target_modules"),
+    ],
+)
+def test_bad_input_is_one_message(change, words, chats, chat_model, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as stopped:
+        main(tiny(chats, chat_model, tmp_path / "run", **change))
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_conversations_need_a_template(chats, tiny_text, chat_model, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    plain = shutil.copytree(chat_model, tmp_path / "plain")
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (plain / name).unlink(missing_ok=True)
+    with pytest.raises(SystemExit):
+        main(tiny(chats, plain, tmp_path / "run"))
+    assert "no chat template" in capsys.readouterr().err
+
+
+def test_other_columns_are_named(chat_model, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "odd.jsonl"
+    path.write_text("\n".join(json.dumps({"body": f"b {n}"}) for n in range(8)))
+    with pytest.raises(SystemExit):
+        main(tiny(path, chat_model, tmp_path / "run"))
+    assert "columns body" in capsys.readouterr().err
