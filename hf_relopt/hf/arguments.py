@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_relopt.errors import ConfigError
@@ -52,7 +54,7 @@ def resolve_lr(args: Any, model: nn.Module, given: float | None) -> float:
     elif args.learning_rate != default:
         lr, why = args.learning_rate, "as given"
     else:
-        lr, evidence = default_lr(model)
+        lr, evidence = _as_rank_zero_sees_it(*default_lr(model))
         why = (
             f"since none was given and {evidence}; a rate of {default:g} cannot be told from the "
             "default of the arguments, --optim_args lr=... forces one"
@@ -60,6 +62,22 @@ def resolve_lr(args: Any, model: nn.Module, given: float | None) -> float:
     args.learning_rate = lr
     logger.info("learning rate %g, %s.", lr, why)
     return lr
+
+
+def _as_rank_zero_sees_it(lr: float, evidence: str) -> tuple[float, str]:
+    """One rate for all ranks where only the first has read the weights.
+
+    With Accelerate's cpu_ram_efficient_loading the others hold them on the meta device, and cannot
+    see whether they were trained.
+    """
+    loading = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    if not all(os.environ.get(name, "").lower() in ("true", "1") for name in loading):
+        return lr, evidence
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return lr, evidence
+    said: list[Any] = [lr, evidence]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0], said[1]
 
 
 def default_of(args: Any) -> float:

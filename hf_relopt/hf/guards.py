@@ -119,11 +119,12 @@ def _is_set(name: str) -> bool:
 
 
 def _check_deepspeed_config(config: dict[str, Any]) -> None:
-    if "optimizer" in config:
+    own = config.get("optimizer")
+    if own is not None:
+        kind = own.get("type", "?") if isinstance(own, dict) else own
         raise UnsupportedSetup(
-            f"The DeepSpeed configuration has an optimizer of its own "
-            f"({config['optimizer'].get('type', '?')}), which would train instead of the one that "
-            f"--optim names. Remove it there. {_INSTEAD}"
+            f"The DeepSpeed configuration has an optimizer of its own ({kind}), which would train "
+            f"instead of the one that --optim names. Remove it there. {_INSTEAD}"
         )
     zero = config.get("zero_optimization", {})
     # DeepSpeed's old form is a bool that means stage 1.

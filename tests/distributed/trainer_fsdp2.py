@@ -22,7 +22,9 @@ from torch.distributed.tensor import DTensor
 
 from hf_relopt import RelOptTrainer, UnsupportedSetup, create_optimizer
 from hf_relopt.errors import ConfigError
+from hf_relopt.hf.arguments import resolve_lr
 from hf_relopt.hf.checkpoints import find_fault
+from hf_relopt.optim.create import default_lr
 from tests.hf.tiny import arguments, gpt2, rows
 
 FOLDER = Path(sys.argv[1])
@@ -167,6 +169,22 @@ def accelerate_loop_swaps_the_tensors() -> None:
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+def all_ranks_take_the_rate_of_the_one_that_has_weights() -> None:
+    """cpu_ram_efficient_loading: on other ranks than the first the model is on the meta device."""
+    stop_sharding()
+    args = arguments(FOLDER / "meta", optim="fromage")
+    assert args.device.type == "cpu"
+    shard_from_now_on()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    model = gpt2()
+    model.config._name_or_path = "somewhere"
+    if dist.get_rank() > 0:
+        model.to("meta")
+        assert default_lr(model)[0] == 0.001, "it is judged by where it comes from"
+    assert resolve_lr(args, model, None) == 0.01, "its norm gains are untrained"
+    del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+
+
 def evaluate_before_train_is_refused() -> None:
     """Accelerate then takes the model for prepared, and leaves DDP out without a word."""
     made = trainer("evaluated", "fromage", fsdp=False)
@@ -232,6 +250,7 @@ CHECKS = (
     trainer_resumes_with_the_same_bits,
     another_optimizers_shards_are_refused_or_discarded,
     accelerate_loop_swaps_the_tensors,
+    all_ranks_take_the_rate_of_the_one_that_has_weights,
     evaluate_before_train_is_refused,
     recipe_trains_and_goes_on,
 )
