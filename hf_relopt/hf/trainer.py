@@ -11,10 +11,14 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.hf import arguments, guards
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
 from hf_relopt.hf.checkpoints import (
+    is_of_fsdp,
     last_complete_checkpoint,
+    load_across,
     load_schedule,
+    put_weights,
     require_complete,
     state_names,
+    weights_to_carry,
 )
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
@@ -66,6 +70,13 @@ class RelOptMixin:
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        weights = weights_to_carry(checkpoint, fsdp=self.is_fsdp_enabled)  # type: ignore[attr-defined]
+        if weights is None or arguments.name_of(self.args) is None:  # type: ignore[attr-defined]
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+            return
+        put_weights(self.model if model is None else model, weights)  # type: ignore[attr-defined]
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
         if checkpoint is None or inner is None:
@@ -82,6 +93,11 @@ class RelOptMixin:
                     f"), and this one is {type(inner).__name__}. Resume with the optimizer that "
                     "wrote it, or pass train(..., discard_optimizer_state=True)."
                 )
+            sharded: bool = self.is_fsdp_enabled  # type: ignore[attr-defined]
+            if is_of_fsdp(checkpoint) not in (None, sharded):
+                load_across(self.model, inner, checkpoint, fsdp=sharded)  # type: ignore[attr-defined]
+                load_schedule(self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]
+                return
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:

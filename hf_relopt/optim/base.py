@@ -24,6 +24,7 @@ from hf_relopt.optim.options import OPTIONS, check_options, refuse_swallowed, un
 from hf_relopt.optim.rules import RULES
 from hf_relopt.optim.state import as_scalar, new_state, widest
 from hf_relopt.sharding import (
+    Place,
     is_sharded,
     local,
     local_grad,
@@ -99,8 +100,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
         Raises:
             ConfigError: for sparse or complex gradients, or a float ``lr`` out of range.
-            UnsupportedSetup: if the weights are not the whole tensors that were given at
-                construction.
+            UnsupportedSetup: if a weight no longer has the whole shape it was given with, as a
+                tensor or a DTensor.
         """
         loss = None
         if closure is not None:
@@ -122,7 +123,10 @@ class RelativeOptimizer(torch.optim.Optimizer):
         return loss
 
     def measure_next_step(self) -> None:
-        """Let the next step measure what it changes; read :meth:`take_measurement` afterwards."""
+        """Let the next step measure what it changes; read :meth:`take_measurement` afterwards.
+
+        Where weights are sharded, call it on every rank: the step then adds up over them.
+        """
         self._measurement = Measurement()
 
     def take_measurement(self) -> dict[str, float] | None:
@@ -226,7 +230,9 @@ class RelativeOptimizer(torch.optim.Optimizer):
             params=[local(param) for param in params],
             grads=[local_grad(param) for param in params],
             buffers=[tuple(local(state[name]) for name in rule.buffers) for state in states],
-            places=[place_of(param) if noisy else None for param in params],
+            places=[
+                self._place(p, i) if noisy else None for p, i in zip(params, indices, strict=True)
+            ],
             state=[{name: state[name] for name in rule.scalars} for state in states],
             numel=numel.to(device, non_blocking=True),
             index=index,
@@ -238,6 +244,12 @@ class RelativeOptimizer(torch.optim.Optimizer):
             constants={name: group[name] for name in rule.constants},
             maximize=group["maximize"],
         )
+
+    def _place(self, param: Tensor, index: int) -> Place | None:
+        """Where this rank's part lies; looked up once, for it costs more than the sums do."""
+        if index not in self._places:
+            self._places[index] = place_of(param)
+        return self._places[index]
 
     def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
         """Remember on the host which anchors are made: one synchronisation, when some were not."""
@@ -285,6 +297,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._forget()
 
     def _forget(self) -> None:
-        """Look at shapes and anchors again in the next step."""
+        """Look at shapes, places and anchors again in the next step."""
         self._checked_shapes = False
+        self._places: dict[int, Place | None] = {}
         self._anchored: set[int] = set()

@@ -24,6 +24,7 @@ TRAINER_CHECKS = [
     "trainer_resumes_with_the_same_bits",
     "another_optimizers_shards_are_refused_or_discarded",
     "accelerate_loop_swaps_the_tensors",
+    "ddp_and_fsdp2_go_on_from_each_other",
     "all_ranks_take_the_rate_of_the_one_that_has_weights",
     "evaluate_before_train_is_refused",
     "recipe_trains_and_goes_on",

@@ -169,6 +169,23 @@ def accelerate_loop_swaps_the_tensors() -> None:
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+def ddp_and_fsdp2_go_on_from_each_other() -> None:
+    """Trainer alone would begin with a fresh state: it looks for a file of its own kind."""
+    saving = {"save_strategy": "steps", "save_steps": 3, "optim_args": "lr=0.02"}
+    for optim in ("fromage", "madam"):
+        unbroken = trainer(f"across-{optim}", optim, fsdp=False, **saving)
+        unbroken.train()
+        trainer(f"across-{optim}-fsdp2", optim, **saving).train()
+        expected = whole(unbroken.model, sharded=False)
+        for before, fsdp in ((f"across-{optim}", True), (f"across-{optim}-fsdp2", False)):
+            after = trainer(f"{before}-on", optim, fsdp=fsdp, optim_args="lr=0.02")
+            after.train(str(FOLDER / before / "checkpoint-3"))
+            inner = after.optimizer.optimizer
+            assert {int(state["step"]) for state in inner.state.values()} == {STEPS}
+            for name, tensor in whole(after.model, sharded=fsdp).items():
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
 def all_ranks_take_the_rate_of_the_one_that_has_weights() -> None:
     """cpu_ram_efficient_loading: on other ranks than the first the model is on the meta device."""
     stop_sharding()
@@ -250,6 +267,7 @@ CHECKS = (
     trainer_resumes_with_the_same_bits,
     another_optimizers_shards_are_refused_or_discarded,
     accelerate_loop_swaps_the_tensors,
+    ddp_and_fsdp2_go_on_from_each_other,
     all_ranks_take_the_rate_of_the_one_that_has_weights,
     evaluate_before_train_is_refused,
     recipe_trains_and_goes_on,
@@ -264,7 +282,8 @@ def main() -> None:
             check()
             os.write(1, f"rank {dist.get_rank()}: {check.__name__}\n".encode())
     dist.barrier()
-    dist.destroy_process_group()
+    # Not through the interpreter's end: torch's threads may abort it there.
+    os._exit(0)
 
 
 if __name__ == "__main__":
