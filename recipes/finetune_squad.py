@@ -6,19 +6,15 @@ Without arguments: bert-base-cased on SQuAD 1.1, both from the hub, as in the pa
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from answer_spans import QuestionSource, answers_of, encode, load_questions
-from closing_summary import print_summary
 from datasets import Dataset, DatasetDict
 from offline_metric import load_metric
-from one_clear_message import blamed_on, one_clear_message
-from recipe_arguments import optimizer_name, parse_recipe_arguments
+from one_clear_message import blamed_on
+from recipe_arguments import optimizer_name
 from recipe_run import (
     Prepared,
     RecipeRun,
@@ -29,6 +25,7 @@ from recipe_run import (
     script_word,
     typed_command,
 )
+from recipe_start import start_recipe
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -87,27 +84,14 @@ class SquadRequest:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe; a user's mistake ends it with one message and exit code 2."""
-    with one_clear_message():
-        kinds = (ModelArguments, QuestionSource, RunArguments, TrainingArguments)
-        parts, given = parse_recipe_arguments(
-            kinds,
-            defaults={**DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available()},
-            about=__doc__,
-            argv=sys.argv[1:] if argv is None else argv,
-        )
-        request = SquadRequest(*parts)
-        run = RecipeRun(
-            request.args,
-            (request.model, request.data),
-            overwrite=request.run.overwrite_output_dir,
-            given=given,
-        )
-        with closing(run):
-            again = run.is_finished
-            if not again:
-                finetune(request, run)
-            if request.args.process_index == 0:
-                print_summary(run.folder, METRIC, again=again)
+    start_recipe(
+        SquadRequest,
+        finetune,
+        metric=METRIC,
+        defaults=DEFAULTS,
+        about=__doc__ or "",
+        argv=argv,
+    )
 
 
 def prepare(request: SquadRequest) -> Prepared:

@@ -6,18 +6,15 @@ as well. Needs trl, and peft for --lora_rank.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from chat_examples import ChatSource, load_examples
-from closing_summary import print_summary
 from datasets import Dataset
-from one_clear_message import blamed_on, one_clear_message
-from recipe_arguments import optimizer_name, parse_recipe_arguments
+from one_clear_message import blamed_on
+from recipe_arguments import optimizer_name
 from recipe_run import (
     Prepared,
     RecipeRun,
@@ -28,6 +25,7 @@ from recipe_run import (
     script_word,
     typed_command,
 )
+from recipe_start import start_recipe
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import (
     AutoModelForCausalLM,
@@ -104,32 +102,18 @@ class RelOptSFTTrainer(RelOptMixin, SFTTrainer):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe; a user's mistake ends it with one message and exit code 2."""
-    with one_clear_message():
-        kinds = (ChatModelArguments, ChatSource, RunArguments, SFTConfig)
-        parts, given = parse_recipe_arguments(
-            kinds,
-            defaults={
-                **DEFAULTS,
-                "dataloader_pin_memory": torch.cuda.is_available(),
-                # SFTConfig's own default is bfloat16 everywhere, and an error on a CPU.
-                "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-            },
-            about=__doc__,
-            argv=sys.argv[1:] if argv is None else argv,
-        )
-        request = ChatRequest(*parts)
-        run = RecipeRun(
-            request.args,
-            (request.model, request.data),
-            overwrite=request.run.overwrite_output_dir,
-            given=given,
-        )
-        with closing(run):
-            again = run.is_finished
-            if not again:
-                finetune(request, run)
-            if request.args.process_index == 0:
-                print_summary(run.folder, METRIC, again=again)
+    start_recipe(
+        ChatRequest,
+        finetune,
+        metric=METRIC,
+        defaults={
+            **DEFAULTS,
+            # SFTConfig's own default is bfloat16 everywhere, and an error on a CPU.
+            "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        },
+        about=__doc__ or "",
+        argv=argv,
+    )
 
 
 def prepare(request: ChatRequest) -> Prepared:
