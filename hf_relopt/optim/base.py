@@ -16,19 +16,15 @@ from torch import Tensor
 from hf_relopt.backends import BACKENDS
 from hf_relopt.backends.batch import Batch, Work
 from hf_relopt.errors import ConfigError
-from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim import checkpoint, inputs
-from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.options import OPTIONS, check_options, refuse_swallowed, unknown_option
 from hf_relopt.optim.rules import RULES
-from hf_relopt.optim.state import as_scalar, new_state, widest
+from hf_relopt.optim.state import new_state
+from hf_relopt.optim.work import work_of
 from hf_relopt.sharding import (
     Place,
     is_sharded,
-    local,
-    local_grad,
-    place_of,
     refuse_inexact,
     takes_part,
     whole_norms,
@@ -219,37 +215,13 @@ class RelativeOptimizer(torch.optim.Optimizer):
                     backend.apply(batch.only(place))
 
     def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
-        rule, device = RULES[group["rule"]], params[0].device
+        rule = RULES[group["rule"]]
+        sums = rule.sums(group)
+        # Weights' norms only if the rule or an anchor needs them.
+        if sums == "grad" and rule.anchored and not self._anchored.issuperset(indices):
+            sums = "norms"
         states = [self.state[param] for param in params]
-        missing = rule.anchored and not self._anchored.issuperset(indices)
-        steady = rule.sums(group)
-        numel = torch.tensor([param.numel() for param in params], dtype=widest(device))
-        noisy = params[0].dtype in ROUNDED_DTYPES and group["rounding"] != "nearest"
-        index = torch.tensor(indices).to(device, non_blocking=True) if noisy else None
-        return Work(
-            params=[local(param) for param in params],
-            grads=[local_grad(param) for param in params],
-            buffers=[tuple(local(state[name]) for name in rule.buffers) for state in states],
-            places=[
-                self._place(p, i) if noisy else None for p, i in zip(params, indices, strict=True)
-            ],
-            state=[{name: state[name] for name in rule.scalars} for state in states],
-            numel=numel.to(device, non_blocking=True),
-            index=index,
-            lr=as_scalar(group["lr"], device),
-            # Weights' norms only if the rule or an anchor needs them.
-            sums="norms" if steady == "grad" and missing else steady,
-            decide=GroupRule.of(group, params[0].dtype),
-            update=rule.update,
-            constants={name: group[name] for name in rule.constants},
-            maximize=group["maximize"],
-        )
-
-    def _place(self, param: Tensor, index: int) -> Place | None:
-        """Where this rank's part lies; looked up once, for it costs more than the sums do."""
-        if index not in self._places:
-            self._places[index] = place_of(param)
-        return self._places[index]
+        return work_of(group, params, indices, states, sums, self._places)
 
     def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
         """Remember on the host which anchors are made: one synchronisation, when some were not."""

@@ -1,0 +1,55 @@
+"""What a backend is given: one group's tensors of a device and dtype, as this rank holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends.batch import Work
+from hf_relopt.lns.rounding import ROUNDED_DTYPES
+from hf_relopt.optim.decision import GroupRule
+from hf_relopt.optim.rules import RULES
+from hf_relopt.optim.state import State, as_scalar, widest
+from hf_relopt.sharding import Place, Sums, local, local_grad, place_of
+
+
+def work_of(
+    group: Mapping[str, Any],
+    params: Sequence[Tensor],
+    indices: Sequence[int],
+    states: Sequence[State],
+    sums: Sums,
+    places: dict[int, Place | None],
+) -> Work:
+    """Gather what a step of these parameters needs.
+
+    Args:
+        indices: their numbers in the optimizer.
+        sums: what is to be summed in this step.
+        places: where parts of sharded tensors lie, by number; completed here, since looking it up
+            costs more than the sums do.
+    """
+    rule, device = RULES[group["rule"]], params[0].device
+    numel = torch.tensor([param.numel() for param in params], dtype=widest(device))
+    noisy = params[0].dtype in ROUNDED_DTYPES and group["rounding"] != "nearest"
+    for param, number in zip(params, indices, strict=True):
+        if noisy and number not in places:
+            places[number] = place_of(param)
+    return Work(
+        params=[local(param) for param in params],
+        grads=[local_grad(param) for param in params],
+        buffers=[tuple(local(state[name]) for name in rule.buffers) for state in states],
+        places=[places[number] if noisy else None for number in indices],
+        state=[{name: state[name] for name in rule.scalars} for state in states],
+        numel=numel.to(device, non_blocking=True),
+        index=torch.tensor(indices).to(device, non_blocking=True) if noisy else None,
+        lr=as_scalar(group["lr"], device),
+        sums=sums,
+        decide=GroupRule.of(group, params[0].dtype),
+        update=rule.update,
+        constants={name: group[name] for name in rule.constants},
+        maximize=group["maximize"],
+    )
