@@ -12,7 +12,9 @@ from typing import Any
 from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.hf import guards
 
-SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
+# Inside the installed package, or beside it in a clone, where there is no such folder inside.
+_PLACES = [parent / "recipes" / "accelerate" for parent in Path(__file__).resolve().parents[1:3]]
+SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 _SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
 _PREFIX = "parallelism_config_"
 _NAMES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
