@@ -107,17 +107,17 @@ def whole_norms(
         indices: their numbers in the optimizer, which are the same on every rank.
         rows: their local [T, 1 to 3]: |g|, |W| and the cosine.
     """
-    if not any(_groups(param) for batch in params for param in batch):
+    cuts = [[bool(_groups(param)) for param in batch] for batch in params]
+    if not any(map(any, cuts)):
         return [WholeNorms.of_rows(part) for part in rows]
     padded = [torch.nn.functional.pad(part, (0, 3 - part.shape[1])) for part in rows]
     sums = sum_over_shards(params, indices, [_squares(part) for part in padded])
     whole = []
-    for batch, part, given in zip(params, sums, rows, strict=True):
+    for cut, part, given in zip(cuts, sums, rows, strict=True):
         # What is not sharded keeps its norm to the last bit.
-        cut = torch.tensor([bool(_groups(param)) for param in batch])
-        cut = cut.to(given.device, non_blocking=True).unsqueeze(1)
+        mask = torch.tensor(cut).to(given.device, non_blocking=True).unsqueeze(1)
         columns = given.shape[1]
-        whole.append(WholeNorms.of_rows(torch.where(cut, _norms(part)[:, :columns], given)))
+        whole.append(WholeNorms.of_rows(torch.where(mask, _norms(part)[:, :columns], given)))
     return whole
 
 

@@ -129,23 +129,18 @@ class Scalars:
     key: Tensor | None
 
 
-def leave_all(work: Work) -> list[int]:
-    """Step no tensor by itself: every place is left."""
-    return list(range(len(work.params)))
-
-
 @dataclass(frozen=True)
 class Backend:
     """``local_sums`` feeds the whole norms, ``apply`` runs the rule and writes the results.
 
-    ``step_alone`` comes first where nothing is sharded: it takes tensors one by one from their sums
-    to the new weights, while what the sums have read is still in the cache, and returns the places
-    of those it left.
+    ``step_alone``, if there is one, comes first where nothing is sharded: it takes tensors one by
+    one from their sums to the new weights, while what the sums have read is still in the cache, and
+    returns the places of those it left.
     """
 
     local_sums: LocalSums
     apply: Callable[[Batch], None]
-    step_alone: Callable[[Work], list[int]] = leave_all
+    step_alone: Callable[[Work], list[int]] | None = None
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

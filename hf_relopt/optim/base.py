@@ -169,23 +169,25 @@ class RelativeOptimizer(torch.optim.Optimizer):
             for params, indices in kinds.values():
                 yield group, params, indices
 
-    def _step_alone(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Any:
+    def _step_alone(
+        self, group: dict[str, Any], params: list[Tensor], indices: list[int]
+    ) -> _Batch | None:
         """Step what the backend steps without the others; return the rest, or None."""
-        rule, backend = RULES[group["rule"]], BACKENDS[group["backend"]]
+        rule, step_alone = RULES[group["rule"]], BACKENDS[group["backend"]].step_alone
         for param, index in zip(params, indices, strict=True):
             if not self.state[param]:
                 self.state[param] = new_state(rule, param)
                 self._anchored.discard(index)
-        if is_sharded(params[0]):
+        if step_alone is None or is_sharded(params[0]):
             return group, params, indices
         if self._measurement is None:
-            left = backend.step_alone(self._work(group, params, indices))
+            left = step_alone(self._work(group, params, indices))
         else:
             left = []
             for place, (param, index) in enumerate(zip(params, indices, strict=True)):
                 work = self._work(group, [param], [index])
                 with self._measurement.around(param, index, group, self.state[param]) as seen:
-                    seen.counts = not backend.step_alone(work)
+                    seen.counts = not step_alone(work)
                 if not seen.counts:
                     left.append(place)
         if not left:
