@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.shipped import ACCELERATE, PACKAGE, accelerate_files, find_recipes
 
-ACCELERATE = "accelerate"
 OPTIMIZERS = ("fromage", "madam", "adamw")  # the siblings; the first is meant where none is named
 # Which script a recipe's arguments are for: by the task with which its folder's name begins.
 SCRIPTS = {
@@ -36,12 +36,11 @@ def recipes_folder() -> Path:
     Raises:
         ConfigError: if neither is there.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if (folder / ACCELERATE).is_dir():
-            return folder
+    folder = find_recipes()
+    if folder is not None:
+        return folder
     raise ConfigError(
-        f"there are no recipes in {package} or beside it. Install hf_relopt again, or work in a "
+        f"there are no recipes in {PACKAGE} or beside it. Install hf_relopt again, or work in a "
         "clone of its repository."
     )
 
@@ -60,11 +59,6 @@ def recipe_names() -> list[str]:
         for optimizer in OPTIMIZERS
         if (folder / task / f"{optimizer}.yaml").is_file()
     ]
-
-
-def accelerate_names() -> list[str]:
-    """Names of Accelerate's configurations, as in fsdp2."""
-    return sorted(path.stem for path in (recipes_folder() / ACCELERATE).glob("*.yaml"))
 
 
 def find_recipe(name: str) -> Recipe:
@@ -90,11 +84,12 @@ def find_accelerate(name_or_file: str) -> Path:
     Raises:
         ConfigError: neither a name nor a file.
     """
-    if name_or_file in accelerate_names():
-        return recipes_folder() / ACCELERATE / f"{name_or_file}.yaml"
+    files = accelerate_files()
+    if name_or_file in files:
+        return files[name_or_file]
     if Path(name_or_file).is_file():
         return Path(name_or_file)
-    raise ConfigError(_unknown("configuration or file", name_or_file, accelerate_names()))
+    raise ConfigError(_unknown("configuration or file", name_or_file, files))
 
 
 def find_page(name: str) -> Path:

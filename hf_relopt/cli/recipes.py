@@ -12,8 +12,6 @@ import typer
 
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
-    ACCELERATE,
-    accelerate_names,
     find_accelerate,
     find_page,
     find_recipe,
@@ -24,6 +22,7 @@ from hf_relopt.cli.recipe_files import (
 )
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
+from hf_relopt.shipped import ACCELERATE, accelerate_files
 
 recipes_app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +52,7 @@ def list_recipes() -> None:
             for name in (name for name in all_names if name.startswith(f"{task}/")):
                 typer.echo(f"    {name}")
         typer.echo("\nWays to launch them, for `--accelerate NAME`:")
-        for name in accelerate_names():
+        for name in accelerate_files():
             typer.echo(f"  {name}: {first_sentence(folder / ACCELERATE / f'{name}.yaml')}")
         typer.echo("\nFor Slurm: `hf-relopt recipes show slurm > slurm.sh`")
         typer.echo(f"The files: {folder}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ def _as_rank_zero_sees_it(lr: float, evidence: str) -> tuple[float, str]:
     see whether they were trained.
     """
     loading = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    if not all(os.environ.get(name, "").lower() in ("true", "1") for name in loading):
+    if not all(map(guards.is_set, loading)):
         return lr, evidence
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return lr, evidence

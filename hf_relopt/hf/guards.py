@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from torch import nn
@@ -22,11 +23,11 @@ def check_arguments(args: Any) -> None:
     config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
     if isinstance(config, dict):
         _check_deepspeed_config(config)
-    elif args.deepspeed or _is_set("ACCELERATE_USE_DEEPSPEED"):
+    elif args.deepspeed or is_set("ACCELERATE_USE_DEEPSPEED"):
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         if not os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
             _refuse_zero(int(stage) if stage.isdigit() else 2)
-    if args.fsdp or _is_set("ACCELERATE_USE_FSDP"):
+    if args.fsdp or is_set("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "")
         _refuse_fsdp1(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
 
@@ -114,8 +115,9 @@ def check_replicas(model: nn.Module) -> None:
     )
 
 
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("true", "1", "yes")
+def is_set(name: str, variables: Mapping[str, str] = os.environ) -> bool:
+    """Say whether an environment variable switches something on."""
+    return variables.get(name, "").lower() in ("true", "1", "yes")
 
 
 def _check_deepspeed_config(config: dict[str, Any]) -> None:

@@ -11,10 +11,8 @@ from typing import Any
 
 from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.hf import guards
+from hf_relopt.shipped import accelerate_files
 
-# Inside the installed package, or beside it in a clone, where there is no such folder inside.
-_PLACES = [parent / "recipes" / "accelerate" for parent in Path(__file__).resolve().parents[1:3]]
-SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 _SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
 _PREFIX = "parallelism_config_"
 _NAMES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
@@ -59,17 +57,12 @@ class _Said:
     use_cpu: bool = False
 
 
-def shipped_names() -> list[str]:
-    """Names of the Accelerate configurations that come with hf_relopt, sorted; maybe none."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
 def from_config(name_or_file: str, processes: int | None = None) -> Launch:
     """What ``accelerate launch --config_file`` would do.
 
     Args:
         name_or_file: a YAML or JSON file as `accelerate config` writes it, or one of
-            :func:`shipped_names`.
+            hf_relopt.shipped.accelerate_files.
         processes: in place of the configuration's ``num_processes``, at least 1.
 
     Raises:
@@ -101,10 +94,10 @@ def _find(name_or_file: str) -> Path:
     path = Path(name_or_file)
     if path.is_file():
         return path
-    names = shipped_names()
-    if name_or_file in names:
-        return SHIPPED / f"{name_or_file}.yaml"
-    shipped = f", or one of these names: {', '.join(names)}" if names else ""
+    files = accelerate_files()
+    if name_or_file in files:
+        return files[name_or_file]
+    shipped = f", or one of these names: {', '.join(files)}" if files else ""
     raise ConfigError(
         f"--accelerate is {name_or_file!r}: there is no such file, and hf_relopt ships no "
         "configuration of this name. It takes a file that `accelerate config --config_file FILE` "
@@ -144,7 +137,7 @@ def _from_variables(variables: Mapping[str, str], given: int | None) -> _Said:
     processes = given or _count("WORLD_SIZE", variables.get("WORLD_SIZE", 1))
     kind = "NO" if processes == 1 else "MULTI"
     for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        if _is_set(variables, f"ACCELERATE_USE_{name}"):
+        if guards.is_set(f"ACCELERATE_USE_{name}", variables):
             kind = name
     deepspeed = {
         "zero_stage": variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"),
@@ -159,7 +152,7 @@ def _from_variables(variables: Mapping[str, str], given: int | None) -> _Said:
         deepspeed={k: v for k, v in deepspeed.items() if v},
         sizes=_sizes({k: v for k, v in sizes.items() if v}),
         mixed_precision=variables.get("ACCELERATE_MIXED_PRECISION", "no"),
-        use_cpu=_is_set(variables, "ACCELERATE_USE_CPU"),
+        use_cpu=guards.is_set("ACCELERATE_USE_CPU", variables),
     )
 
 
@@ -268,10 +261,6 @@ def _deepspeed(config: Mapping[str, Any]) -> dict[str, Any]:
             "an object, and an object under 'optimizer' if there is one."
         )
     return found
-
-
-def _is_set(variables: Mapping[str, str], name: str) -> bool:
-    return variables.get(name, "").lower() in ("true", "1", "yes")
 
 
 def _count(name: str, value: Any) -> int:

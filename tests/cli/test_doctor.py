@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import ClusterConfig, SageMakerConfi
 from accelerate.commands.config.default import write_basic_config
 from transformers import BertConfig, GPT2Config, LlamaConfig
 
-from hf_relopt import UnsupportedSetup
+from hf_relopt import UnsupportedSetup, shipped
 from hf_relopt.cli.doctor import examine, run_doctor
 from hf_relopt.cli.doctor_report import amount
 from hf_relopt.hf import guards, launch_mode
@@ -213,19 +213,18 @@ def test_sagemaker_is_not_known(tmp_path, capsys):
 
 
 def test_names_of_shipped_configurations(monkeypatch, tmp_path, written, capsys):
-    monkeypatch.setattr(launch_mode, "SHIPPED", tmp_path / "missing")
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "package")
     assert "ships no configuration" in fails(capsys, accelerate="mine")
-    folder = tmp_path / "shipped"
-    folder.mkdir()
+    folder = tmp_path / "recipes" / "accelerate"
+    folder.mkdir(parents=True)
     Path(written(**FSDP2)).rename(folder / "mine.yaml")
-    monkeypatch.setattr(launch_mode, "SHIPPED", folder)
     assert facts("mine")["launch"]["source"] == "mine"
     assert "mine" in fails(capsys, accelerate="yours").partition("one of these names")[2]
 
 
 def test_every_shipped_configuration_can_be_judged():
-    assert {"single", "ddp", "fsdp2", "hsdp"} <= set(launch_mode.shipped_names())
-    for name in launch_mode.shipped_names():
+    assert {"single", "ddp", "fsdp2", "hsdp"} <= set(shipped.accelerate_files())
+    for name in shipped.accelerate_files():
         launch = launch_mode.from_config(name)
         assert launch.processes >= 1, name
 

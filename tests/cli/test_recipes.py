@@ -11,11 +11,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hf_relopt.cli import recipe_files
+from hf_relopt import shipped
 from hf_relopt.cli.main import app
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
-    accelerate_names,
     find_accelerate,
     find_recipe,
     recipe_names,
@@ -23,6 +22,7 @@ from hf_relopt.cli.recipe_files import (
     task_names,
 )
 from hf_relopt.errors import ConfigError
+from hf_relopt.shipped import accelerate_files
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -50,7 +50,7 @@ def test_in_a_clone_the_folder_is_the_clone_s():
 
 
 def test_the_folder_in_the_package_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe_files, "__file__", str(tmp_path / "pkg" / "cli" / "recipe_files.py"))
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "pkg")
     with pytest.raises(ConfigError, match="no recipes in"):
         recipes_folder()
     (tmp_path / "recipes" / "accelerate").mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_the_folder_in_the_package_comes_first(tmp_path, monkeypatch):
 def test_list_names_everything_there_is():
     done = call("list")
     assert done.exit_code == 0
-    for name in (*recipe_names(), *task_names(), *accelerate_names(), "slurm"):
+    for name in (*recipe_names(), *task_names(), *accelerate_files(), "slurm"):
         assert name in done.output
     assert len(recipe_names()) == 3 * len(task_names()) == 21
     assert max(map(len, done.output.splitlines())) <= 110

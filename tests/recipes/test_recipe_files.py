@@ -26,8 +26,9 @@ from run_folder import RunFolder
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from hf_relopt.cli.recipe_command import launch_command
-from hf_relopt.cli.recipe_files import accelerate_names, find_accelerate, find_recipe, recipe_names
+from hf_relopt.cli.recipe_files import find_accelerate, find_recipe, recipe_names
 from hf_relopt.hf.guards import check_arguments
+from hf_relopt.shipped import accelerate_files
 from tests.recipes.recipe_calls import ROOT, as_arguments
 
 MAINS = {
@@ -109,7 +110,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", accelerate_names())
+@pytest.mark.parametrize("name", accelerate_files())
 def test_accelerate_reads_the_configuration(name, caplog, monkeypatch):
     # The first line that a launcher reads of a process, not the tests' own.
     monkeypatch.setattr(sys, "argv", ["accelerate-launch"])
