@@ -10,11 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from data_source import TableSource, load_tables
 from datasets import Dataset, DatasetDict
-from text_tables import check_is_text_file, load_hub_splits, read_table
+from text_tables import check_is_text_file, read_table
 from transformers import PreTrainedTokenizerBase
 
 from hf_relopt.errors import ConfigError
@@ -26,19 +27,15 @@ BEST_ENDS = 20
 
 
 @dataclass(frozen=True)
-class QuestionSource:
+class QuestionSource(TableSource):
     """Where questions come from. With nothing given: SQuAD 1.1 from the hub."""
 
     _argument_group_name = f"Questions (default: {DEFAULT_DATASET} from the hub)"
+    default_dataset: ClassVar = (DEFAULT_DATASET, None)
 
-    dataset_name: str | None = field(default=None, metadata={"help": "a data set on the hub"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
     train_file: str | None = field(
         default=None,
         metadata={"help": "SQuAD's .json, or a table with context, question and answers"},
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
     )
     max_length: int = field(
         default=384, metadata={"help": "tokens of question and window together, at most"}
@@ -47,43 +44,14 @@ class QuestionSource:
         default=128, metadata={"help": "tokens that two windows of a text share"}
     )
     max_answer_length: int = field(default=30, metadata={"help": "tokens of an answer at most"})
-    validation_share: float = field(
-        default=0.05, metadata={"help": "share split off where there is no validation data"}
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "train on this many questions at most"}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "validate on this many questions at most"}
-    )
 
     def __post_init__(self) -> None:
-        if self.dataset_name and (self.train_file or self.validation_file):
-            raise ConfigError("give either --dataset_name or --train_file, not both.")
-        if self.validation_file and not self.train_file:
-            raise ConfigError("--validation_file needs a --train_file to train on.")
-        if not 0 < self.validation_share < 1:
-            raise ConfigError(
-                f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
-                "0.05."
-            )
+        super().__post_init__()
         if not 0 <= self.doc_stride < self.max_length:
             raise ConfigError(
                 f"doc_stride is {self.doc_stride}; it must lie between 0 and max_length, which is "
                 f"{self.max_length}."
             )
-
-    @property
-    def hub_names(self) -> tuple[str, str | None] | None:
-        """The data set's name and configuration on the hub, if it comes from there."""
-        if self.train_file:
-            return None
-        return self.dataset_name or DEFAULT_DATASET, self.dataset_config_name
-
-    @property
-    def words(self) -> str:
-        """This source in a few words."""
-        return " ".join(filter(None, self.hub_names or (Path(self.train_file or "").name,)))
 
 
 def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
@@ -94,18 +62,7 @@ def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
     Raises:
         ConfigError: a missing or empty file, missing columns, a question without an answer.
     """
-    if source.hub_names:
-        tables = load_hub_splits(*source.hub_names)
-    else:
-        tables = DatasetDict(train=_local(source.train_file))
-        if source.validation_file:
-            tables["validation"] = _local(source.validation_file)
-    if "validation" not in tables:
-        if len(tables["train"]) < 2:
-            raise ConfigError(f"{source.words} has one question; one is needed to validate on.")
-        share = max(1, round(len(tables["train"]) * source.validation_share))
-        parts = tables["train"].train_test_split(share, seed=seed)
-        tables = DatasetDict(train=parts["train"], validation=parts["test"])
+    tables = load_tables(source, seed, read=_read)
     for name, table in tables.items():
         missing = [column for column in COLUMNS if column not in table.column_names]
         if missing:
@@ -121,8 +78,7 @@ def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
     return DatasetDict({name: table.select_columns(COLUMNS) for name, table in tables.items()})
 
 
-def _local(name: str | None) -> Dataset:
-    path = Path(name or "")
+def _read(path: Path) -> Dataset:
     check_is_text_file(path)
     if path.suffix.lower() == ".json":
         rows = _squad_file(path)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 from one_clear_message import blamed_on
+from pretrained import CHECK_NAME, named_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -21,7 +21,6 @@ from hf_relopt.errors import ConfigError
 
 SMALL_GPT2 = {"n_layer": 5, "n_embd": 256, "n_head": 4}
 LONGEST_BLOCK = 1024  # tokens; a model that could take more would need too much memory by default
-CHECK_NAME = "Check the name, and whether the hub can be reached."
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
     name = source.tokenizer_name or source.model_name_or_path or source.config_name
     if name is None:
         return None
-    with blamed_on(f"cannot load the tokenizer {name}", CHECK_NAME):
-        return AutoTokenizer.from_pretrained(name)
+    return named_tokenizer(name)
 
 
 def longest_block(source: ModelSource) -> int | None:

@@ -15,6 +15,7 @@ from datasets import DatasetDict
 from labelled_text import LabelledSource, encode, load_labelled_text
 from offline_metric import load_metric
 from one_clear_message import blamed_on
+from pretrained import CHECK_NAME, fine_tuning_card, named_tokenizer
 from recipe_arguments import optimizer_name
 from recipe_run import (
     Prepared,
@@ -24,13 +25,11 @@ from recipe_run import (
     python_word,
     say_main,
     script_word,
-    typed_command,
 )
 from recipe_start import start_recipe
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
@@ -102,8 +101,7 @@ def prepare(request: ClassifierRequest) -> Prepared:
     texts.splits["train"] = limited(texts.splits["train"], request.data.max_train_samples)
     texts.splits["validation"] = limited(texts.splits["validation"], request.data.max_eval_samples)
     name = request.model.tokenizer_name or request.model.model_name_or_path
-    with blamed_on(f"cannot load the tokenizer {name}", "Check the name, and the hub."):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = named_tokenizer(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = build_classifier(request, tokenizer, class_names(texts.splits))
@@ -117,7 +115,7 @@ def build_classifier(
     """The pretrained model with a new head, one output per class."""
     source = request.model.model_name_or_path
     set_seed(request.args.seed)
-    with blamed_on(f"cannot load the model {source}", "Check the name, and the hub."):
+    with blamed_on(f"cannot load the model {source}", CHECK_NAME):
         model = AutoModelForSequenceClassification.from_pretrained(
             source,
             num_labels=len(names),
@@ -199,19 +197,15 @@ def some_answers(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, names: li
 
 def card_details(request: ClassifierRequest) -> dict[str, Any]:
     """What the card says that the trainer does not know."""
-    hub = request.data.hub_names
-    return {
-        "model_name": request.args.run_name,
-        "summary": f"{request.model.model_name_or_path} fine-tuned to classify texts of "
+    return fine_tuning_card(
+        request.args,
+        request.model.model_name_or_path,
+        request.data,
+        summary=f"{request.model.model_name_or_path} fine-tuned to classify texts of "
         f"{request.data.words}.",
-        "tasks": "text-classification",
-        "finetuned_from": request.model.model_name_or_path,
-        "dataset": request.data.words,
-        "dataset_tags": hub[0] if hub else None,
-        "dataset_args": hub[1] if hub else None,
-        "command": typed_command(),
-        "limits": LIMITS,
-    }
+        tasks="text-classification",
+        limits=LIMITS,
+    )
 
 
 def hints() -> list[list[str]]:

@@ -14,6 +14,7 @@ from answer_spans import QuestionSource, answers_of, encode, load_questions
 from datasets import Dataset, DatasetDict
 from offline_metric import load_metric
 from one_clear_message import blamed_on
+from pretrained import CHECK_NAME, fine_tuning_card, named_tokenizer
 from recipe_arguments import optimizer_name
 from recipe_run import (
     Prepared,
@@ -23,13 +24,11 @@ from recipe_run import (
     python_word,
     say_main,
     script_word,
-    typed_command,
 )
 from recipe_start import start_recipe
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import (
     AutoModelForQuestionAnswering,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
@@ -101,8 +100,7 @@ def prepare(request: SquadRequest) -> Prepared:
     train = limited(questions["train"], request.data.max_train_samples)
     validation = limited(questions["validation"], request.data.max_eval_samples)
     name = request.model.tokenizer_name or request.model.model_name_or_path
-    with blamed_on(f"cannot load the tokenizer {name}", "Check the name, and the hub."):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = named_tokenizer(name)
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer, and only those know where tokens lie.")
     model = build_model(request)
@@ -119,7 +117,7 @@ def build_model(request: SquadRequest) -> PreTrainedModel:
     """The pretrained model with a new head: a start and an end logit for each token."""
     source = request.model.model_name_or_path
     set_seed(request.args.seed)
-    with blamed_on(f"cannot load the model {source}", "Check the name, and the hub."):
+    with blamed_on(f"cannot load the model {source}", CHECK_NAME):
         return AutoModelForQuestionAnswering.from_pretrained(source)
 
 
@@ -197,19 +195,15 @@ def some_answers(questions: Dataset, answers: list[str]) -> str:
 
 def card_details(request: SquadRequest) -> dict[str, Any]:
     """What the card says that the trainer does not know."""
-    hub = request.data.hub_names
-    return {
-        "model_name": request.args.run_name,
-        "summary": f"{request.model.model_name_or_path} fine-tuned to answer the questions of "
+    return fine_tuning_card(
+        request.args,
+        request.model.model_name_or_path,
+        request.data,
+        summary=f"{request.model.model_name_or_path} fine-tuned to answer the questions of "
         f"{request.data.words}.",
-        "tasks": "question-answering",
-        "finetuned_from": request.model.model_name_or_path,
-        "dataset": request.data.words,
-        "dataset_tags": hub[0] if hub else None,
-        "dataset_args": hub[1] if hub else None,
-        "command": typed_command(),
-        "limits": LIMITS,
-    }
+        tasks="question-answering",
+        limits=LIMITS,
+    )
 
 
 def hints() -> list[list[str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from data_source import TableSource, load_tables
 from datasets import ClassLabel, Dataset, DatasetDict, Value
-from text_tables import check_is_text_file, load_hub_splits, read_table, text_columns
+from text_tables import text_columns
 from transformers import PreTrainedTokenizerBase
 
 from hf_relopt.errors import ConfigError
@@ -22,18 +22,14 @@ USUAL_LABELS = ("label", "labels")
 
 
 @dataclass(frozen=True)
-class LabelledSource:
+class LabelledSource(TableSource):
     """Where texts and labels come from. With nothing given: SST-2 from the hub."""
 
     _argument_group_name = "Labelled text (default: nyu-mll/glue sst2 from the hub)"
+    default_dataset: ClassVar = DEFAULT_DATASET
 
-    dataset_name: str | None = field(default=None, metadata={"help": "a data set on the hub"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
     train_file: str | None = field(
         default=None, metadata={"help": "local table: .tsv, .csv, .json, .jsonl, .parquet"}
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
     )
     text_column: str | None = field(default=None, metadata={"help": "column of the text"})
     text_pair_column: str | None = field(
@@ -43,44 +39,13 @@ class LabelledSource:
         default=None, metadata={"help": "column of the class, numbers or words"}
     )
     max_length: int = field(default=128, metadata={"help": "tokens of a text at most"})
-    validation_share: float = field(
-        default=0.05, metadata={"help": "share split off where there is no validation data"}
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "train on this many texts at most"}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "validate on this many texts at most"}
-    )
 
     def __post_init__(self) -> None:
-        if self.dataset_name and (self.train_file or self.validation_file):
-            raise ConfigError("give either --dataset_name or --train_file, not both.")
-        if self.validation_file and not self.train_file:
-            raise ConfigError("--validation_file needs a --train_file to train on.")
+        super().__post_init__()
         if self.text_pair_column and not self.text_column:
             raise ConfigError("--text_pair_column needs a --text_column, the first text.")
-        if not 0 < self.validation_share < 1:
-            raise ConfigError(
-                f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
-                "0.05."
-            )
         if self.max_length < 3:
             raise ConfigError(f"max_length is {self.max_length}; it must be 3 or more, as in 128.")
-
-    @property
-    def hub_names(self) -> tuple[str, str | None] | None:
-        """The data set's name and configuration on the hub, if it comes from there."""
-        if self.train_file:
-            return None
-        if self.dataset_name:
-            return self.dataset_name, self.dataset_config_name
-        return DEFAULT_DATASET
-
-    @property
-    def words(self) -> str:
-        """This source in a few words."""
-        return " ".join(filter(None, self.hub_names or (Path(self.train_file or "").name,)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +71,7 @@ def load_labelled_text(source: LabelledSource, seed: int) -> LabelledText:
     Raises:
         ConfigError: a missing or empty file, no such column, labels that are no classes.
     """
-    tables = _tables(source, seed)
+    tables = load_tables(source, seed)
     text = _text_columns(source, tables["train"])
     label = _label_column(source, tables["train"])
     for table in tables.values():
@@ -134,29 +99,6 @@ def encode(texts: LabelledText, tokenizer: PreTrainedTokenizerBase, max_length: 
         return {**tokenizer(*columns, truncation=True, max_length=max_length)}
 
     return texts.splits.map(encoded, batched=True, remove_columns=list(texts.text))
-
-
-def _tables(source: LabelledSource, seed: int) -> DatasetDict:
-    if source.hub_names:
-        tables = load_hub_splits(*source.hub_names)
-    else:
-        tables = DatasetDict(train=_local_table(source.train_file))
-        if source.validation_file:
-            tables["validation"] = _local_table(source.validation_file)
-    if "validation" in tables:
-        return tables
-    if len(tables["train"]) < 2:
-        raise ConfigError(f"{source.words} has one row; there must be one to validate on, too.")
-    parts = tables["train"].train_test_split(
-        max(1, round(len(tables["train"]) * source.validation_share)), seed=seed
-    )
-    return DatasetDict(train=parts["train"], validation=parts["test"])
-
-
-def _local_table(name: str | None) -> Dataset:
-    path = Path(name or "")
-    check_is_text_file(path)
-    return read_table(path)
 
 
 def _text_columns(source: LabelledSource, table: Dataset) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,6 @@ from causal_model import (
     load_tokenizer,
     longest_block,
 )
-from closing_summary import print_summary
 from offline_metric import load_metric
 from one_clear_message import one_clear_message
 from recipe_arguments import optimizer_name, parse_recipe_arguments
@@ -34,6 +32,7 @@ from recipe_run import (
     script_word,
     typed_command,
 )
+from recipe_start import run_recipe
 from text_documents import TextSource, load_documents
 from token_blocks import collate_blocks, learn_tokenizer, make_blocks
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
@@ -112,18 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe; a user's mistake ends it with one message and exit code 2."""
     with one_clear_message():
         request, given = read_request(sys.argv[1:] if argv is None else argv)
-        run = RecipeRun(
-            request.args,
-            (request.model, request.text, request.blocks),
-            overwrite=request.run.overwrite_output_dir,
-            given=given,
-        )
-        with closing(run):
-            again = run.is_finished
-            if not again:
-                pretrain(request, run)
-            if request.args.process_index == 0:
-                print_summary(run.folder, METRIC, again=again)
+        sources = (request.model, request.text, request.blocks)
+        run_recipe(request, sources, given, pretrain, metric=METRIC)
 
 
 def read_request(argv: Sequence[str]) -> tuple[PretrainRequest, set[str]]:

@@ -1,4 +1,4 @@
-"""From a command line to a finished run: what the fine-tuning recipes do around the training."""
+"""From a command line to a finished run: what recipes do around the training."""
 
 from __future__ import annotations
 
@@ -46,15 +46,29 @@ def start_recipe(
             argv=sys.argv[1:] if argv is None else argv,
         )
         request: Any = request_type(*parts)
-        run = RecipeRun(
-            request.args,
-            (request.model, request.data),
-            overwrite=request.run.overwrite_output_dir,
-            given=given,
-        )
-        with closing(run):
-            again = run.is_finished
-            if not again:
-                train(request, run)
-            if request.args.process_index == 0:
-                print_summary(run.folder, metric, again=again)
+        run_recipe(request, (request.model, request.data), given, train, metric=metric)
+
+
+def run_recipe(
+    request: Any,
+    sources: Sequence[Any],
+    given: set[str],
+    train: Callable[[Any, RecipeRun], None],
+    *,
+    metric: str,
+) -> None:
+    """Train unless the run is finished, and print the summary.
+
+    Args:
+        request: has the fields run (RunArguments) and args (TrainingArguments).
+        sources: the recipe's argument classes that tell model and data.
+        given: names of the arguments the user gave.
+        train, metric: as for :func:`start_recipe`.
+    """
+    run = RecipeRun(request.args, sources, overwrite=request.run.overwrite_output_dir, given=given)
+    with closing(run):
+        again = run.is_finished
+        if not again:
+            train(request, run)
+        if request.args.process_index == 0:
+            print_summary(run.folder, metric, again=again)

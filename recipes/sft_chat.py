@@ -14,6 +14,7 @@ import torch
 from chat_examples import ChatSource, load_examples
 from datasets import Dataset
 from one_clear_message import blamed_on
+from pretrained import CHECK_NAME, fine_tuning_card, named_tokenizer
 from recipe_arguments import optimizer_name
 from recipe_run import (
     Prepared,
@@ -23,13 +24,11 @@ from recipe_run import (
     python_word,
     say_main,
     script_word,
-    typed_command,
 )
 from recipe_start import start_recipe
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     Trainer,
     set_seed,
@@ -123,8 +122,7 @@ def prepare(request: ChatRequest) -> Prepared:
     splits["train"] = limited(splits["train"], request.data.max_train_samples)
     splits["validation"] = limited(splits["validation"], request.data.max_eval_samples)
     name = request.model.model_name_or_path
-    with blamed_on(f"cannot load the tokenizer {name}", "Check the name, and the hub."):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = named_tokenizer(name)
     if "messages" in splits["train"].column_names and not tokenizer.chat_template:
         raise ConfigError(
             f"{name} has no chat template, so it does not say how a conversation is written. Take "
@@ -141,7 +139,7 @@ def build_model(request: ChatRequest) -> Any:
     """The chat model, with fresh LoRA adapters if they were asked for."""
     source = request.model.model_name_or_path
     set_seed(request.args.seed)
-    with blamed_on(f"cannot load the model {source}", "Check the name, and the hub."):
+    with blamed_on(f"cannot load the model {source}", CHECK_NAME):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if not request.model.lora_rank:
         return model
@@ -227,19 +225,15 @@ def an_answer(
 
 def card_details(request: ChatRequest) -> dict[str, Any]:
     """What the card says that the trainer does not know."""
-    hub = request.data.hub_names
     how = f" with LoRA of rank {request.model.lora_rank}" if request.model.lora_rank else ""
-    return {
-        "model_name": request.args.run_name,
-        "summary": f"{request.model.model_name_or_path} fine-tuned{how} on {request.data.words}.",
-        "tasks": "text-generation",
-        "finetuned_from": request.model.model_name_or_path,
-        "dataset": request.data.words,
-        "dataset_tags": hub[0] if hub else None,
-        "dataset_args": hub[1] if hub else None,
-        "command": typed_command(),
-        "limits": LIMITS,
-    }
+    return fine_tuning_card(
+        request.args,
+        request.model.model_name_or_path,
+        request.data,
+        summary=f"{request.model.model_name_or_path} fine-tuned{how} on {request.data.words}.",
+        tasks="text-generation",
+        limits=LIMITS,
+    )
 
 
 def hints() -> list[list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_source import DataSource
 from datasets import Dataset, DatasetDict, Features, Value
 from standard_library import standard_library_files
 from text_tables import (
@@ -28,21 +29,16 @@ DOCUMENTS = Features({"text": Value("string"), "ends": Value("bool")})
 
 
 @dataclass(frozen=True)
-class TextSource:
+class TextSource(DataSource):
     """Where text comes from. With nothing given: the standard library."""
 
     _argument_group_name = "Text (default: the source text of the Python standard library)"
 
-    dataset_name: str | None = field(default=None, metadata={"help": "a data set on the hub"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
     train_file: str | None = field(
         default=None,
         metadata={
             "help": "local text, .json, .jsonl, .csv, .tsv, .parquet, or a directory of text"
         },
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
     )
     text_column: str | None = field(
         default=None, metadata={"help": "column that holds the text, where there are columns"}
@@ -50,17 +46,6 @@ class TextSource:
     validation_share: float = field(
         default=0.05, metadata={"help": "share split off where there is no validation text"}
     )
-
-    def __post_init__(self) -> None:
-        if self.dataset_name and (self.train_file or self.validation_file):
-            raise ConfigError("give either --dataset_name or --train_file, not both.")
-        if self.validation_file and not self.train_file:
-            raise ConfigError("--validation_file needs a --train_file to train on.")
-        if not 0 < self.validation_share < 1:
-            raise ConfigError(
-                f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
-                "0.05."
-            )
 
     @property
     def is_standard_library(self) -> bool:
@@ -72,9 +57,7 @@ class TextSource:
         """This source in a few words, for the card."""
         if self.is_standard_library:
             return "the source text of the Python standard library"
-        if self.dataset_name:
-            return " ".join(filter(None, (self.dataset_name, self.dataset_config_name)))
-        return Path(self.train_file or "").name
+        return super().words
 
 
 def load_documents(source: TextSource) -> DatasetDict:
