@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.distributed.ranks import leave
 from tests.distributed.trainer_fsdp2 import FOLDER, trainer, whole
 
 
@@ -53,9 +54,7 @@ def main() -> None:
     end = whole(made.model)
     if dist.get_rank() == 0:
         torch.save(end, FOLDER / "end.pt")
-    dist.barrier()
-    # Not through the interpreter's end: torch's threads may abort it there.
-    os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_relopt import Fromage, UnsupportedSetup, create_optimizer
 from hf_relopt.hf import guards
+from tests.distributed.ranks import run_checks
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -151,15 +151,7 @@ def main() -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    names = sys.argv[1:]
-    for check in CHECKS:
-        if not names or check.__name__ in names:
-            check()
-            # One write: print makes two, and the other rank's may come between them.
-            os.write(1, f"rank {dist.get_rank()}: {check.__name__}\n".encode())
-    dist.barrier()
-    # Not through the interpreter's end: a thread of FSDP1's unfinished steps may abort it there.
-    os._exit(0)
+    run_checks(CHECKS, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_relopt import create_optimizer
+from tests.distributed.ranks import leave
 
 HALF = 5
 # Three rules in one optimizer; its state is empty but for scalars, one and two moments.
@@ -109,9 +110,7 @@ def main() -> None:
         else:
             load(folder / name, layout, folder / f"{name}-{layout}-{ranks}.pt")
     if dist.is_initialized():
-        dist.barrier()
-        # Not through the interpreter's end: torch's threads may abort it there.
-        os._exit(0)
+        leave()
 
 
 if __name__ == "__main__":

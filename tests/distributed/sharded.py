@@ -6,7 +6,6 @@ Every check compares with one process that has whole tensors, which each rank is
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_relopt import Fromage, Madam, create_optimizer, groups
+from tests.distributed.ranks import run_checks
 
 STEPS = 20
 # Uneven rows, fewer rows than ranks, one entry, a stack of matrices, and one that starts at zero.
@@ -493,14 +493,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     size = int(sys.argv[1])
     assert dist.get_world_size() == size
-    for check in CHECKS[size]:
-        if not sys.argv[2:] or check.__name__ in sys.argv[2:]:
-            check()
-            # One write: print makes two, and the other rank's may come between them.
-            os.write(1, f"rank {dist.get_rank()}: {check.__name__}\n".encode())
-    dist.barrier()
-    # Not through the interpreter's end: torch's threads may abort it there.
-    os._exit(0)
+    run_checks(CHECKS[size], sys.argv[2:])
 
 
 if __name__ == "__main__":

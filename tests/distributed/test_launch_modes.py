@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,22 +12,13 @@ from torch import nn
 
 from hf_relopt import create_optimizer
 from tests.distributed import launch_modes
-
-ROOT = Path(__file__).parents[2]
+from tests.distributed.ranks import HERE, ROOT, torchrun
 
 
 @pytest.fixture(scope="module")
 def two_ranks() -> subprocess.CompletedProcess[str]:
     """All checks in one launch: starting Python and torch costs more than the checks."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.run(
-        [*torchrun, launch_modes.__file__],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return torchrun(2, HERE / "launch_modes.py", timeout=300)
 
 
 @pytest.mark.dist

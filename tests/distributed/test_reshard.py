@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.distributed import reshard
-from tests.distributed.test_sharded import HERE, ROOT, torchrun
+from tests.distributed.ranks import HERE, ROOT, torchrun
 
 SCRIPT = HERE / "reshard.py"
 # saved a: by two ranks under FSDP2; b: by two under DDP; c: by a single process

@@ -5,9 +5,7 @@ And the Trainer and Accelerate over FSDP2, with their checkpoints.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +14,8 @@ import torch
 
 from hf_relopt.hf.checkpoints import find_fault
 from tests.distributed import sharded
+from tests.distributed.ranks import HERE, torchrun
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
     "trainer_resumes_with_the_same_bits",
@@ -29,18 +26,6 @@ TRAINER_CHECKS = [
     "evaluate_before_train_is_refused",
     "recipe_trains_and_goes_on",
 ]
-
-
-def torchrun(ranks: int, script: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launch, f"--nproc_per_node={ranks}", str(script), *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
 
 
 def assert_done(done: subprocess.CompletedProcess[str], ranks: int, checks: list[str]) -> None:

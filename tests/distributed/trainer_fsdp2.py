@@ -25,6 +25,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.hf.arguments import resolve_lr
 from hf_relopt.hf.checkpoints import find_fault
 from hf_relopt.optim.create import default_lr
+from tests.distributed.ranks import run_checks
 from tests.hf.tiny import arguments, gpt2, rows
 
 FOLDER = Path(sys.argv[1])
@@ -277,13 +278,7 @@ CHECKS = (
 def main() -> None:
     warnings.filterwarnings("ignore")  # Trainer's own, about DDP and single devices
     torch.set_num_threads(1)
-    for check in CHECKS:
-        if not sys.argv[2:] or check.__name__ in sys.argv[2:]:
-            check()
-            os.write(1, f"rank {dist.get_rank()}: {check.__name__}\n".encode())
-    dist.barrier()
-    # Not through the interpreter's end: torch's threads may abort it there.
-    os._exit(0)
+    run_checks(CHECKS, sys.argv[2:])
 
 
 if __name__ == "__main__":
