@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from optimizer_spec import OptimizerSpec, build_optimizer, linear_to_zero, optimizer_spec
+from ranks import leave
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
@@ -122,8 +123,7 @@ def main() -> None:
     if first:
         _report(args, log)
     if args.layout != "single":
-        dist.barrier()
-        dist.destroy_process_group()
+        leave()
 
 
 def _report(args: argparse.Namespace, log: RunLog) -> None:

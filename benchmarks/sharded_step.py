@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ranks import leave
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 from step_time import SIZES, make_weights
 from torch import nn
@@ -95,8 +96,7 @@ def main() -> None:
             key["ranks"] = dist.get_world_size()
             log.append(key, {"ms": statistics.median(each), "rounds": args.rounds})
         _report(args, log)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def _wanted(name: str, only: str) -> bool:

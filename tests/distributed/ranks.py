@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,15 +19,38 @@ def torchrun(
     ranks: int, script: Path, *words: str, timeout: int = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in so many processes, with one thread each."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*launch, f"--nproc_per_node={ranks}", str(script), *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+def environment() -> dict[str, str]:
+    """Our own variables, with the repository importable and one thread per process."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def without_a_launcher(ranks: int, script: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """Start so many processes by hand: nobody ends the others when one is lost."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    common = {**environment(), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), *words],
+            env={**common, "RANK": str(rank), "WORLD_SIZE": str(ranks)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
 
 
 def run_checks(checks: Sequence[Callable[[], None]], wanted: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from hf_relopt.hf.checkpoints import find_fault
 from tests.distributed import sharded
-from tests.distributed.ranks import HERE, torchrun
+from tests.distributed.lost_rank import HANGS_FOR
+from tests.distributed.ranks import HERE, torchrun, without_a_launcher
 
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
@@ -49,6 +50,22 @@ def test_ranks_equal_one_process(ranks: int) -> None:
 def test_trainer_and_accelerate_over_fsdp2(tmp_path: Path) -> None:
     done = torchrun(2, HERE / "trainer_fsdp2.py", str(tmp_path))
     assert_done(done, 2, TRAINER_CHECKS)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_lost_rank_ends_the_step_with_an_error(how: str) -> None:
+    """The engine's timeout is respected: nobody waits for ever, and no launcher is needed."""
+    left, lost = without_a_launcher(2, HERE / "lost_rank.py", how)
+    try:
+        out, errors = left.communicate(timeout=HANGS_FOR.total_seconds() / 2)
+    finally:
+        lost.kill()
+        lost.communicate()
+    assert out == "one step\n", errors
+    assert left.returncode > 0, errors
+    assert "RuntimeError" in errors
 
 
 @pytest.mark.dist
