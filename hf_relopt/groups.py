@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.fused import split_of
+
+# Options that say how a weight is cut.
+CUTTING = ("scale", "split_dim", "split_sizes")
 
 ROLES = ("matrix", "embedding", "head", "conv", "lora", "vector", "scalar")
 
@@ -34,6 +38,23 @@ class Entry:
     zero_start: bool
     tied: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an optimizer that is a name for settings gives to each role.
+
+    Attributes:
+        rule: that all follow.
+        others: options of roles that are not in ``roles``.
+        roles: options by role.
+        cut: roles whose fused weights are cut into their matrices.
+    """
+
+    rule: str
+    others: Mapping[str, Any]
+    roles: Mapping[str, Mapping[str, Any]]
+    cut: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,9 +100,10 @@ class Plan:
 
     def _follows(self, entry: Entry) -> str:
         rule = entry.options.get("rule", self.optim)
-        if not entry.zero_start or rule == "adamw":
-            return rule
-        return f"{rule}, from zero by min_scale"
+        words = [rule, *_frame_words(entry, {**self.options, **entry.options})]
+        if entry.zero_start and rule != "adamw":
+            words.append("from zero by min_scale")
+        return ", ".join(words)
 
 
 def build(
@@ -91,10 +113,13 @@ def build(
     *,
     overrides: Overrides | None = None,
     options: Mapping[str, Any] | None = None,
+    preset: Preset | None = None,
 ) -> Plan:
     """Give each trainable weight of ``model`` a role and what it follows.
 
     Args:
+        options: hold for every weight, and win over ``preset``.
+        preset: what each role follows.
         overrides: role or name pattern (``fnmatch``) -> options for the weights it names: ``lr``,
             ``rule``, the rule's own options, or ``skip: True`` for no training. Later ones win.
 
@@ -108,10 +133,17 @@ def build(
     for name, param, tied, module in _trainable(model):
         role = _role(model, name, tied, param, module)
         chosen: dict[str, Any] = {"rule": optim, "lr": lr}
+        said: dict[str, Any] = {}
         for target, changes in overrides.items():
             if target == role or any(fnmatchcase(n, target) for n in (name, *tied)):
                 used.add(target)
-                chosen.update(changes)
+                said.update(changes)
+        if preset is not None and said.get("rule", preset.rule) == preset.rule:
+            chosen.update(preset.roles.get(role, preset.others), rule=preset.rule)
+            if role in preset.cut and not any(word in CUTTING for word in options or {}):
+                chosen.update(split_of(model, name, module, param))
+            chosen.update(options or {})
+        chosen.update(said)
         skip = chosen.pop("skip", False)
         entry = Entry(name, param, role, _is_zero(param), tied, chosen)
         (skipped if skip else entries).append(entry)
@@ -154,6 +186,22 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
         return False, "all its norm gains are constant, as they are before training"
     source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
     return (True, f"it was loaded from {source}") if source else (False, "it has no source")
+
+
+def _frame_words(entry: Entry, options: Mapping[str, Any]) -> list[str]:
+    """What a Fromage weight follows that is not the paper's rule."""
+    direction, scale = options.get("direction", "gradient"), options.get("scale", "tensor")
+    if options.get("rule") != "fromage" or (direction, scale) == ("gradient", "tensor"):
+        return []
+    if sum(size > 1 for size in entry.param.shape) <= 1:
+        return [] if direction == "gradient" else ["entry by entry"]
+    sizes = options.get("split_sizes")
+    if isinstance(sizes, int):
+        sizes = f"{sizes} blocks"
+    elif sizes is not None:
+        sizes = f"blocks of {', '.join(map(str, sizes))}"
+    how = {"row": "by row", "block": sizes or f"{entry.param.shape[0]} blocks"}
+    return [direction, *([how[scale]] if scale in how else [])]
 
 
 def _trainable(

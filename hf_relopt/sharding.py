@@ -97,6 +97,88 @@ def place_of(param: Tensor) -> Place | None:
     return Place(param.shape, tuple(chunk.offsets))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How a tensor is cut over the ranks of one process group.
+
+    Attributes:
+        group: the process group.
+        rank: this process's place in it.
+        dim: the dimension that is cut.
+        sizes: along it, of each rank's part; their sum is the tensor's.
+    """
+
+    group: Any
+    rank: int
+    dim: int
+    sizes: tuple[int, ...]
+
+
+def cut_of(param: Tensor, name: str) -> Cut | None:
+    """How ``param`` is cut; None if this rank has all of it.
+
+    Raises:
+        UnsupportedSetup: it is cut over several dimensions of its mesh, as FSDP with tensor
+            parallelism does, or not into consecutive parts.
+    """
+    if not _groups(param):
+        return None
+    mesh: Any = param.device_mesh  # type: ignore[attr-defined]
+    cuts = [
+        (dim, placement)
+        for dim, placement in enumerate(param.placements)  # type: ignore[attr-defined]
+        if not placement.is_replicate() and mesh.size(dim) > 1
+    ]
+    if len(cuts) > 1 or type(cuts[0][1]).__name__ != "Shard":
+        raise UnsupportedSetup(
+            f"{name} is cut over {len(cuts)} dimensions of its device mesh "
+            f"({param.placements}); direction 'spectral' puts matrices together that are cut over "  # type: ignore[attr-defined]
+            "one, as FSDP2 and HSDP do. Leave tensor parallelism out, or use direction='momentum'."
+        )
+    mesh_dim, placement = cuts[0]
+    dim, ranks, length = placement.dim, mesh.size(mesh_dim), param.shape[placement.dim]
+    part = -(-length // ranks)
+    sizes = tuple(min(part, max(0, length - rank * part)) for rank in range(ranks))
+    return Cut(mesh.get_group(mesh_dim), mesh.get_local_rank(mesh_dim), dim, sizes)
+
+
+def one_per_row(param: Tensor, value: float) -> Tensor:
+    """float32 [rows]: ``value`` for each index of the first dimension, cut as ``param`` is."""
+    if not is_sharded(param):
+        return torch.full(param.shape[:1], value, dtype=torch.float32, device=param.device)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    placements = [
+        placement if placement.is_shard(0) else Replicate()
+        for placement in param.placements  # type: ignore[attr-defined]
+    ]
+    part = local(param)
+    rows = torch.full(part.shape[:1], value, dtype=torch.float32, device=part.device)
+    return DTensor.from_local(
+        rows,
+        param.device_mesh,  # type: ignore[attr-defined]
+        placements,
+        run_check=False,
+        shape=param.shape[:1],
+        stride=(1,),
+    )
+
+
+def rows_are_whole(param: Tensor) -> bool:
+    """True if a rank that has a part of a row has all of it."""
+    if not is_sharded(param):
+        return True
+    return all(
+        placement.is_replicate() or placement.is_shard(0)
+        for placement in param.placements  # type: ignore[attr-defined]
+    )
+
+
+def reachable(tensor: Tensor, param: Tensor) -> Tensor:
+    """``tensor`` where the process groups of ``param`` work: offloaded shards lie away from it."""
+    return tensor.to(_reachable(param, tensor.device))
+
+
 def whole_norms(
     params: Sequence[Sequence[Tensor]], indices: Sequence[Sequence[int]], rows: Sequence[Tensor]
 ) -> list[WholeNorms]:

@@ -27,6 +27,7 @@ FLOORS = {
     "lns": 1,
     "sharding": 2,
     "groups": 2,
+    "fused": 2,
     "backends": 2,
     "nn": 2,
     "optim": 3,
@@ -36,7 +37,7 @@ FLOORS = {
     "cli": 5,
 }
 # Who may import from its own floor: (importer, imported).
-ASIDE = {("backends", "sharding")}
+ASIDE = {("backends", "sharding"), ("groups", "fused")}
 # Third parties that only some may know: module -> who. Everything below the module counts as well.
 ONLY_FOR = {
     "torch.distributed": {"sharding", "nn", "optim", "hf", "cli"},

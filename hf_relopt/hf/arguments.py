@@ -13,6 +13,7 @@ from hf_relopt.hf import guards, optim_args
 from hf_relopt.hf.log import logger
 from hf_relopt.optim.create import OPTIMIZERS, default_lr
 from hf_relopt.optim.options import check_options
+from hf_relopt.optim.presets import rule_of_name
 
 
 def name_of(args: Any) -> str | None:
@@ -32,7 +33,7 @@ def check(args: Any) -> None:
     if name is None:
         return
     optim_args.parse(name, args.optim_args)
-    check_options(name, {"lr": args.learning_rate})
+    check_options(rule_of_name(name), {"lr": args.learning_rate})
     if args.weight_decay:
         raise ConfigError(
             f"weight_decay is {args.weight_decay!r}; {name} takes only 0: it keeps the norms of "
@@ -106,4 +107,7 @@ def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
 
 def clipping_is_pointless(groups: list[dict[str, Any]]) -> bool:
     """True if no group's rule looks at the size of gradients, now or later."""
-    return all(group.get("rule") == "fromage" for group in groups)
+    return all(
+        group.get("rule") == "fromage" and group.get("direction", "gradient") == "gradient"
+        for group in groups
+    )

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.create import check_override
+from hf_relopt.optim.create import check_override, check_request
 from hf_relopt.optim.options import OPTIONS, bad_value, parse_value
+from hf_relopt.optim.presets import rule_of_name
 from hf_relopt.optim.rules import RULES
 
 
@@ -24,15 +25,16 @@ def parse(optim: str, text: str | None) -> OptimArgs:
     """Read ``--optim_args`` for ``optim``.
 
     Args:
-        optim: "fromage" or "madam".
+        optim: a name in OPTIMIZERS, such as "fromage".
         text: name=value pairs between commas. A name with a dot is an override: what stands before
             the last dot is a role or a name pattern, as in ``vector.lr=1e-3``.
 
     Raises:
         ConfigError: a malformed pair, an unknown option, or a value of the wrong kind or range.
     """
-    pairs = _pairs(optim, text)
-    options = {name: parse_value(optim, name, value) for name, value in pairs if "." not in name}
+    pairs, rule = _pairs(optim, text), rule_of_name(optim)
+    options = {name: parse_value(rule, name, value) for name, value in pairs if "." not in name}
+    check_request(optim, {name: value for name, value in options.items() if name != "lr"})
     nested: dict[str, dict[str, str]] = {}
     for name, value in pairs:
         target, dot, option = name.rpartition(".")
@@ -66,7 +68,7 @@ def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:
 
 
 def _override(optim: str, target: str, given: dict[str, str]) -> dict[str, Any]:
-    rule = given.get("rule", optim)
+    rule = given.get("rule", rule_of_name(optim))
     if rule not in RULES:
         check_override(optim, target, {"rule": rule})
     changes: dict[str, Any] = {}

@@ -17,18 +17,20 @@ from hf_relopt.backends import BACKENDS
 from hf_relopt.backends.batch import Batch, Work
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim import checkpoint, inputs
+from hf_relopt.optim.frame_step import refuse_unframeable, step_framed
 from hf_relopt.optim.measure import Measurement
-from hf_relopt.optim.options import OPTIONS, check_options, refuse_swallowed, unknown_option
-from hf_relopt.optim.rules import RULES
+from hf_relopt.optim.memory import Framed, memory_work, take_in
+from hf_relopt.optim.options import (
+    OPTIONS,
+    check_options,
+    check_together,
+    refuse_swallowed,
+    unknown_option,
+)
+from hf_relopt.optim.rules import RULES, rule_of
 from hf_relopt.optim.state import new_state
 from hf_relopt.optim.work import work_of
-from hf_relopt.sharding import (
-    Place,
-    is_sharded,
-    refuse_inexact,
-    takes_part,
-    whole_norms,
-)
+from hf_relopt.sharding import Place, is_sharded, refuse_inexact, takes_part, whole_norms
 
 _NOTHING_TO_DO = (
     "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call "
@@ -68,11 +70,15 @@ class RelativeOptimizer(torch.optim.Optimizer):
             )
         refuse_swallowed(rule, param_group)
         for name, option in OPTIONS[rule].items():
-            param_group.setdefault(name, self.defaults.get(name, option.default))
-        if "betas" in param_group:
-            param_group["betas"] = tuple(param_group["betas"])
+            # An option of the same name may be another one under another rule.
+            shared = OPTIONS[self.rule].get(name) is option
+            param_group.setdefault(name, self.defaults[name] if shared else option.default)
+        for name in ("betas", "split_sizes"):
+            if isinstance(param_group.get(name), list):
+                param_group[name] = tuple(param_group[name])
         check_options(rule, param_group)
         inputs.check_params(param_group, self.param_groups)
+        check_together(rule, param_group)
         super().add_param_group(param_group)
         param_group["shapes_crc32"] = checkpoint.shapes_crc32(param_group["params"])
         # torch fills every default in; another rule's options would only mislead there.
@@ -112,7 +118,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         left = (self._step_alone(*batch) for batch in batches)
         self._step_together([batch for batch in left if batch is not None])
         for group, params, indices in batches:
-            if RULES[group["rule"]].anchored and RULES[group["rule"]].sums(group) == "grad":
+            rule = rule_of(group, params[0])
+            if rule.anchored and not rule.framed and rule.sums(group) == "grad":
                 self._note_anchors(params, indices)
         if self._measurement is not None:
             self._measurement.finish()
@@ -142,10 +149,11 @@ class RelativeOptimizer(torch.optim.Optimizer):
         return figures
 
     def _check_shapes(self) -> None:
-        names = [n for group in self.param_groups for n in inputs.names(group)]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for param, shape, name in zip(params, self._built_shapes, names, strict=True):
-            refuse_inexact(param, shape, name)
+        shapes = iter(self._built_shapes)
+        for group in self.param_groups:
+            for param, name in zip(group["params"], inputs.names(group), strict=True):
+                refuse_inexact(param, next(shapes), name)
+                refuse_unframeable(group, param, name)
         self._checked_shapes = True
 
     def _batches(self) -> Iterator[_Batch]:
@@ -161,7 +169,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 if grad is not None:
                     inputs.check_gradient(param, group, index - first)
                 dtype = param.dtype if grad is None else grad.dtype
-                kind = (param.device, param.dtype, dtype, is_sharded(param))
+                rule = rule_of(group, param)
+                kind = (param.device, param.dtype, dtype, is_sharded(param), id(rule))
                 params, indices = kinds.setdefault(kind, ([], []))
                 params.append(param)
                 indices.append(index)
@@ -173,12 +182,13 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self, group: dict[str, Any], params: list[Tensor], indices: list[int]
     ) -> _Batch | None:
         """Step what the backend steps without the others; return the rest, or None."""
-        rule, step_alone = RULES[group["rule"]], BACKENDS[group["backend"]].step_alone
+        step_alone = BACKENDS[group["backend"]].step_alone
         for param, index in zip(params, indices, strict=True):
             if not self.state[param]:
-                self.state[param] = new_state(rule, param)
+                self.state[param] = new_state(group, param)
                 self._anchored.discard(index)
-        if step_alone is None or is_sharded(params[0]):
+        together = is_sharded(params[0]) or rule_of(group, params[0]).framed
+        if step_alone is None or together:
             return group, params, indices
         if self._measurement is None:
             left = step_alone(self._work(group, params, indices))
@@ -202,6 +212,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
             for work, batch in zip(works, batches, strict=True)
         ]
         norms = whole_norms([batch[1] for batch in batches], [batch[2] for batch in batches], rows)
+        framed: list[Framed] = []
         for (group, params, indices), work, norm in zip(batches, works, norms, strict=True):
             kept = {name: [s[name].view(()) for s in work.state] for name in work.state[0]}
             before = {name: torch.stack(each).to(norm.grad.dtype) for name, each in kept.items()}
@@ -209,15 +220,25 @@ class RelativeOptimizer(torch.optim.Optimizer):
             for name, value in decision.state.items():
                 torch._foreach_copy_(kept[name], list(value.unbind()))
             batch, backend = Batch.of(work, decision), BACKENDS[group["backend"]]
+            if rule_of(group, params[0]).framed:
+                take_in(work, decision, backend.apply)
+                states = [self.state[param] for param in params]
+                finite = decision.state["skipped"] == before["skipped"]
+                framed.append(Framed(group, params, indices, states, work, decision.learn, finite))
+                continue
             if self._measurement is None:
                 backend.apply(batch)
                 continue
             for place, (param, index) in enumerate(zip(params, indices, strict=True)):
                 with self._measurement.around(param, index, group, self.state[param]):
                     backend.apply(batch.only(place))
+        step_framed(framed, self._places, self._measurement)
 
     def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
-        rule = RULES[group["rule"]]
+        rule = rule_of(group, params[0])
+        if rule.framed:
+            states = [self.state[param] for param in params]
+            return memory_work(group, params, indices, states, self._places)
         sums = rule.sums(group)
         # Weights' norms only if the rule or an anchor needs them.
         if sums == "grad" and rule.anchored and not self._anchored.issuperset(indices):
@@ -267,6 +288,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         # Pickle and load_state_dict keep state and groups alone; the rest is made again here.
         self.__dict__.setdefault("_measurement", None)
+        checkpoint.complete(self.param_groups)
         self.__dict__.setdefault("_built_shapes", self._shapes())
         self._forget()
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.rules import RULES
+from hf_relopt.optim.options import OPTIONS
+from hf_relopt.optim.rules import RULES, rule_of
 
 # How to recognise what wrote a checkpoint that has no "rule" in its groups.
 _SIGNS = {
@@ -69,7 +70,8 @@ def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any
                 "saved from."
             )
     for param, group, state in _pairs(optimizer, state_dict):
-        for name in RULES[group["rule"]].buffers:
+        rule = rule_of(group, param)
+        for name in rule.buffers:
             shape = state[name].shape if name in state else None
             if shape is not None and shape != param.shape:
                 raise ConfigError(
@@ -77,7 +79,7 @@ def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any
                     f"{tuple(param.shape)}: it belongs to another model. Load it into the model it "
                     "was saved from."
                 )
-        missing = {*RULES[group["rule"]].scalars, *RULES[group["rule"]].buffers} - set(state)
+        missing = set(rule.state) - set(state)
         if state and missing:
             raise ConfigError(
                 f"This checkpoint lacks {', '.join(sorted(missing))} for a tensor under "
@@ -92,6 +94,13 @@ def shapes_crc32(params: Iterable[Tensor]) -> int:
     Fromage's state holds no tensor that would show a weight's shape.
     """
     return zlib.crc32(repr([tuple(param.shape) for param in params]).encode())
+
+
+def complete(groups: Iterable[dict[str, Any]]) -> None:
+    """Give groups of an older checkpoint the options that it did not know, at their defaults."""
+    for group in groups:
+        for name, option in OPTIONS.get(group.get("rule", ""), {}).items():
+            group.setdefault(name, option.default)
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:

@@ -14,10 +14,15 @@ from hf_relopt.groups import Overrides, Plan
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.fromage import Fromage
 from hf_relopt.optim.madam import Madam
-from hf_relopt.optim.options import OPTIONS, check_options, unknown_option
+from hf_relopt.optim.options import OPTIONS, check_options, check_together, unknown_option
+from hf_relopt.optim.presets import PRESETS, rule_of_name
 from hf_relopt.optim.rules import RULES
 
-OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {"fromage": Fromage, "madam": Madam}
+OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
+    "fromage": Fromage,
+    "madam": Madam,
+    **dict.fromkeys(PRESETS, Fromage),
+}
 
 FROM_SCRATCH_LR = 0.01
 FINE_TUNING_LR = 0.001
@@ -46,25 +51,33 @@ def plan(
 
     Args:
         model: tied weights count once, frozen ones not at all.
-        optim: "fromage" or "madam".
+        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
         lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
             pretrained, else 0.01.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
-        options: the optimizer's options, see :class:`Fromage` and :class:`Madam`.
+        options: the optimizer's options, see :class:`Fromage` and :class:`Madam`. They win over a
+            preset's, for every weight.
 
     Raises:
         ConfigError: an unknown name, a bad option, or an override that matches nothing.
     """
     check_name(optim)
+    rule = rule_of_name(optim)
     for name in options:
-        if name not in OPTIONS[optim] or name == "lr":
-            raise unknown_option(optim, name)
+        if name not in OPTIONS[rule] or name == "lr":
+            raise unknown_option(rule, name)
     lr = default_lr(model)[0] if lr is None else lr
-    check_options(optim, {**options, "lr": lr})
+    check_options(rule, {**options, "lr": lr})
+    check_request(optim, options)
     for target, changes in (overrides or {}).items():
         check_override(optim, target, changes)
-    return groups.build(model, optim, lr, overrides=overrides, options=options)
+    preset = PRESETS.get(optim)
+    chosen = groups.build(model, optim, lr, overrides=overrides, options=options, preset=preset)
+    for entry in chosen.entries:
+        own = {**(options if entry.options["rule"] == rule else {}), **entry.options}
+        check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": [entry.param]})
+    return chosen
 
 
 def create_optimizer(
@@ -94,12 +107,23 @@ def check_name(optim: str) -> None:
     if optim not in OPTIMIZERS:
         near = difflib.get_close_matches(str(optim), OPTIMIZERS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Use one of these."
-        raise ConfigError(f"optim is {optim!r}; hf_relopt has {' and '.join(OPTIMIZERS)}. {hint}")
+        raise ConfigError(f"optim is {optim!r}; hf_relopt has {', '.join(OPTIMIZERS)}. {hint}")
+
+
+def check_request(optim: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError if options contradict each other for some weight, whatever the model."""
+    preset, rule = PRESETS.get(optim), rule_of_name(optim)
+    for own in (preset.others, *preset.roles.values()) if preset else ({},):
+        check_together(rule, {**_defaults(rule), **own, **options, "params": []})
+
+
+def _defaults(rule: str) -> dict[str, Any]:
+    return {name: option.default for name, option in OPTIONS[rule].items()}
 
 
 def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
     """Raise ConfigError unless every key of an override is an option of the rule it leads to."""
-    rule = changes.get("rule", optim)
+    rule = changes.get("rule", rule_of_name(optim))
     if rule not in RULES:
         raise ConfigError(
             f"The override {target!r} asks for rule {rule!r}; there are {', '.join(RULES)}."

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_relopt.backends.batch import Decision, compute_dtype
 from hf_relopt.lns.rounding import noise_keys
 from hf_relopt.optim.options import OPTIONS
-from hf_relopt.optim.rules import RULES, Facts, Rule
+from hf_relopt.optim.rules import MEMORIES, RULES, Facts, Rule
 from hf_relopt.sharding import WholeNorms
 
 # A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
@@ -24,7 +24,7 @@ class GroupRule:
     """Decides for tensors of one group and dtype. Equal ones decide alike: a compiler keys on it.
 
     Args:
-        rule: a name in RULES.
+        rule: a name in RULES, or in MEMORIES for what a framed tensor remembers.
         options: the group's options without ``lr``, sorted by name.
         dtype: of the weights.
     """
@@ -32,12 +32,16 @@ class GroupRule:
     rule: str
     options: tuple[tuple[str, Any], ...]
     dtype: torch.dtype
+    framed: bool = False
 
     @classmethod
-    def of(cls, group: Mapping[str, Any], dtype: torch.dtype) -> GroupRule:
-        """The one for a param group."""
+    def of(
+        cls, group: Mapping[str, Any], dtype: torch.dtype, memory: str | None = None
+    ) -> GroupRule:
+        """The one for a param group, or for what its framed tensors remember."""
         names = sorted(set(OPTIONS[group["rule"]]) - {"lr"})
-        return cls(group["rule"], tuple((name, group[name]) for name in names), dtype)
+        options = tuple((name, group[name]) for name in names)
+        return cls(memory or group["rule"], options, dtype, memory is not None)
 
     def __call__(
         self,
@@ -55,7 +59,8 @@ class GroupRule:
             numel: entries of each tensor.
             index: int64, each parameter's place in the optimizer; None to round to nearest.
         """
-        rule, options = RULES[self.rule], dict(self.options)
+        rule = MEMORIES[self.rule] if self.framed else RULES[self.rule]
+        options = dict(self.options)
         if norms.cosine is not None and options["maximize"]:
             norms = replace(norms, cosine=-norms.cosine)
         finite = torch.isfinite(norms.grad) & (norms.grad < rule.largest_grad)
@@ -87,14 +92,14 @@ def _advanced(
         learn: bool [T], is it not all zero either?
     """
     new = {"step": state["step"] + learn, "skipped": state["skipped"] + ~finite}
-    if rule.anchored:
+    if "anchor_norm" in rule.scalars:
         new["anchor_norm"] = state["anchor_norm"]
         if norms.param is not None:
-            new["anchor_norm"] = _anchors(state["anchor_norm"], norms.param, finite)
+            new["anchor_norm"] = with_anchors(state["anchor_norm"], norms.param, finite)
     return new
 
 
-def _anchors(anchor_norm: Tensor, param_norm: Tensor, finite: Tensor) -> Tensor:
+def with_anchors(anchor_norm: Tensor, param_norm: Tensor, finite: Tensor) -> Tensor:
     """Make the anchors that are missing where the gradient is usable."""
     norm = torch.where(param_norm > 0, param_norm.clamp(*_FLOAT32_RANGE), 0.0)
     fresh = torch.isnan(anchor_norm) & finite

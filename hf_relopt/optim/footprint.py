@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_relopt.groups import Plan
-from hf_relopt.optim.rules import RULES
+from hf_relopt.groups import Entry, Plan
+from hf_relopt.optim.options import OPTIONS
+from hf_relopt.optim.rules import rule_of
+from hf_relopt.optim.state import SCALARS, anchors
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -39,17 +41,28 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
         itemsize: bytes of one entry of a weight.
         ranks: parts into which FSDP2 cuts the first dimension of each weight, at least 1.
     """
-    trained = [(entry.options["rule"], held(entry.param, ranks)) for entry in plan.entries]
+    trained = [(_state(plan, entry), held(entry.param, ranks)) for entry in plan.entries]
     computed = [held(entry.param, ranks) for entry in (*plan.entries, *plan.skipped)]
     return Footprint(
         weights=itemsize * sum(held(param, ranks) for param in params),
         gradients=itemsize * sum(computed),
-        state=sum(
-            STATE_BYTES * (len(RULES[rule].buffers) * numel + len(RULES[rule].scalars))
-            for rule, numel in trained
-        ),
+        state=sum(per_entry * numel + few for (per_entry, few), numel in trained),
         adamw_state=sum(2 * itemsize * numel + STATE_BYTES for _, numel in trained),
     )
+
+
+def _state(plan: Plan, entry: Entry) -> tuple[int, int]:
+    """Bytes of state for each entry of a weight, and for the tensor."""
+    options = OPTIONS[entry.options["rule"]]
+    group = {name: plan.options.get(name, option.default) for name, option in options.items()}
+    group.update(entry.options)
+    rule, per_entry, few = rule_of(group, entry.param), 0, STATE_BYTES * len(SCALARS)
+    for name in rule.buffers:
+        half = name == "momentum" and group.get("momentum_dtype") is not None
+        per_entry += STATE_BYTES // 2 if half else STATE_BYTES
+    if rule.anchored:
+        few += STATE_BYTES * anchors(group, entry.param)
+    return per_entry, few
 
 
 def held(param: Tensor, ranks: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,15 +13,34 @@ from hf_relopt.optim.base import RelativeOptimizer
 class Fromage(RelativeOptimizer):
     """Every step turns and stretches each weight tensor by the same fraction ``lr`` of its norm.
 
-    State is three numbers per tensor. The step length follows the weights, not the gradients, so
-    ``lr`` must decay to end the training: use a schedule.
+    The step length follows the weights, not the gradients, so ``lr`` must decay to end the
+    training: use a schedule. As it stands this is the paper's rule, and its state is three numbers
+    per tensor. It is also a frame: ``direction`` says what a step follows, ``scale`` what it is a
+    fraction of, ``bound`` what keeps the norms. With any direction but the gradient, vectors
+    (biases, gains) are stepped entry by entry, by ``lr * max(RMS(W0), min_scale)``, and what
+    starts at zero by ``lr * min_scale`` (root mean square).
 
     Args:
         params: tensors, named tensors or param groups.
         lr: relative step, 0 <= lr < 1; a float or a 0-dim tensor. 0.01 from scratch, 0.001 for
             fine-tuning.
+        direction: "gradient"; "momentum"; "spectral", the momentum with all singular values made
+            equal; "adam", the momentum over the root of the second moment. State is 0, 4, 4 and 8
+            bytes per weight.
+        scale: the norm is that of the whole "tensor", of each "row" (index of the first dimension,
+            for embeddings; rows without gradient are left alone), or of each "block".
+        bound: "sphere" keeps each norm as it was at the first step; None leaves it to ``p_bound``.
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
-            bound. Tensors that start at zero have none.
+            bound under the paper's rule, and for 3.0 in all other cases, where successive steps may
+            add up. Tensors that start at zero have none.
+        momentum: its decay, in [0, 1); None: 0.95, or 0.9 for "adam".
+        nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
+        beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.
+        split_dim: the dimension along which scale "block" cuts; None: 0.
+        split_sizes: a count of equal blocks, or their sizes; None: one block per index of the first
+            dimension, for tensors of three dimensions (experts).
+        momentum_dtype: "bfloat16" halves the momentum's state, rounded stochastically; None:
+            float32.
         min_scale: root mean square, >= 0, by which a tensor that starts at zero is measured until
             it is larger itself. 0 is the paper's rule, under which such tensors never move.
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
@@ -33,7 +53,7 @@ class Fromage(RelativeOptimizer):
         ConfigError: for an unknown option, a value out of range, a non-zero weight_decay in a
             group, an empty or doubled parameter list.
 
-    Source: arXiv 2002.03432, algorithm 1.
+    Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/direction.py.
     """
 
     rule = "fromage"
@@ -43,7 +63,16 @@ class Fromage(RelativeOptimizer):
         params: Any,
         lr: float | Tensor = 1e-2,
         *,
+        direction: str = "gradient",
+        scale: str = "tensor",
+        bound: str | None = None,
         p_bound: float | None = None,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        beta: float | None = None,
+        split_dim: int | None = None,
+        split_sizes: int | Sequence[int] | None = None,
+        momentum_dtype: str | None = None,
         min_scale: float = 1e-1,
         rounding: str | None = None,
         seed: int = 0,
@@ -55,7 +84,16 @@ class Fromage(RelativeOptimizer):
             params,
             unknown,
             lr=lr,
+            direction=direction,
+            scale=scale,
+            bound=bound,
             p_bound=p_bound,
+            momentum=momentum,
+            nesterov=nesterov,
+            beta=beta,
+            split_dim=split_dim,
+            split_sizes=split_sizes,
+            momentum_dtype=momentum_dtype,
             min_scale=min_scale,
             rounding=rounding,
             seed=seed,

@@ -1,83 +1,17 @@
-"""Options as data: how each is read from text, what it may be, and what to do when it is not."""
+"""The options of each rule, and what is refused: bad values, unknown names, what would be lost."""
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from hf_relopt.backends import BACKENDS
 from hf_relopt.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of an optimizer.
-
-    Attributes:
-        default: the value if nobody gives one.
-        allowed: the allowed values in words, for error messages.
-        accepts: is this (typed) value allowed?
-        parse: reads the typed value from text such as ``--optim_args`` carries.
-        remedy: what to do instead, for error messages.
-    """
-
-    default: Any
-    allowed: str
-    accepts: Callable[[Any], bool]
-    parse: Callable[[str], Any]
-    remedy: str
-
-
-def is_number(value: object) -> bool:
-    """A finite int or float, not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _none_or(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: None if text.lower() == "none" else parse(text)
-
-
-def _parse_bool(text: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    return words[text.lower()]
-
-
-def _parse_pair(text: str) -> tuple[float, float]:
-    first, second = text.strip("()[]").split(";")
-    return float(first), float(second)
-
-
-def one_of(default: Any, words: Iterable[Any], remedy: str) -> Option:
-    """An option that takes one of a few words (and None, if that is the default)."""
-    known = list(words)
-    shown = ", ".join(repr(word) for word in known)
-    return Option(
-        default=default,
-        allowed=shown if default is not None else f"None, {shown}",
-        accepts=lambda value: value in known or (default is None and value is None),
-        parse=_none_or(str) if default is None else str,
-        remedy=remedy,
-    )
-
-
-def number(
-    default: float | None, allowed: str, accepts: Callable[[float], bool], remedy: str
-) -> Option:
-    """An option that takes a finite number (or None, if that is the default)."""
-    return Option(
-        default=default,
-        allowed=allowed,
-        accepts=lambda value: (
-            (value is None and default is None) or (is_number(value) and accepts(value))
-        ),
-        parse=_none_or(float) if default is None else float,
-        remedy=remedy,
-    )
+from hf_relopt.optim.frame import FRAME_OPTIONS, check_frame
+from hf_relopt.optim.option import Option, is_number, number, one_of, parse_bool, parse_pair
 
 
 def _is_lr(value: Any) -> bool:
@@ -115,7 +49,7 @@ COMMON: dict[str, Option] = {
         default=False,
         allowed="True or False",
         accepts=lambda value: isinstance(value, bool),
-        parse=_parse_bool,
+        parse=parse_bool,
         remedy="leave it out to minimise",
     ),
 }
@@ -129,6 +63,7 @@ MIN_SCALE = number(
 
 _FROMAGE: dict[str, Option] = {
     **COMMON,
+    **FRAME_OPTIONS,
     "p_bound": number(
         None,
         "None or a number > 0 (largest norm of a weight in units of its first norm)",
@@ -163,7 +98,7 @@ _ADAMW: dict[str, Option] = {
             and len(value) == 2
             and all(is_number(beta) and 0 <= beta < 1 for beta in value)
         ),
-        parse=_parse_pair,
+        parse=parse_pair,
         remedy="use (0.9, 0.999); in --optim_args write betas=0.9;0.999",
     ),
     "eps": number(1e-8, "a number > 0", lambda value: value > 0, "use 1e-8"),
@@ -192,6 +127,16 @@ def check_options(rule: str, given: Mapping[str, Any]) -> None:
             "of weights by itself. Leave weight_decay at 0, and use "
             f"{'p_scale' if rule == 'madam' else 'p_bound'} to bound the weights."
         )
+
+
+def check_together(rule: str, group: Mapping[str, Any]) -> None:
+    """Check a complete group's options against each other and against its weights.
+
+    Raises:
+        ConfigError: as above.
+    """
+    if rule == "fromage":
+        check_frame(group)
 
 
 def bad_value(rule: str, name: str, value: object, option: Option) -> ConfigError:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.batch import Update
-from hf_relopt.rules import adamw, fromage, madam
+from hf_relopt.optim.frame import Frame, frame_of, is_vector
+from hf_relopt.rules import adamw, direction, fromage, madam
 from hf_relopt.sharding import Sums, WholeNorms
 
 
@@ -34,6 +35,8 @@ class Rule:
         anchored: does it need |W0|?
         largest_grad: a gradient whose norm is larger counts as not finite: its squares are none.
         constants: options that the update takes as they are.
+        framed: is this only the memory of a tensor that follows Fromage as a frame? The gradient is
+            taken in first; then optim/frame_step.py turns what is remembered into a step.
         sums: what a steady step of a group with these options has to sum. The first one needs |W|
             too, if the rule is anchored.
         coefficients: facts and options -> what the update takes per tensor.
@@ -51,11 +54,21 @@ class Rule:
     update: Update
     largest_norm: Callable[[Tensor, Mapping[str, Any]], Tensor]
     largest_entry: Callable[[Tensor, int, Mapping[str, Any]], Tensor]
+    framed: bool = False
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Names of its float32 state tensors with one entry; the anchor has one dimension."""
-        return ("step", "anchor_norm", "skipped") if self.anchored else ("step", "skipped")
+        """Names of its float32 state tensors with one entry; the anchor has one dimension.
+
+        A framed tensor has an anchor for each block or row, which is kept apart.
+        """
+        one_anchor = self.anchored and not self.framed
+        return ("step", "anchor_norm", "skipped") if one_anchor else ("step", "skipped")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of all its state tensors."""
+        return (*{*self.scalars, *(["anchor_norm"] if self.anchored else ())}, *self.buffers)
 
 
 def _fromage(facts: Facts, group: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -68,6 +81,8 @@ def _fromage(facts: Facts, group: Mapping[str, Any]) -> dict[str, Tensor]:
         anchor_norm=facts.anchor_norm,
         floor=group["min_scale"] * facts.numel.sqrt(),
         p_bound=group["p_bound"],
+        sphere=group["bound"] == "sphere",
+        framed=group["bound"] == "sphere",
     )
 
 
@@ -90,15 +105,35 @@ def _adamw(facts: Facts, group: Mapping[str, Any]) -> dict[str, Tensor]:
 _LARGEST_WITH_SQUARE = torch.finfo(torch.float32).max ** 0.5
 
 
+def _fromage_sums(group: Mapping[str, Any]) -> Sums:
+    return "norms" if group["p_bound"] is None and group["bound"] is None else "cosine"
+
+
 def _fromage_largest_norm(anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
-    if group["p_bound"] is None:
+    frame = frame_of(group)
+    if frame.p_bound is None:
         return _no_bound(anchor_norm)
-    return torch.where(anchor_norm > 0, group["p_bound"] * anchor_norm, torch.inf)
+    return torch.where(anchor_norm > 0, frame.p_bound * anchor_norm, torch.inf)
 
 
 def _madam_largest_entry(anchor_norm: Tensor, numel: int, group: Mapping[str, Any]) -> Tensor:
     largest = group["p_scale"] * anchor_norm / max(numel, 1) ** 0.5
     return torch.where(anchor_norm > 0, largest, torch.inf)
+
+
+def _memory(buffers: tuple[str, ...], update: Update, largest_grad: float = float("inf")) -> Rule:
+    return Rule(
+        buffers=buffers,
+        anchored=True,
+        largest_grad=largest_grad,
+        constants=(),
+        sums=lambda group: "grad",
+        coefficients=lambda facts, group: {},
+        update=update,
+        largest_norm=_fromage_largest_norm,
+        largest_entry=_no_bound,
+        framed=True,
+    )
 
 
 def _no_bound(anchor_norm: Tensor, *_: Any) -> Tensor:
@@ -111,7 +146,7 @@ RULES: dict[str, Rule] = {
         anchored=True,
         largest_grad=float("inf"),
         constants=(),
-        sums=lambda group: "norms" if group["p_bound"] is None else "cosine",
+        sums=_fromage_sums,
         coefficients=_fromage,
         update=fromage.update,
         largest_norm=_fromage_largest_norm,
@@ -140,3 +175,29 @@ RULES: dict[str, Rule] = {
         largest_entry=_no_bound,
     ),
 }
+
+# What Fromage as a frame remembers, by direction; "vector" is what vectors follow there.
+MEMORIES: dict[str, Rule] = {
+    "gradient": _memory((), direction.keep),
+    "momentum": _memory(("momentum",), direction.take_in),
+    "spectral": _memory(("momentum",), direction.take_in),
+    "adam": _memory(("momentum", "second_moment"), direction.take_in_square, _LARGEST_WITH_SQUARE),
+    "vector": _memory(
+        ("momentum", "second_moment"), direction.take_in_square, _LARGEST_WITH_SQUARE
+    ),
+}
+
+
+def memory_of(frame: Frame, param: Tensor) -> str | None:
+    """The entry of MEMORIES that ``param`` has in a Fromage group; None: the paper's rule."""
+    if frame.is_paper or (frame.direction == "gradient" and is_vector(param)):
+        return None
+    return "vector" if is_vector(param) else frame.direction
+
+
+def rule_of(group: Mapping[str, Any], param: Tensor) -> Rule:
+    """What ``param`` follows as a member of ``group``."""
+    if group["rule"] != "fromage":
+        return RULES[group["rule"]]
+    memory = memory_of(frame_of(group), param)
+    return RULES["fromage"] if memory is None else MEMORIES[memory]

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.rules import Rule
+from hf_relopt.optim.frame import frame_of, is_vector
+from hf_relopt.optim.rules import rule_of
+from hf_relopt.sharding import one_per_row
 
 State = dict[str, Tensor]
 
+# Two counts that every rule keeps: of steps, and of gradients that were not finite.
+SCALARS = ("step", "skipped")
 
-def new_state(rule: Rule, param: Tensor) -> State:
-    """Zero counts, an anchor not yet made (NaN), and empty moments.
+
+def new_state(group: Mapping[str, Any], param: Tensor) -> State:
+    """Zero counts, anchors not yet made (NaN), and empty moments, for a member of ``group``.
 
     The anchor has one dimension: distributed checkpoints look for a tensor that has any to learn
     the device, and Fromage keeps no other.
     """
-    scalars = dict.fromkeys(rule.scalars, 0.0)
-    if rule.anchored:
-        scalars["anchor_norm"] = float("nan")
-    state = {
-        name: torch.full((), value, dtype=torch.float32, device=param.device)
-        for name, value in scalars.items()
-    }
-    if rule.anchored:
-        state["anchor_norm"] = state["anchor_norm"].view(1)
-    for name in rule.buffers:
-        state[name] = torch.zeros_like(
-            param, dtype=torch.float32, memory_format=torch.preserve_format
+    rule = rule_of(group, param)
+    state = {name: torch.zeros((), dtype=torch.float32, device=param.device) for name in SCALARS}
+    if rule.anchored and rule.framed and frame_of(group).scale == "row" and not is_vector(param):
+        state["anchor_norm"] = one_per_row(param, float("nan"))
+    elif rule.anchored:
+        state["anchor_norm"] = torch.full(
+            (anchors(group, param),), float("nan"), dtype=torch.float32, device=param.device
         )
+    for name in rule.buffers:
+        dtype = torch.float32
+        if rule.framed and name == "momentum":
+            dtype = frame_of(group).momentum_dtype
+        state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     return state
+
+
+def anchors(group: Mapping[str, Any], param: Tensor) -> int:
+    """How many anchors a tensor of an anchored rule has: one, or one per block or row."""
+    if not rule_of(group, param).framed or is_vector(param):
+        return 1
+    frame = frame_of(group)
+    return param.shape[0] if frame.scale == "row" else len(frame.blocks(param.shape))
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -68,16 +68,19 @@ def compare(
     dtype: torch.dtype = torch.float32,
     sharded: Callable[[int], bool] = lambda index: True,
     collectives: int = 1,
+    build: Callable[..., torch.optim.Optimizer] | None = None,
+    close: float = 1e-6,
     **options: Any,
 ) -> None:
     """Twenty steps on given gradients: whole tensors in one process against cut ones."""
+    build = SETTINGS[name] if build is None else build
     alone = [nn.Parameter(tensor) for tensor in whole("weight", 0, dtype)]
     cut = [
         nn.Parameter(distribute(tensor, mesh, placements) if sharded(index) else tensor.clone())
         for index, tensor in enumerate(whole("weight", 0, dtype))
     ]
     assert sum(isinstance(param, DTensor) for param in cut) == sum(map(sharded, range(len(cut))))
-    one, many = SETTINGS[name](alone, **options), SETTINGS[name](cut, **options)
+    one, many = build(alone, **options), build(cut, **options)
     for step in range(STEPS):
         for a, c, grad in zip(alone, cut, whole("grad", step, dtype), strict=True):
             a.grad = grad
@@ -94,7 +97,7 @@ def compare(
         if dtype is torch.bfloat16:
             assert torch.equal(found, a), (name, index)
         else:
-            torch.testing.assert_close(found.detach(), a.detach(), rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(found.detach(), a.detach(), rtol=close, atol=close / 10)
         assert not torch.equal(a, whole("weight", 0, dtype)[index]), "nothing was trained"
 
 

@@ -125,8 +125,8 @@ def test_values_on_the_edge_are_taken(build: type[Optimizer], option: str, value
     [
         (Fromage, "p_bond", 1.0, ("fromage", "p_bond", "p_bound")),
         (Fromage, "p_scale", 3.0, ("fromage", "p_scale", "madam")),
-        (Fromage, "beta", 0.9, ("fromage", "beta", "madam")),
-        (Fromage, "momentum", 0.9, ("fromage", "momentum", "p_bound", "min_scale")),
+        (Fromage, "beta", 0.9, ("direction", "beta", "adam")),
+        (Fromage, "momentum", 0.9, ("direction", "momentum", "spectral")),
         (Madam, "p_bound", 1.0, ("madam", "p_bound", "fromage")),
         (Madam, "betas", (0.9, 0.999), ("madam", "betas")),
         (Madam, "g_bond", 1.0, ("madam", "g_bond", "g_bound")),

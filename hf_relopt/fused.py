@@ -1,0 +1,55 @@
+"""Which weights are several matrices in one, and how they are cut: a table of module names.
+
+Only parts that lie side by side are listed. What interleaves its heads (GPT-NeoX and BLOOM's
+``query_key_value``) has no blocks to cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+_QKV = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn")
+_GATE_UP = ("gate_up_proj", "w1w3")
+
+
+def split_of(model: nn.Module, name: str, module: nn.Module, param: Tensor) -> dict[str, Any]:
+    """The options of scale "block" that cut ``param``, or none if it is one matrix.
+
+    Args:
+        model: its ``config``, if there is one, says how many heads share keys and values.
+        name: of the weight, as in ``h.0.attn.c_attn.weight``.
+        module: holds the weight.
+    Returns: ``scale``, ``split_dim`` and ``split_sizes``; empty if it is one matrix.
+    """
+    if param.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+        return {"scale": "block"}  # one matrix for each expert
+    if param.dim() != 2:
+        return {}
+    owner, _, own = name.rpartition(".")
+    word = owner.rpartition(".")[2]
+    # GPT-2's Conv1D keeps [in, out], torch's Linear [out, in].
+    dim = 1 if type(module).__name__ == "Conv1D" else 0
+    inputs, outputs = param.shape[1 - dim], param.shape[dim]
+    sizes: int | tuple[int, ...] | None = None
+    if own == "in_proj_weight" and outputs == 3 * inputs:
+        sizes = 3
+    elif word in _GATE_UP and outputs % 2 == 0:
+        sizes = 2
+    elif word in _QKV:
+        sizes = _attention(getattr(model, "config", None), inputs, outputs)
+    return {} if sizes is None else {"scale": "block", "split_dim": dim, "split_sizes": sizes}
+
+
+def _attention(config: Any, inputs: int, outputs: int) -> int | tuple[int, ...] | None:
+    """Queries, keys and values; or keys and values alone, as in GPT-2's cross-attention."""
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None)
+    if heads and shared and shared != heads:
+        size = getattr(config, "head_dim", None) or inputs // heads
+        sizes = (heads * size, shared * size, shared * size)
+        return sizes if sum(sizes) == outputs else None
+    if outputs in (2 * inputs, 3 * inputs):
+        return outputs // inputs
+    return 3 if outputs % 3 == 0 and heads and outputs // 3 % heads == 0 else None

@@ -1,0 +1,157 @@
+"""Framed tensors stepped by one norm for each tensor, or for each of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends import BACKENDS
+from hf_relopt.backends.batch import Batch, compute_dtype
+from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise_keys
+from hf_relopt.optim.decision import with_anchors
+from hf_relopt.optim.frame import is_vector
+from hf_relopt.optim.measure import Measurement
+from hf_relopt.optim.memory import Framed
+from hf_relopt.rules import fromage
+from hf_relopt.sharding import Place, WholeNorms, local, place_of, whole_norms
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of one tensor: views of what this rank has of it, perhaps nothing.
+
+    Attributes:
+        tensor: the tensor's place in its batch.
+        numel: entries of the whole block.
+        place: where the views lie in the whole tensor; None if they are all of it.
+    """
+
+    tensor: int
+    param: Tensor
+    direction: Tensor
+    numel: int
+    place: Place | None
+
+
+def step_blocks(
+    portion: Sequence[tuple[Framed, list[Tensor]]],
+    places: dict[int, Place | None],
+    measurement: Measurement | None,
+) -> None:
+    """Step every tensor along its direction."""
+    cut = [
+        [block for t in range(len(batch.params)) for block in _blocks(batch, t, found[t], places)]
+        for batch, found in portion
+    ]
+    rows = [
+        BACKENDS[batch.group["backend"]].local_sums(
+            [block.param for block in blocks],
+            [block.direction for block in blocks],
+            "norms" if batch.frame.p_bound is None and not batch.frame.sphere else "cosine",
+        )
+        for (batch, _), blocks in zip(portion, cut, strict=True)
+    ]
+    members = [(batch, blocks) for (batch, _), blocks in zip(portion, cut, strict=True)]
+    norms = whole_norms(
+        [[batch.params[block.tensor] for block in blocks] for batch, blocks in members],
+        [[batch.indices[block.tensor] for block in blocks] for batch, blocks in members],
+        rows,
+    )
+    for (batch, blocks), norm in zip(members, norms, strict=True):
+        _apply(batch, blocks, _decided(batch, blocks, norm), measurement)
+
+
+def _blocks(
+    batch: Framed, tensor: int, direction: Tensor, places: dict[int, Place | None]
+) -> list[Block]:
+    param, number, frame = batch.params[tensor], batch.indices[tensor], batch.frame
+    part = local(param.detach())
+    in_blocks = frame.scale == "block" and not is_vector(param)
+    if number not in places and (in_blocks or _is_noisy(batch)):
+        places[number] = place_of(param)
+    if not in_blocks:
+        return [Block(tensor, part, direction, param.numel(), places.get(number))]
+    dim, place = frame.split_dim, places[number]
+    corner = (0,) * param.dim() if place is None else place.first
+    blocks, begin = [], 0
+    for size in frame.blocks(param.shape):
+        # What this rank has of the block, counted from where its own part begins.
+        first = min(max(begin - corner[dim], 0), part.size(dim))
+        last = min(max(begin + size - corner[dim], first), part.size(dim))
+        inside = Place(param.shape, (*corner[:dim], corner[dim] + first, *corner[dim + 1 :]))
+        length = last - first
+        own, towards = part.narrow(dim, first, length), direction.narrow(dim, first, length)
+        numel = param.numel() // param.size(dim) * size
+        blocks.append(Block(tensor, own, towards, numel, inside))
+        begin += size
+    return blocks
+
+
+def _is_noisy(batch: Framed) -> bool:
+    return batch.params[0].dtype in ROUNDED_DTYPES and batch.group["rounding"] != "nearest"
+
+
+def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch:
+    """What the step does with each block; anchors that were missing are made."""
+    assert norms.param is not None
+    device, group, dtype = norms.param.device, batch.group, norms.param.dtype
+    owner = torch.tensor([block.tensor for block in blocks]).to(device, non_blocking=True)
+    numel = torch.tensor([block.numel for block in blocks], dtype=dtype)
+    numel = numel.clamp(min=1).to(device, non_blocking=True)
+    kept = [state["anchor_norm"] for state in batch.states]
+    anchors = with_anchors(torch.cat(kept).to(dtype), norms.param, batch.finite[owner])
+    torch._foreach_copy_(kept, list(anchors.split([len(each) for each in kept])))
+    if batch.memory == "vector":
+        coefficients = fromage.vector_coefficients(
+            lr=batch.lr, anchor_norm=anchors, numel=numel, min_scale=group["min_scale"]
+        )
+    else:
+        coefficients = fromage.coefficients(
+            lr=batch.lr,
+            param_norm=norms.param,
+            grad_norm=norms.grad,
+            cosine=norms.cosine,
+            anchor_norm=anchors,
+            floor=group["min_scale"] * numel.sqrt(),
+            p_bound=batch.frame.p_bound,
+            sphere=batch.frame.sphere,
+            framed=True,
+        )
+    learn = batch.learn[owner]
+    keys = None
+    if _is_noisy(batch):
+        number = torch.tensor(batch.indices).to(device, non_blocking=True)[owner]
+        steps = torch.stack([state["step"] for state in batch.states])[owner]
+        keys = noise_keys(group["seed"], number, steps)
+    wide = compute_dtype(batch.params[0].dtype)
+    return Batch(
+        params=[block.param for block in blocks],
+        grads=[block.direction for block in blocks],
+        buffers=[() for _ in blocks],
+        places=[block.place for block in blocks],
+        update=fromage.update,
+        coefficients={name: value.to(wide) for name, value in coefficients.items()},
+        constants={},
+        learn=learn,
+        # Momenta of several steps may cancel to nothing, which has no direction.
+        move=learn & (batch.lr != 0) & (norms.grad > 0) & torch.isfinite(norms.grad),
+        keys=keys,
+        maximize=False,
+    )
+
+
+def _apply(
+    batch: Framed, blocks: Sequence[Block], decided: Batch, measurement: Measurement | None
+) -> None:
+    apply = BACKENDS[batch.group["backend"]].apply
+    if measurement is None:
+        apply(decided)
+        return
+    for t, (param, index) in enumerate(zip(batch.params, batch.indices, strict=True)):
+        with measurement.around(param, index, batch.group, batch.states[t]):
+            for place, block in enumerate(blocks):
+                if block.tensor == t:
+                    apply(decided.only(place))

@@ -1,0 +1,253 @@
+"""Fromage as a frame, direction x scale x bound: its options, and what they come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.errors import ConfigError
+from hf_relopt.optim.option import Option, none_or, number, one_of, parse_bool
+
+DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
+SCALES = ("tensor", "row", "block")
+
+# Moments of the vectors' own direction. A second moment that forgets quickly follows the gradients
+# of the first steps down; AdamW is run so for small language models.
+VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
+# Where steps add up, a bound is part of the rule: see rules/fromage.py.
+P_BOUND = 3.0
+
+
+def _is_split(value: Any) -> bool:
+    sizes = value if isinstance(value, (tuple, list)) else (value,)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in sizes)
+    return value is None or (len(sizes) > 0 and whole)
+
+
+def _parse_split(text: str) -> int | tuple[int, ...]:
+    sizes = tuple(int(size) for size in text.strip("()[]").split(";") if size)
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+FRAME_OPTIONS: dict[str, Option] = {
+    "direction": one_of(
+        "gradient", DIRECTIONS, "use 'gradient' for the paper's rule, 'spectral' for matrices"
+    ),
+    "scale": one_of(
+        "tensor", SCALES, "use 'tensor', 'row' for embeddings, 'block' for fused projections"
+    ),
+    "bound": one_of(None, ["sphere"], "leave it out, or set p_bound for an upper bound"),
+    "momentum": number(
+        None,
+        "None or 0 <= momentum < 1 (decay of the momentum)",
+        lambda value: 0 <= value < 1,
+        "use 0.95, or 0.9 for direction 'adam'",
+    ),
+    "nesterov": Option(
+        default=None,
+        allowed="None, True or False",
+        accepts=lambda value: value is None or isinstance(value, bool),
+        parse=none_or(parse_bool),
+        remedy="leave it out: it is on where there is a momentum",
+    ),
+    "beta": number(
+        None,
+        "None or 0 <= beta < 1 (decay of the second moment)",
+        lambda value: 0 <= value < 1,
+        "use 0.999",
+    ),
+    "split_dim": Option(
+        default=None,
+        allowed="None or a dimension, counted from 0",
+        accepts=lambda value: (
+            value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        ),
+        parse=none_or(int),
+        remedy="use 0 for torch's Linear, 1 for GPT-2's Conv1D",
+    ),
+    "split_sizes": Option(
+        default=None,
+        allowed="None, a count of equal parts >= 1, or the parts' sizes along split_dim",
+        accepts=_is_split,
+        parse=none_or(_parse_split),
+        remedy="use 3 for a fused QKV of equal parts; in --optim_args write sizes as 768;256;256",
+    ),
+    "momentum_dtype": one_of(None, ["bfloat16"], "leave it out for float32"),
+}
+
+# Which direction reads which option.
+_READ_BY = {
+    "momentum": ("momentum", "spectral", "adam"),
+    "nesterov": ("momentum", "spectral"),
+    "beta": ("adam",),
+    "momentum_dtype": ("momentum", "spectral", "adam"),
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The frame of a group, with what is None in its options filled in.
+
+    Attributes:
+        p_bound: the bound in force, or None.
+        split_dim, split_sizes: of scale "block"; None: one block per index of the first dimension.
+    """
+
+    direction: str
+    scale: str
+    sphere: bool
+    p_bound: float | None
+    momentum: float
+    nesterov: bool
+    beta: float
+    split_dim: int
+    split_sizes: int | tuple[int, ...] | None
+    momentum_dtype: torch.dtype
+
+    @property
+    def is_paper(self) -> bool:
+        """True for the paper's direction and scale, which one pass over the weights can do."""
+        return self.direction == "gradient" and self.scale == "tensor"
+
+    def blocks(self, shape: torch.Size) -> list[int]:
+        """Sizes of the blocks of a tensor along ``split_dim``; of one block if it has no more.
+
+        Raises:
+            ConfigError: the split does not fit.
+        """
+        if self.scale != "block":
+            return [shape[self.split_dim]] if len(shape) else [1]
+        sizes = self.split_sizes
+        if sizes is None:
+            if len(shape) < 3:
+                raise ConfigError(
+                    f"scale is 'block' for a weight of shape {tuple(shape)} without split_sizes; "
+                    "only tensors of three and more dimensions have natural blocks. Say how it is "
+                    "cut, as in split_sizes=3, or use scale='tensor'."
+                )
+            return [1] * shape[0]
+        if len(shape) > 2 and self.split_dim > 0:
+            raise ConfigError(
+                f"split_dim is {self.split_dim} for a weight of shape {tuple(shape)}; a tensor of "
+                "three and more dimensions is cut along dimension 0 only. Leave split_dim and "
+                "split_sizes out for one block per index of it."
+            )
+        length = shape[self.split_dim] if self.split_dim < len(shape) else 0
+        if isinstance(sizes, int):
+            if length % sizes or not length:
+                raise _bad_split(self, shape, "does not divide")
+            return [length // sizes] * sizes
+        if sum(sizes) != length:
+            raise _bad_split(self, shape, "does not add up to")
+        return list(sizes)
+
+
+def _bad_split(frame: Frame, shape: torch.Size, what: str) -> ConfigError:
+    has = shape[frame.split_dim] if frame.split_dim < len(shape) else "missing"
+    return ConfigError(
+        f"split_sizes is {frame.split_sizes!r}, which {what} dimension {frame.split_dim} ({has}) "
+        f"of a weight of shape {tuple(shape)}. Give a count that divides it or sizes that sum to "
+        "it, choose another split_dim, or use scale='tensor'."
+    )
+
+
+def frame_of(group: Mapping[str, Any]) -> Frame:
+    """The frame that a group's options make.
+
+    Raises:
+        ConfigError: options that contradict each other, or that nothing would read.
+    """
+    sizes = group["split_sizes"]
+    values = {name: group[name] for name in FRAME_OPTIONS}
+    values["split_sizes"] = tuple(sizes) if isinstance(sizes, list) else sizes
+    return _frame(tuple(values.items()), group["p_bound"])
+
+
+@cache
+def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame:
+    given = dict(options)
+    direction, scale = given["direction"], given["scale"]
+    _refuse_unread(given)
+    if given["bound"] == "sphere" and p_bound is not None:
+        raise ConfigError(
+            f"p_bound is {p_bound!r} beside bound 'sphere', which keeps the norm exactly and "
+            "leaves p_bound nothing to do. Leave one of them out."
+        )
+    if direction == "spectral" and scale == "row":
+        raise ConfigError(
+            "scale is 'row' with direction 'spectral'; a row has no singular values to make equal. "
+            "Use scale='tensor', or direction='momentum' for an embedding."
+        )
+    paper = direction == "gradient" and scale == "tensor"
+    if p_bound is None and given["bound"] is None and not paper:
+        p_bound = P_BOUND
+    momentum = given["momentum"]
+    if momentum is None:
+        momentum = 0.9 if direction == "adam" else 0.95
+    return Frame(
+        direction=direction,
+        scale=scale,
+        sphere=given["bound"] == "sphere",
+        p_bound=p_bound,
+        momentum=momentum,
+        nesterov=given["nesterov"] is not False and direction in _READ_BY["nesterov"],
+        beta=0.999 if given["beta"] is None else given["beta"],
+        split_dim=given["split_dim"] or 0,
+        split_sizes=given["split_sizes"],
+        momentum_dtype=torch.bfloat16 if given["momentum_dtype"] else torch.float32,
+    )
+
+
+def _refuse_unread(given: Mapping[str, Any]) -> None:
+    for name, readers in _READ_BY.items():
+        if given[name] is not None and given["direction"] not in readers:
+            raise ConfigError(
+                f"{name} is {given[name]!r} with direction {given['direction']!r}, which does not "
+                f"read it; {', '.join(map(repr, readers))} would. Leave it out, or choose such a "
+                "direction."
+            )
+    for name in ("split_dim", "split_sizes"):
+        if given[name] is not None and given["scale"] != "block":
+            raise ConfigError(
+                f"{name} is {given[name]!r} with scale {given['scale']!r}, which cuts nothing. "
+                "Leave it out, or use scale='block'."
+            )
+
+
+def is_vector(param: Tensor) -> bool:
+    """True for biases, gains and scalars: at most one dimension is longer than one."""
+    return sum(size > 1 for size in param.shape) <= 1
+
+
+def check_frame(group: Mapping[str, Any]) -> None:
+    """Check a Fromage group's options against each other and against its weights.
+
+    Raises:
+        ConfigError: names the option, the value, what is allowed and the remedy.
+    """
+    frame = frame_of(group)
+    for param in group["params"]:
+        tensor = param[1] if isinstance(param, tuple) else param
+        vector = is_vector(tensor)
+        if not vector:
+            frame.blocks(tensor.shape)
+        if frame.sphere and (frame.direction == "gradient" or not vector):
+            _refuse_zero(tensor)
+
+
+def _refuse_zero(param: Tensor) -> None:
+    # A shard cannot say it for the whole, nor a tensor without entries yet.
+    if param.is_meta or hasattr(param, "to_local") or math.prod(param.shape) == 0:
+        return
+    if not bool(param.detach().count_nonzero()):
+        raise ConfigError(
+            f"bound is 'sphere' for a weight of shape {tuple(param.shape)} that is all zero: its "
+            "sphere is a point, and it could never move. Leave bound out for it (in a group of its "
+            "own, or by an override), or fill it first."
+        )

@@ -1,0 +1,86 @@
+"""A step of Fromage as a frame: what has been remembered becomes a direction, and that a step.
+
+The gradients are in the memory by now (optim/base.py). Directions take as much room as the weights
+while they exist, so tensors go through here in portions. Norms of a portion are summed over shards
+in one all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.optim.blocks import step_blocks
+from hf_relopt.optim.frame import frame_of, is_vector
+from hf_relopt.optim.measure import Measurement
+from hf_relopt.optim.memory import Framed, directions
+from hf_relopt.optim.rows import step_rows
+from hf_relopt.optim.spectral import make_spectral
+from hf_relopt.sharding import Place, cut_of, rows_are_whole
+
+# Entries of whole tensors whose directions are at hand at the same time, unless one has more.
+_PORTION = 2**26
+
+
+def step_framed(
+    batches: Sequence[Framed],
+    places: dict[int, Place | None],
+    measurement: Measurement | None,
+) -> None:
+    """Step every parameter of ``batches``.
+
+    Args:
+        places: where parts of sharded tensors lie, by number; completed here.
+        measurement: takes note of each tensor's step, or None.
+    """
+    for portion in _portions(batches):
+        found = [directions(batch) for batch in portion]
+        make_spectral(portion, found)
+        in_blocks = []
+        for batch, each in zip(portion, found, strict=True):
+            if batch.frame.scale == "row" and batch.memory != "vector":
+                step_rows(batch, each, places, measurement)
+            else:
+                in_blocks.append((batch, each))
+        if in_blocks:
+            step_blocks(in_blocks, places, measurement)
+
+
+def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> None:
+    """Refuse a shard that its group's direction or scale has no use for.
+
+    Raises:
+        UnsupportedSetup: a spectral matrix that is cut over several dimensions of its mesh, or rows
+            that are cut.
+    """
+    if group["rule"] != "fromage" or is_vector(param):
+        return
+    frame = frame_of(group)
+    if frame.direction == "spectral":
+        cut_of(param, name)
+    if frame.scale == "row" and not rows_are_whole(param):
+        raise UnsupportedSetup(
+            f"{name} is cut across its rows ({param.placements}), and scale 'row' needs whole "  # type: ignore[attr-defined]
+            "ones. Shard its first dimension, or use scale='tensor' for it."
+        )
+
+
+def _portions(batches: Sequence[Framed]) -> Iterator[list[Framed]]:
+    """Cut ``batches`` by the parameters' numbers, so that every rank cuts alike."""
+    members = sorted(
+        (index, b, t) for b, batch in enumerate(batches) for t, index in enumerate(batch.indices)
+    )
+    portion: dict[int, list[int]] = {}
+    entries = 0
+    for _, b, t in members:
+        numel = batches[b].params[t].numel()
+        if portion and entries + numel > _PORTION:
+            yield [batches[b].only(places) for b, places in portion.items()]
+            portion, entries = {}, 0
+        portion.setdefault(b, []).append(t)
+        entries += numel
+    if portion:
+        yield [batches[b].only(places) for b, places in portion.items()]

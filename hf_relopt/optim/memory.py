@@ -1,0 +1,144 @@
+"""What Fromage as a frame remembers, and how it takes a gradient in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends.batch import Batch, Decision, Work
+from hf_relopt.lns.rounding import ROUNDED_DTYPES
+from hf_relopt.optim.decision import GroupRule
+from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
+from hf_relopt.optim.rules import MEMORIES, memory_of
+from hf_relopt.optim.state import State, as_scalar, widest
+from hf_relopt.rules import direction
+from hf_relopt.sharding import Place, local, local_grad, place_of
+
+# The memory is rounded with noise of its own: numbers beyond those of any parameter.
+_MEMORY_NUMBERS = 2**32
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Parameters of one group, device and dtype whose gradients are taken in.
+
+    ``work`` is what the memory took in; ``learn`` and ``finite`` are bool [T]: was the gradient
+    usable, and was it finite?
+    """
+
+    group: Mapping[str, Any]
+    params: Sequence[Tensor]
+    indices: Sequence[int]
+    states: Sequence[State]
+    work: Work
+    learn: Tensor
+    finite: Tensor
+
+    @property
+    def lr(self) -> Tensor:
+        """The rate, 0-dim."""
+        return self.work.lr
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of the group."""
+        return frame_of(self.group)
+
+    @property
+    def memory(self) -> str:
+        """What the parameters remember: an entry of MEMORIES."""
+        memory = memory_of(self.frame, self.params[0])
+        assert memory is not None
+        return memory
+
+    def only(self, places: Sequence[int]) -> Framed:
+        """The parameters at these places."""
+        chosen = torch.tensor(places).to(self.learn.device, non_blocking=True)
+        return Framed(
+            self.group,
+            [self.params[place] for place in places],
+            [self.indices[place] for place in places],
+            [self.states[place] for place in places],
+            self.work,
+            self.learn[chosen],
+            self.finite[chosen],
+        )
+
+
+def memory_work(
+    group: Mapping[str, Any],
+    params: Sequence[Tensor],
+    indices: Sequence[int],
+    states: Sequence[State],
+    places: dict[int, Place | None],
+) -> Work:
+    """The work of taking gradients in: the memory is what changes."""
+    frame, device = frame_of(group), params[0].device
+    memory = memory_of(frame, params[0])
+    assert memory is not None
+    rule = MEMORIES[memory]
+    remembered = [local(state["momentum"]) for state in states] if rule.buffers else None
+    dtype = remembered[0].dtype if remembered else params[0].dtype
+    noisy = remembered is not None and dtype in ROUNDED_DTYPES
+    for param, number in zip(params, indices, strict=True):
+        if noisy and number not in places:
+            places[number] = place_of(param)
+    numbers = torch.tensor(indices) + _MEMORY_NUMBERS
+    constants: dict[str, object] = {}
+    if remembered:
+        constants["decay"] = VECTOR_DECAY if memory == "vector" else frame.momentum
+    if "second_moment" in rule.buffers:
+        constants["beta"] = VECTOR_BETA if memory == "vector" else frame.beta
+    return Work(
+        params=remembered or [local(param) for param in params],
+        grads=[local_grad(param) for param in params],
+        buffers=[tuple(local(state[name]) for name in rule.buffers[1:]) for state in states],
+        places=[places[number] if noisy else None for number in indices],
+        state=[{name: state[name] for name in rule.scalars} for state in states],
+        numel=torch.tensor([param.numel() for param in params], dtype=widest(device)).to(
+            device, non_blocking=True
+        ),
+        index=numbers.to(device, non_blocking=True) if noisy else None,
+        lr=as_scalar(group["lr"], device),
+        sums="grad",
+        decide=GroupRule.of(group, dtype, memory),
+        update=rule.update,
+        constants=constants,
+        maximize=group["maximize"],
+    )
+
+
+def take_in(work: Work, decision: Decision, apply: Callable[[Batch], None]) -> None:
+    """Let the memory take the gradients in, whatever the rate is."""
+    if work.constants:
+        apply(Batch.of(work, replace(decision, move=decision.learn)))
+
+
+def directions(batch: Framed) -> list[Tensor]:
+    """U of each parameter, as far as this rank's part of it says; "spectral" is momentum so far."""
+    return [_direction(batch, *each) for each in zip(batch.params, batch.states, strict=True)]
+
+
+def _direction(batch: Framed, param: Tensor, state: State) -> Tensor:
+    frame, memory, maximize = batch.frame, batch.memory, batch.group["maximize"]
+    if memory == "gradient":
+        return -local_grad(param) if maximize else local_grad(param)
+    momentum = local(state["momentum"]).float()
+    if "second_moment" in state:
+        decays = (VECTOR_DECAY, VECTOR_BETA)
+        mu, beta = decays if memory == "vector" else (frame.momentum, frame.beta)
+        step = state["step"].to(widest(param.device))
+        return direction.adam(
+            momentum,
+            local(state["second_moment"]),
+            correction1=(1 - mu**step).float(),
+            correction2=(1 - beta**step).float(),
+        )
+    if not frame.nesterov:
+        return momentum
+    grad = local_grad(param).float()
+    return direction.nesterov(momentum, -grad if maximize else grad, decay=frame.momentum)

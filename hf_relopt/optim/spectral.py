@@ -1,0 +1,75 @@
+"""The orthogonal factors of a step's matrices, wherever their parts lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.optim.exchange import Matrix, transform_whole
+from hf_relopt.optim.frame import Frame
+from hf_relopt.optim.memory import Framed
+from hf_relopt.rules.direction import orthogonal_factor
+from hf_relopt.sharding import cut_of, reachable
+
+
+def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]]) -> None:
+    """Put the orthogonal factor of each momentum in its place in ``directions``."""
+    members = [
+        (portion[b].indices[t], b, t)
+        for b, batch in enumerate(portion)
+        if batch.memory == "spectral"
+        for t in range(len(batch.params))
+    ]
+    # In the order of the numbers: every rank has to name the same matrices.
+    members.sort()
+    matrices, frames = [], []
+    for index, b, t in members:
+        param, part = portion[b].params[t], directions[b][t]
+        cut = cut_of(param, f"parameter {index}")
+        part = part if cut is None else reachable(part, param)
+        matrices.append(Matrix(part, param.shape, cut, _work(param.shape)))
+        frames.append(portion[b].frame)
+
+    def factors(numbers: Sequence[int], whole: list[Tensor]) -> list[Tensor]:
+        return _factors([frames[number] for number in numbers], whole)
+
+    for (_, b, t), factor in zip(members, transform_whole(matrices, factors), strict=True):
+        directions[b][t] = factor.to(directions[b][t].device)
+
+
+def _work(shape: torch.Size) -> float:
+    """Multiplications, up to a factor, of the iterations on a matrix of this shape."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    return float(rows) * columns * min(rows, columns)
+
+
+def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
+    """The orthogonal factor of each matrix, block by block; equal shapes go together."""
+    results = [torch.empty_like(matrix) for matrix in whole]
+    shapes: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+    for frame, matrix, result in zip(frames, whole, results, strict=True):
+        for block, target in zip(_blocks(frame, matrix), _blocks(frame, result), strict=True):
+            # The factor of a transpose is the factor's transpose: the smaller side comes first.
+            wide = (block, target) if block.size(0) <= block.size(1) else (block.mT, target.mT)
+            shapes.setdefault((block.device, wide[0].shape), []).append(wide)
+    for pairs in shapes.values():
+        stack = torch.stack([block for block, _ in pairs])
+        if stack.device.type not in ("cpu", "mps"):
+            stack = stack.bfloat16()
+        factors = orthogonal_factor(stack)
+        torch._foreach_copy_([target for _, target in pairs], list(factors.unbind()))
+    return results
+
+
+def _blocks(frame: Frame, matrix: Tensor) -> list[Tensor]:
+    """Views of a matrix's blocks as [rows, columns]."""
+    parts = matrix.split(frame.blocks(matrix.shape), frame.split_dim)
+    if frame.scale == "block" and frame.split_sizes is None:
+        parts = tuple(part.squeeze(0) for part in parts)
+    # A convolution's or an expert's dimensions after the first are its columns. They are contiguous
+    # unless the split has cut them, which two dimensions survive.
+    return [part if part.dim() == 2 else part.view(part.size(0), -1) for part in parts]

@@ -1,0 +1,179 @@
+"""Fromage as a frame over ranks: started by torchrun, as sharded.py is.
+
+Momenta meet in two all-reduces; spectral directions take two exchanges more, whatever the number
+of matrices. Only the iteration is inexact: it rounds differently for other stacks of matrices.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from hf_relopt import Fromage
+from hf_relopt.errors import UnsupportedSetup
+from tests.distributed.ranks import run_checks
+from tests.distributed.sharded import compare, same_training, world
+
+# Settings, and how many collectives a step takes.
+FRAMED: dict[str, tuple[dict[str, Any], int]] = {
+    "momentum": ({"direction": "momentum"}, 2),
+    "momentum sphere": ({"direction": "momentum", "bound": "sphere"}, 2),
+    "adam": ({"direction": "adam"}, 2),
+    "rows": ({"direction": "momentum", "scale": "row", "p_bound": 1.05}, 2),
+    "gradient by row": ({"scale": "row"}, 1),
+    "spectral": ({"direction": "spectral"}, 4),
+}
+
+
+def framed(options: dict[str, Any]) -> Any:
+    def build(params: list[nn.Parameter], **more: Any) -> Fromage:
+        return Fromage(params, 0.03, **options, **more)
+
+    return build
+
+
+def frames_equal_one_process() -> None:
+    for name, (options, collectives) in FRAMED.items():
+        close = 1e-4 if name == "spectral" else 1e-6
+        count = dict(build=framed(options), collectives=collectives, close=close)
+        compare(name, world(), [Shard(0)], **count)
+        if options.get("scale") != "row":
+            compare(name, world(), [Shard(1)], **count)
+        if name != "spectral":
+            compare(name, world(), [Shard(0)], torch.bfloat16, **count)
+
+
+def low_precision_momentum_has_the_same_bits() -> None:
+    options = {"direction": "momentum", "momentum_dtype": "bfloat16"}
+    compare("bfloat16", world(), [Shard(0)], torch.bfloat16, build=framed(options), collectives=2)
+
+
+def replicated_frames_send_nothing() -> None:
+    for name, (options, _) in FRAMED.items():
+        compare(name, world(), [Replicate()], build=framed(options), collectives=0)
+
+
+def blocks_lie_across_ranks() -> None:
+    """Three blocks of five rows over two or three ranks: no block begins where a part does."""
+    mesh = world()
+    generator = torch.Generator().manual_seed(0)
+    for direction in ("momentum", "spectral"):
+        for dim, placement in ((0, Shard(0)), (0, Shard(1)), (1, Shard(0)), (1, Shard(1))):
+            shape = (15, 4) if dim == 0 else (4, 15)
+            first = torch.randn(shape, generator=generator)
+            one = nn.Parameter(first.clone())
+            many = nn.Parameter(distribute_tensor(first.clone(), mesh, [placement]))
+            options = dict(direction=direction, scale="block", split_dim=dim, split_sizes=(7, 5, 3))
+            pair = [Fromage([param], 0.03, **options) for param in (one, many)]
+            for _ in range(10):
+                one.grad = torch.randn(shape, generator=generator)
+                many.grad = distribute_tensor(one.grad.clone(), mesh, [placement])
+                for optimizer in pair:
+                    optimizer.step()
+            torch.testing.assert_close(many.full_tensor(), one, rtol=1e-4, atol=1e-5)
+            anchors = [optimizer.state_dict()["state"][0]["anchor_norm"] for optimizer in pair]
+            torch.testing.assert_close(anchors[1], anchors[0])
+            assert len(anchors[0]) == 3
+
+
+def the_work_is_spread() -> None:
+    """Eight equal matrices: each rank orthogonalises its share, and only that."""
+    from hf_relopt.optim import spectral
+
+    mesh, ranks = world(), dist.get_world_size()
+    params = [
+        nn.Parameter(distribute_tensor(torch.randn(6, 5), mesh, [Shard(0)])) for _ in range(12)
+    ]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    seen = []
+    original = spectral.orthogonal_factor
+
+    def counted(stack: torch.Tensor) -> torch.Tensor:
+        seen.append(len(stack))
+        return original(stack)
+
+    spectral.orthogonal_factor = counted
+    try:
+        with CommDebugMode() as comm:
+            Fromage(params, direction="spectral").step()
+    finally:
+        spectral.orthogonal_factor = original
+    assert sum(seen) == 12 // ranks, seen
+    assert comm.get_total_counts() == 4, comm.get_comm_counts()
+
+
+def spectral_models_train_alike() -> None:
+    for optim in ("fromage_spectral", "fromage_momentum"):
+        same_training(optim)
+
+
+def hsdp_exchanges_over_shards_only() -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    for name, (options, collectives) in FRAMED.items():
+        compare(
+            name,
+            mesh,
+            [Replicate(), Shard(0)],
+            build=framed(options),
+            collectives=collectives,
+            close=1e-4,
+        )
+    same_training("fromage_spectral", mesh=mesh)
+
+
+def tensor_parallel_matrices_are_refused() -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
+    param = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(0), Shard(1)]))
+    param.grad = torch.ones_like(param)
+    before = param.to_local().clone()
+    optimizer = Fromage([param], direction="spectral")
+    try:
+        optimizer.step()
+    except UnsupportedSetup as error:
+        assert "tensor parallelism" in str(error)
+    else:
+        raise AssertionError("a matrix cut over two mesh dimensions was taken")
+    assert torch.equal(param.to_local(), before) and not optimizer.state
+    assert isinstance(param, DTensor)
+    # The other directions are exact there.
+    compare(
+        "momentum",
+        mesh,
+        [Shard(0), Shard(1)],
+        build=framed({"direction": "momentum"}),
+        collectives=4,
+    )
+
+
+ON_ANY = (
+    frames_equal_one_process,
+    low_precision_momentum_has_the_same_bits,
+    replicated_frames_send_nothing,
+    blocks_lie_across_ranks,
+    the_work_is_spread,
+    spectral_models_train_alike,
+)
+ON_FOUR = (hsdp_exchanges_over_shards_only, tensor_parallel_matrices_are_refused)
+CHECKS = {2: ON_ANY, 3: ON_ANY, 4: ON_FOUR}
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    size = int(sys.argv[1])
+    assert dist.get_world_size() == size
+    run_checks(CHECKS[size], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
