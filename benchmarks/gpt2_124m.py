@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from optimizer_spec import OptimizerSpec, build_optimizer, linear_to_zero, optimizer_spec
+from optimizer_spec import NAMES, OptimizerSpec, build_optimizer, linear_to_zero, optimizer_spec
 from ranks import leave
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 from torch import nn
@@ -198,7 +198,7 @@ def _arguments() -> argparse.ArgumentParser:
         type=optimizer_spec,
         default=optimizer_spec("fromage:lr=.03"),
         metavar="NAME[:OPTION=VALUE,...]",
-        help="fromage, madam, adamw or sgd with options (default: fromage:lr=.03)",
+        help=f"{', '.join(NAMES)}, with options (default: fromage:lr=.03)",
     )
     parser.add_argument(
         "--size", choices=sorted(SIZES), default="gpt2", help="default: gpt2; tiny is for tests"

@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 
-NAMES = ("fromage", "madam", "adamw", "sgd")
+# Made by create_optimizer under these names.
+OURS = ("fromage", "fromage_spectral", "fromage_momentum", "madam")
+# On the sphere: AdamW's or Muon's direction in our frame, AdamW for the rest.
+SPHERES = ("adamh", "muonh")
+NAMES = (*OURS, *SPHERES, "adamw", "muon", "sgd")
+WARMUP = 100
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class OptimizerSpec:
     """One optimizer with its options.
 
     Attributes:
-        name: "fromage", "madam", "adamw" or "sgd".
+        name: one of NAMES.
         options: the keyword options, sorted by name; no "lr" means the optimizer's default rate.
     """
 
@@ -30,6 +35,16 @@ class OptimizerSpec:
     def lr(self) -> float | None:
         """The rate, or None for the default one."""
         return dict(self.options).get("lr")
+
+    @property
+    def relative(self) -> bool:
+        """Is the step a fraction of the weights? Such optimizers need no warm-up."""
+        return self.name in OURS or self.name in SPHERES
+
+    def without(self, *names: str) -> OptimizerSpec:
+        """The same optimizer without these options."""
+        kept = tuple((key, value) for key, value in self.options if key not in names)
+        return OptimizerSpec(self.name, kept)
 
     def __str__(self) -> str:
         """The word it was read from, in one fixed spelling."""
@@ -74,22 +89,70 @@ def build_optimizer(
         defaults: options of torch's optimizers that `spec` may override (betas, weight_decay).
     """
     options = dict(spec.options)
-    if spec.name in ("fromage", "madam"):
-        # Imported here: a baseline must run where the package does not.
+    # Imported where they are used: a baseline must run where the package does not.
+    if spec.name in OURS:
         from hf_relopt import create_optimizer
 
         return create_optimizer(model, spec.name, **options)
+    if spec.name in SPHERES:
+        from sphere import sphere_and_adamw
+
+        return sphere_and_adamw(spec.name, model, options, defaults)
+    if spec.name == "muon":
+        from muon import muon_and_adamw
+
+        return muon_and_adamw(model, options, defaults)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if spec.name == "sgd":
         return torch.optim.SGD(weights, momentum=options.pop("momentum", 0.9), **options)
     return torch.optim.AdamW(weights, fused=True, **{**defaults, **options})
 
 
-def options_in_use(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The first group's numbers and words, so that a record stays true when a default changes."""
-    group = optimizer.param_groups[0]
+def rate_in_use(spec: OptimizerSpec, optimizer: torch.optim.Optimizer) -> float:
+    """The rate that `spec` gave or that was taken for it; not that of weights left to AdamW."""
+    if spec.lr is not None:
+        return float(spec.lr)
+    groups = optimizer.param_groups
+    return float(next(group["lr"] for group in groups if group.get("rule") != "adamw"))
+
+
+def options_in_use(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Each group's numbers and words, so that a record stays true when a default changes."""
     kinds = (bool, int, float, str, tuple, type(None))
-    return {name: value for name, value in group.items() if isinstance(value, kinds)}
+    return [
+        {name: value for name, value in group.items() if isinstance(value, kinds)}
+        for group in optimizer.param_groups
+    ]
+
+
+def state_bytes_per_weight(optimizer: torch.optim.Optimizer) -> float:
+    """Bytes of all state tensors over the number of weights this optimizer steps."""
+    weights = sum(weight.numel() for group in optimizer.param_groups for weight in group["params"])
+    held = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    return held / weights
+
+
+def schedule(word: str, steps: int) -> Callable[[int], float]:
+    """The factor of the rate that `word` names.
+
+    Args:
+        word: "linear": down to 0 at once; "cosine": up over 100 steps, a cosine down to a tenth;
+            "warmup_linear": up over 100 steps, then down to 0.
+        steps: length of the run; a shorter one than 100 is all warm-up.
+    """
+    warmup = min(WARMUP, steps)
+    if word == "linear":
+        return linear_to_zero(steps)
+    if word == "cosine":
+        return warmup_cosine_to_tenth(steps, warmup)
+    if word == "warmup_linear":
+        return warmup_linear_to_zero(steps, warmup)
+    raise SystemExit(f"schedule is {word!r}; use linear, cosine or warmup_linear")
 
 
 def linear_to_zero(steps: int) -> Callable[[int], float]:
@@ -105,5 +168,16 @@ def warmup_cosine_to_tenth(steps: int, warmup: int) -> Callable[[int], float]:
             return (step + 1) / (warmup + 1)
         done = min(1.0, (step - warmup) / max(1, steps - warmup))
         return 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
+
+    return factor
+
+
+def warmup_linear_to_zero(steps: int, warmup: int) -> Callable[[int], float]:
+    """Factor of the rate at step t: linear up over `warmup` steps, then linear down to 0."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return max(0.0, (steps - step) / max(1, steps - warmup))
 
     return factor

@@ -74,13 +74,19 @@ class RunLog:
 
 
 def surroundings() -> dict[str, Any]:
-    """Commit, versions, hardware and threads of this process."""
+    """Command, commit, versions, hardware and threads of this process."""
     return {
+        "command": command(),
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
     }
+
+
+def command() -> str:
+    """The command line, absolute paths cut down to the files' names."""
+    return "python " + " ".join(_without_folders(sys.argv))
 
 
 def commit() -> str:
@@ -150,7 +156,9 @@ def write_report(
         wheres: `surroundings()` of every run in the table.
     """
     kept = _section(path, "## Reading") or reading
-    facts = ["- command: `python " + " ".join(_without_folders(sys.argv)) + "`"]
+    # Older records do not say by which command they were made.
+    commands = dict.fromkeys(where.get("command", command()) for where in wheres) or [command()]
+    facts = ["- command: " + "; ".join(f"`{text}`" for text in commands)]
     for name in ("commit", "hardware", "threads", "versions"):
         values = sorted({_plain(where[name]) for where in wheres if where.get(name)})
         facts.append(f"- {name}: " + "; ".join(values))

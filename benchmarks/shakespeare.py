@@ -15,32 +15,17 @@ Finished runs are not repeated: kill it and start it again, or start two with ot
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from optimizer_spec import (
-    OptimizerSpec,
-    build_optimizer,
-    linear_to_zero,
-    optimizer_spec,
-    options_in_use,
-    warmup_cosine_to_tenth,
-)
+from gpt2_text import Size, characters, text_task
+from optimizer_spec import NAMES, OptimizerSpec, optimizer_spec
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
-from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from torch import set_num_threads
+from training import Task, curve, train
 
-CONTEXT = 64
-TRAIN_BATCH = 12
-EVAL_BATCH = 32
-# Validation windows are the same for every run, whatever its seed.
-EVAL_SEED = 1234
-CURVE_POINTS = 200
 TABLE = {  # methods.md §5, one seed, prototypes
     "fromage:lr=0.01": 2.236,
     "fromage:lr=0.03": 2.105,
@@ -55,118 +40,29 @@ TABLE = {  # methods.md §5, one seed, prototypes
 def main() -> None:
     """Read the command line, do the missing runs, write table and plot."""
     args = _arguments().parse_args()
-    torch.set_num_threads(args.threads)
+    set_num_threads(args.threads)
     log = RunLog(args.out.with_suffix(".jsonl"))
     text = args.train_file.read_text(encoding="utf-8")
-    if len(text) < 20 * CONTEXT:
-        raise SystemExit(f"{args.train_file} has {len(text)} characters: too few to train on")
-    train, valid, vocabulary = _characters(text)
+    task = text_task(Size(), characters(text), args.batches)
     for seed in args.seeds:
         for spec in args.optim:
             key = {"optim": str(spec), "seed": seed, "steps": args.steps, "batches": args.batches}
             if log.finished(key):
                 print(f"{spec} seed {seed}: done already", flush=True)
                 continue
-            log.append(key, run(spec, seed, train, valid, vocabulary, args.steps, args.batches))
+            log.append(key, run(spec, seed, task, args.steps))
     _report(args, log)
 
 
-def run(
-    spec: OptimizerSpec,
-    seed: int,
-    train: torch.Tensor,
-    valid: torch.Tensor,
-    vocabulary: int,
-    steps: int,
-    batches: int,
-) -> dict[str, Any]:
+def run(spec: OptimizerSpec, seed: int, task: Task, steps: int) -> dict[str, Any]:
     """Train once; return the validation loss, the training curve and the CPU seconds."""
-    set_seed(seed)
-    model = _model(vocabulary)
-    optimizer = build_optimizer(spec, model, betas=(0.9, 0.99), weight_decay=0.1)
-    options = options_in_use(optimizer)
-    relative = spec.name in ("fromage", "madam")
-    factor = linear_to_zero(steps) if relative else warmup_cosine_to_tenth(steps, min(100, steps))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    generator = torch.Generator().manual_seed(seed)
-    weights = list(model.parameters())
-    losses = torch.zeros(steps)
-    start = time.process_time()
-    for step in range(steps):
-        inputs, targets = _windows(train, TRAIN_BATCH, generator)
-        loss = _loss(model, inputs, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses[step] = loss.detach()
-        if (step + 1) % max(1, steps // 10) == 0:
-            mean = losses[max(0, step - 99) : step + 1].mean().item()
-            seconds = time.process_time() - start
-            print(f"{spec} seed {seed} step {step + 1}: {mean:.3f} ({seconds:.0f} s)", flush=True)
-    seconds = time.process_time() - start
-    result = _evaluate(model, valid, batches)
-    print(f"{spec} seed {seed}: validation loss {result:.4f}", flush=True)
+    done = train(spec, task, steps, seed)
     return {
-        "validation_loss": result,
-        "seconds": round(seconds, 1),
-        "options": options,
-        "curve": _curve(losses),
+        **done.figures,
+        "seconds": done.seconds,
+        "options": done.options[0],
+        "curve": curve(done.losses),
     }
-
-
-def _model(vocabulary: int) -> GPT2LMHeadModel:
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=CONTEXT,
-        n_embd=128,
-        n_layer=4,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        # GPT-2's own "gelu_new" is this function in seven passes: the run takes a third longer.
-        activation_function="gelu_pytorch_tanh",
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def _characters(text: str) -> tuple[torch.Tensor, torch.Tensor, int]:
-    letters = sorted(set(text))
-    index = {letter: place for place, letter in enumerate(letters)}
-    codes = torch.tensor([index[letter] for letter in text])
-    cut = int(0.9 * len(codes))
-    return codes[:cut], codes[cut:], len(letters)
-
-
-def _windows(
-    codes: torch.Tensor, count: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    starts = torch.randint(len(codes) - CONTEXT, (count, 1), generator=generator)
-    windows = codes[starts + torch.arange(CONTEXT + 1)]
-    return windows[:, :-1], windows[:, 1:]
-
-
-def _loss(model: GPT2LMHeadModel, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=inputs).logits
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-@torch.no_grad()
-def _evaluate(model: GPT2LMHeadModel, valid: torch.Tensor, batches: int) -> float:
-    model.eval()
-    generator = torch.Generator().manual_seed(EVAL_SEED)
-    losses = [_loss(model, *_windows(valid, EVAL_BATCH, generator)) for _ in range(batches)]
-    return torch.stack(losses).mean().item()
-
-
-def _curve(losses: torch.Tensor) -> list[float]:
-    width = max(1, math.ceil(len(losses) / CURVE_POINTS))
-    return [round(part.mean().item(), 4) for part in losses.split(width)]
 
 
 def _report(args: argparse.Namespace, log: RunLog) -> None:
@@ -226,7 +122,7 @@ def _arguments() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="NAME[:OPTION=VALUE,...]",
-        help="fromage, madam, adamw or sgd with options; may be given several times",
+        help=f"{', '.join(NAMES)}, with options; may be given several times",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, default=2000, help="default: 2000")

@@ -1,4 +1,4 @@
-"""SST-2 from two TSV files: batches, the training loop and the report both SST-2 benchmarks use.
+"""SST-2 from two TSV files: batches, the task, and the report of both SST-2 benchmarks.
 
 A file has the header `sentence<TAB>label` and a sentence with 0 or 1 in each line. Users find the
 set as stanfordnlp/sst2 on the hub.
@@ -10,28 +10,25 @@ import argparse
 import csv
 import importlib.util
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from optimizer_spec import (
-    OptimizerSpec,
-    build_optimizer,
-    linear_to_zero,
-    optimizer_spec,
-    options_in_use,
-)
+from optimizer_spec import NAMES, OptimizerSpec, optimizer_spec
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, set_seed
+from training import Task, train
+from transformers import AutoTokenizer
 
 MAX_TOKENS = 64
 BATCH = 32
 EVAL_BATCH = 109
+# Sentences of a short look at the validation part.
+GLANCE = 2 * EVAL_BATCH
 # Batches of one length are cut from this many batches at a time, so padding stays small.
 SORTED_TOGETHER = 25
 
@@ -82,59 +79,40 @@ def train_batches(data: Sentences, steps: int, seed: int) -> list[torch.Tensor]:
     return batches
 
 
-def train(
-    spec: OptimizerSpec,
-    make_model: Callable[[], torch.nn.Module],
-    data: Sentences,
-    valid: Sentences,
-    steps: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Train once with linear decay and clipping to 1.0; return accuracy, losses and CPU seconds.
+def sst2_task(make_model: Callable[[], nn.Module], data: Sentences, valid: Sentences) -> Task:
+    """Train on `data` with linear decay for everyone and no weight decay; measure on `valid`."""
+    part = Sentences(valid.tokens[:GLANCE], valid.labels[:GLANCE])
 
-    The seed gives the fresh head, the adapters, the data order and the dropout, so every
-    optimizer meets the same ones.
-    """
-    set_seed(seed)
-    model = make_model()
-    model.train()
-    optimizer = build_optimizer(spec, model, weight_decay=0.0)
-    options = options_in_use(optimizer)
-    rate = float(optimizer.param_groups[0]["lr"])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_to_zero(steps))
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    losses = torch.zeros(steps)
-    start = time.process_time()
-    set_seed(seed)
-    for step, places in enumerate(train_batches(data, steps, seed)):
-        loss = model(**data.batch(places)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses[step] = loss.detach()
-        if (step + 1) % max(1, steps // 6) == 0:
-            mean = losses[max(0, step - 49) : step + 1].mean().item()
-            seconds = time.process_time() - start
-            print(f"{spec} seed {seed} step {step + 1}: {mean:.3f} ({seconds:.0f} s)", flush=True)
-    seconds = time.process_time() - start
-    figures = evaluate(model, valid)
-    print(f"{spec} (lr {rate:g}) seed {seed}: {figures}", flush=True)
-    last = losses[-max(1, steps // 6) :].mean().item()
+    def batches(steps: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+        return (data.batch(places) for places in train_batches(data, steps, seed))
+
+    return Task(
+        make_model=make_model,
+        batches=batches,
+        loss=lambda model, batch: model(**batch).loss,
+        evaluate=lambda model: evaluate(model, valid),
+        glance=lambda model: evaluate(model, part)["valid_loss"],
+        baseline_schedule="linear",
+        defaults={"weight_decay": 0.0},
+    )
+
+
+def run(spec: OptimizerSpec, task: Task, steps: int, seed: int) -> dict[str, Any]:
+    """Train once; return accuracy, losses and CPU seconds."""
+    done = train(spec, task, steps, seed)
+    last = done.losses[-max(1, steps // 6) :].mean().item()
     return {
-        "lr": rate,
-        **figures,
+        "lr": done.lr,
+        **done.figures,
         "train_loss": round(last, 4),
-        "seconds": round(seconds, 1),
-        "options": options,
+        "seconds": done.seconds,
+        "options": done.options[0],
     }
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, valid: Sentences) -> dict[str, float]:
-    """Accuracy in percent and mean cross-entropy over all of `valid`."""
-    model.eval()
+def evaluate(model: nn.Module, valid: Sentences) -> dict[str, float]:
+    """Accuracy in percent and mean cross-entropy over all of `valid`; `model` is in eval mode."""
     lengths = torch.tensor([len(part) for part in valid.tokens])
     right = 0
     loss = 0.0
@@ -173,7 +151,7 @@ def arguments(description: str, steps: int, name: str) -> argparse.ArgumentParse
         action="append",
         required=True,
         metavar="NAME[:OPTION=VALUE,...]",
-        help="fromage, madam, adamw or sgd; without lr at its default rate; several times",
+        help=f"{', '.join(NAMES)}; without lr at its default rate; several times",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, default=steps, help=f"default: {steps}")
@@ -188,7 +166,7 @@ def arguments(description: str, steps: int, name: str) -> argparse.ArgumentParse
 
 
 def compare(
-    args: argparse.Namespace, make_model: Callable[[], torch.nn.Module], setting: str, title: str
+    args: argparse.Namespace, make_model: Callable[[], nn.Module], setting: str, title: str
 ) -> None:
     """Do the missing runs of the command line and write the table of all runs of this length."""
     if not args.model:
@@ -197,13 +175,14 @@ def compare(
     log = RunLog(args.out.with_suffix(".jsonl"))
     data = read_sentences(args.train_file, args.model)
     valid = read_sentences(args.validation_file, args.model)
+    task = sst2_task(make_model, data, valid)
     for seed in args.seeds:
         for spec in args.optim:
             key = {"optim": str(spec), "seed": seed, "steps": args.steps}
             if log.finished(key):
                 print(f"{spec} seed {seed}: done already", flush=True)
                 continue
-            log.append(key, train(spec, make_model, data, valid, args.steps, seed))
+            log.append(key, run(spec, task, args.steps, seed))
     records = [record for record in log.records() if record["key"]["steps"] == args.steps]
     table = _table(records)
     print(table)

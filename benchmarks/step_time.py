@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optimizer_spec import state_bytes_per_weight
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
-from torch import Tensor, nn
+from torch import nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE = "AdamW fused"
@@ -108,18 +109,6 @@ def rows(weights: list[nn.Parameter], low_precision: bool) -> dict[str, torch.op
                     weights, lr=1e-4, rounding="nearest", backend=backend
                 )
     return table
-
-
-def state_bytes_per_weight(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of all state tensors over the number of weights this optimizer steps."""
-    weights = sum(weight.numel() for group in optimizer.param_groups for weight in group["params"])
-    held = sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    )
-    return held / weights
 
 
 def measure(

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-WORDS = ["a", "very", "fine", "film", "with", "good", "actors", "but", "bad", "dull", "plot"]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
-    """Import a script of benchmarks/ the way `python benchmarks/NAME.py` finds it."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    threads = torch.get_num_threads()
-
-    def find(name: str) -> ModuleType:
-        return __import__(name)
-
-    yield find
-    torch.set_num_threads(threads)
-
-
-def start(monkeypatch: pytest.MonkeyPatch, script: ModuleType, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(script.__file__), *map(str, arguments)])
-    script.main()
-
-
-def records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from tests.benchmarks.scripts import records, sentences, start
 
 
 def test_a_spec_is_read_into_options_and_back_into_one_spelling(load) -> None:
@@ -140,33 +114,6 @@ def test_step_time_measures_every_row_and_the_real_state(
     assert all(record["ms"] > 0 for record in done)
     page = (tmp_path / "result.md").read_text(encoding="utf-8")
     assert "not a measurement" in page and "| Madam foreach, nearest | bfloat16 |" in page
-
-
-@pytest.fixture
-def tiny_bert(tmp_path: Path) -> Path:
-    """A BERT of two layers, saved with a tokenizer of a few words."""
-    folder = tmp_path / "bert"
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    BertTokenizer(vocab={word: n for n, word in enumerate(vocabulary)}).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-def sentences(path: Path, count: int) -> Path:
-    lines = ["sentence\tlabel"]
-    for number in range(count):
-        words = [WORDS[(number * 7 + place * 3) % len(WORDS)] for place in range(2 + number % 9)]
-        lines.append(" ".join(words) + f"\t{number % 2}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def test_batches_hold_every_sentence_once_and_follow_the_seed(
