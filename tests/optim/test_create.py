@@ -92,8 +92,8 @@ def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():
             ["'vector'", "'sgd'", "adamw"],
         ),
         (
-            lambda m: plan(m, "fromage", overrides={"vector": {"beta": 0.9}}),
-            ["beta", "belongs to madam"],
+            lambda m: plan(m, "fromage", overrides={"vector": {"p_scale": 3.0}}),
+            ["p_scale", "belongs to madam"],
         ),
         (lambda m: plan(m, "fromage", overrides={"vector": {"lr": -1}}), ["lr is -1"]),
         (
