@@ -2,6 +2,7 @@
 
 `build(params, lr, **options)` makes the optimizer; `oracle` is its float64 trajectory for one
 tensor; `state` is the frozen list of what it keeps per tensor: changing it breaks checkpoints.
+A vector (at most one dimension longer than 1) may keep something else: `vector_state`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from hf_relopt import Fromage, Madam
 from tests.oracles import Path
 from tests.oracles.adamw import adamw as adamw_oracle
+from tests.oracles.frame import frame as frame_oracle
+from tests.oracles.frame import is_vector, parts
 from tests.oracles.fromage import fromage as fromage_oracle
 from tests.oracles.madam import madam as madam_oracle
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BACKENDS = ("loop", "foreach", "compiled")
 FROMAGE_STATE = frozenset({"step", "anchor_norm", "skipped"})
+MOMENTUM_STATE = FROMAGE_STATE | {"momentum"}
+ADAM_STATE = FROMAGE_STATE | {"momentum", "second_moment"}
 MADAM_STATE = frozenset({"step", "anchor_norm", "skipped", "second_moment"})
 ADAMW_STATE = frozenset({"step", "skipped", "exp_avg", "exp_avg_sq"})
 # The classes' default, as real runs with LoRA and new heads chose it.
 MIN_SCALE = 0.1
-MOMENTS = ("second_moment", "exp_avg", "exp_avg_sq")
+MOMENTS = ("momentum", "second_moment", "exp_avg", "exp_avg_sq")
 
 
 def adamw_groups(
@@ -43,6 +49,10 @@ class Case:
     oracle: Callable[..., Path]
     state: frozenset[str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    vector_state: frozenset[str] | None = None
+    # What the direction may be off a float64 one by, beyond the rounding of weights.
+    slack: float = 0.0
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
     def make(self, params: Any, lr: Any = 2.0**-7, **options: Any) -> torch.optim.Optimizer:
         """The optimizer; lr is exact in every dtype, so float and tensor rates agree."""
@@ -66,6 +76,26 @@ class Case:
     def moments(self) -> tuple[str, ...]:
         return tuple(name for name in MOMENTS if name in self.state)
 
+    @property
+    def takes_any_shape(self) -> bool:
+        return "split_sizes" not in self.options
+
+    def state_of_shape(self, shape: tuple[int, ...]) -> frozenset[str]:
+        vector = is_vector(np.empty(shape))
+        return self.vector_state if vector and self.vector_state is not None else self.state
+
+    def state_dtype(self, name: str) -> torch.dtype:
+        low = name == "momentum" and self.options.get("momentum_dtype") == "bfloat16"
+        return torch.bfloat16 if low else torch.float32
+
+    def anchors(self, weight: torch.Tensor) -> list[float]:
+        """The norms that a weight's anchors keep: of the tensor, of its rows or of its blocks."""
+        names = ("split_dim", "split_sizes")
+        split = {name: self.options[name] for name in names if name in self.options}
+        array = weight.detach().double().numpy()
+        each = parts(array, self.options.get("scale", "tensor"), **split)
+        return [float(np.linalg.norm(part)) for part in each]
+
 
 def _fromage(name: str, **options: Any) -> Case:
     return Case(name, Fromage, fromage_oracle, FROMAGE_STATE, options)
@@ -73,6 +103,27 @@ def _fromage(name: str, **options: Any) -> Case:
 
 def _madam(name: str, **options: Any) -> Case:
     return Case(name, Madam, madam_oracle, MADAM_STATE, options)
+
+
+# An optimizer that steps in float32 or bfloat16 steps in the others by the same code.
+FRAME_DTYPES = (torch.float32, torch.bfloat16)
+# float32 iterations, in which a small singular value keeps fewer digits
+SPECTRAL_SLACK = 3e-5
+
+
+def _frame(name: str, *, slack: float = 0.0, **options: Any) -> Case:
+    states = {"gradient": FROMAGE_STATE, "adam": ADAM_STATE}
+    direction = options.get("direction", "gradient")
+    return Case(
+        name,
+        Fromage,
+        frame_oracle,
+        states.get(direction, MOMENTUM_STATE),
+        options,
+        vector_state=FROMAGE_STATE if direction == "gradient" else ADAM_STATE,
+        slack=SPECTRAL_SLACK if direction == "spectral" else slack,
+        dtypes=FRAME_DTYPES,
+    )
 
 
 CASES = (
@@ -84,7 +135,23 @@ CASES = (
     _madam("madam-p_scale-1", p_scale=1.0),
     _madam("madam-p_scale-5", p_scale=5.0, beta=0.9, g_bound=2.0, min_scale=0.01),
     _madam("madam-maximize", maximize=True),
+    _frame("fromage-momentum", direction="momentum"),
+    _frame(
+        "fromage-momentum-bf16",
+        direction="momentum",
+        nesterov=False,
+        momentum_dtype="bfloat16",
+        slack=2.0**-7,
+    ),
+    _frame("fromage-spectral", direction="spectral"),
+    _frame("fromage-adam", direction="adam", momentum=0.8, beta=0.9, p_bound=1.01),
+    _frame("fromage-row", scale="row"),
+    _frame("fromage-momentum-row", direction="momentum", scale="row", maximize=True),
+    _frame("fromage-block", direction="spectral", scale="block", split_sizes=2),
+    _frame("fromage-sphere", direction="adam", bound="sphere"),
     Case("adamw-groups", adamw_groups, adamw_oracle, ADAMW_STATE, {"weight_decay": 0.1}),
 )
 BY_NAME = {case.name: case for case in CASES}
+# Each case in each of its dtypes.
+CASES_AND_DTYPES = tuple((case, dtype) for case in CASES for dtype in case.dtypes)
 DEFAULTS = (BY_NAME["fromage"], BY_NAME["madam"])

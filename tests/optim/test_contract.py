@@ -11,7 +11,7 @@ from torch import nn
 from hf_relopt import Fromage, Madam
 from hf_relopt.errors import ConfigError
 from tests import contract, contract_torch
-from tests.cases import BY_NAME, CASES, DEFAULTS, DTYPES, Case
+from tests.cases import BY_NAME, CASES, CASES_AND_DTYPES, DEFAULTS, DTYPES, Case
 from tests.contract import Law
 from tests.tensors import (
     ULP,
@@ -40,14 +40,11 @@ def _name(value: object) -> str:
 
 
 each_law = pytest.mark.parametrize("law", LAWS, ids=_name)
-each_case = pytest.mark.parametrize("case", CASES, ids=_name)
 each_default = pytest.mark.parametrize("case", DEFAULTS, ids=_name)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=_name)
 each_backend = pytest.mark.parametrize("backend", ["loop", "foreach", "compiled"])
 
 
-@each_dtype
-@each_case
+@pytest.mark.parametrize(("case", "dtype"), CASES_AND_DTYPES, ids=_name)
 @pytest.mark.parametrize("backend", ["loop", "foreach"])
 @each_law
 def test_law(law: Law, backend: str, case: Case, dtype: torch.dtype) -> None:

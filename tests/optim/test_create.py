@@ -95,6 +95,10 @@ def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():
             lambda m: plan(m, "fromage", overrides={"vector": {"beta": 0.9}}),
             ["beta is 0.9", "does not read it"],
         ),
+        (
+            lambda m: plan(m, "fromage", overrides={"vector": {"p_scale": 3.0}}),
+            ["p_scale", "belongs to madam"],
+        ),
         (lambda m: plan(m, "fromage", overrides={"vector": {"lr": -1}}), ["lr is -1"]),
         (
             lambda m: plan(m, "fromage", overrides={"vector": {"skip": "yes"}}),

@@ -13,7 +13,17 @@ from hf_relopt import ConfigError, Fromage, Madam
 from hf_relopt.optim.options import OPTIONS, check_options, parse_value, refuse_swallowed
 
 CLASSES = {"fromage": Fromage, "madam": Madam}
-NUMBERS = {"lr", "p_bound", "min_scale", "beta", "p_scale", "g_bound", "eps", "weight_decay"}
+NUMBERS = {
+    "lr",
+    "p_bound",
+    "min_scale",
+    "momentum",
+    "beta",
+    "p_scale",
+    "g_bound",
+    "eps",
+    "weight_decay",
+}
 
 
 @pytest.mark.parametrize("rule", CLASSES)

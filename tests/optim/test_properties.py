@@ -31,11 +31,12 @@ seeds = st.integers(0, 10**6)
 backends = st.sampled_from(["loop", "foreach"])
 classes = st.sampled_from([Fromage, Madam])
 cases = st.sampled_from(CASES)
+cases_of_any_shape = st.sampled_from([case for case in CASES if case.takes_any_shape])
 wide_dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 
 
 @quick
-@given(cases, backends, wide_dtypes, shapes, scales, scales, seeds)
+@given(cases_of_any_shape, backends, wide_dtypes, shapes, scales, scales, seeds)
 def test_any_scale_follows_the_oracle(
     case: Case,
     backend: str,
@@ -55,7 +56,9 @@ def test_any_scale_follows_the_oracle(
     assert param.shape == shape and torch.isfinite(param).all()
     if case.name == "adamw-groups":
         return  # its steps are absolute: at 1e-15 the float32 moments carry the result
-    assert_near_oracle(param, case.path(first, grads, 0.02).last, dtype, steps=3)
+    path = case.path(first, grads, 0.02)
+    size = max(float(np.linalg.norm(weight)) for weight in (first, *path.weights))
+    assert_near_oracle(param, path.last, dtype, steps=3, slack=case.slack, size=size)
 
 
 @quick

@@ -7,7 +7,7 @@ the table of what a step does when it should do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,13 +22,14 @@ class Path:
 
     weights: the weight after each step, in float64. step: steps that had a finite gradient with
     a non-zero entry. skipped: steps whose gradient was not finite. anchor_norm: the norm at the
-    first step with a finite gradient, None before it. moments: the rule's own memory by name.
+    first step with a finite gradient, None before it; an array where parts of the tensor have norms
+    of their own. moments: the rule's own memory by name.
     """
 
     weights: list[Array] = field(default_factory=list)
     step: int = 0
     skipped: int = 0
-    anchor_norm: float | None = None
+    anchor_norm: float | Array | None = None
     moments: dict[str, Array] = field(default_factory=dict)
 
     @property
@@ -49,7 +50,12 @@ def norm(array: Array) -> float:
     return largest * float(np.sqrt(np.sum((array / largest) ** 2)))
 
 
-def gradient_counts(path: Path, weight: Array, grad: Array | None) -> bool:
+def gradient_counts(
+    path: Path,
+    weight: Array,
+    grad: Array | None,
+    anchor: Callable[[Array], float | Array] = norm,
+) -> bool:
     """Book-keeping every rule shares; True if this gradient is to move the weight.
 
     A non-finite gradient is only counted. A finite one makes the anchor if it is missing, and
@@ -61,5 +67,5 @@ def gradient_counts(path: Path, weight: Array, grad: Array | None) -> bool:
         path.skipped += 1
         return False
     if path.anchor_norm is None:
-        path.anchor_norm = norm(weight)
+        path.anchor_norm = anchor(weight)
     return bool(np.any(grad != 0.0))

@@ -1,0 +1,290 @@
+"""Fromage as a frame: every direction, scale and bound against the oracle, and its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import Fromage
+from tests.cases import ADAM_STATE, FROMAGE_STATE, MOMENTUM_STATE
+from tests.frames import (
+    BOUNDS,
+    DIRECTIONS,
+    NEW_KEYS,
+    STATES,
+    WHOLE,
+    each_backend,
+    each_pair,
+    frame_of,
+    kinds_of_tensors,
+    slack_of,
+)
+from tests.oracles import Path as Trajectory
+from tests.oracles.frame import frame, is_vector
+from tests.tensors import (
+    ULP,
+    Optimizer,
+    assert_close,
+    assert_near_oracle,
+    gradient,
+    run,
+    same_bits,
+    snapshot,
+    state_of,
+    to_numpy,
+)
+
+
+def _name(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def _eventful(param: nn.Parameter, index: int, number: int) -> torch.Tensor | None:
+    """The gradient of a step: some rows never have one, and what should do nothing comes too."""
+    grad = gradient(param, 100 * number + index)
+    if param.dim() > 1 and len(param) > 2:
+        grad[1] = 0.0
+    if number == 3 and index % 2:
+        return None
+    if number == 4 and index != 1:
+        return torch.zeros_like(grad)
+    if number == 5 and index != 2:
+        grad.view(-1)[-1] = float("nan")
+    return grad
+
+
+def _walk(optimizer: Optimizer, params: list[nn.Parameter], rates: list[float]) -> list[Trajectory]:
+    """Step both the optimizer and the oracle; return the oracle's way of each tensor."""
+    first = [to_numpy(param).copy() for param in params]
+    grads: list[list[np.ndarray | None]] = [[] for _ in params]
+    for number, lr in enumerate(rates, 1):
+        for index, param in enumerate(params):
+            param.grad = _eventful(param, index, number)
+            grads[index].append(None if param.grad is None else to_numpy(param.grad).copy())
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    ways = {}
+    for group in optimizer.param_groups:
+        options = {name: group[name] for name in (*NEW_KEYS, "p_bound", "min_scale", "maximize")}
+        ways.update({param: options for param in group["params"]})
+    return [frame(first[i], grads[i], rates, **ways[param]) for i, param in enumerate(params)]
+
+
+def _assert_follows(
+    optimizer: Optimizer,
+    params: list[nn.Parameter],
+    paths: list[Trajectory],
+    direction: str,
+) -> None:
+    for param, path in zip(params, paths, strict=True):
+        steps, state = len(path.weights), state_of(optimizer, param)
+        size = max(float(np.linalg.norm(weight)) for weight in path.weights)
+        slack = 0.0 if is_vector(path.last) else slack_of(direction)
+        assert_near_oracle(param, path.last, param.dtype, steps, slack, size)
+        assert float(state["step"]) == path.step and float(state["skipped"]) == path.skipped
+        assert state["anchor_norm"].tolist() == pytest.approx(list(path.anchor_norm), rel=1e-6)
+        for name, moment in path.moments.items():
+            assert_near_oracle(state[name], moment, torch.float32, steps)
+        assert set(state) == FROMAGE_STATE | set(path.moments)
+
+
+RATES = [0.05, 0.0, 0.2, 0.1, 0.1, 0.02, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=_name)
+@each_backend
+@pytest.mark.parametrize("bound", BOUNDS)
+@each_pair
+def test_every_combination_follows_the_oracle(
+    direction: str, scale: str, bound: str, backend: str, dtype: torch.dtype
+) -> None:
+    params, groups = frame_of(dtype, direction, scale, **BOUNDS[bound])
+    optimizer = Fromage(groups, backend=backend)
+    _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
+
+
+@each_backend
+@each_pair
+def test_the_default_bound_follows_the_oracle(direction: str, scale: str, backend: str) -> None:
+    """Nothing but direction and scale given: 3 for all but the paper's, which has none."""
+    params, groups = frame_of(torch.float32, direction, scale, kinds=WHOLE)
+    optimizer = Fromage(groups, backend=backend)
+    _assert_follows(optimizer, params, _walk(optimizer, params, [0.5] * 8), direction)
+
+
+@each_backend
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"direction": "momentum", "momentum": 0.0},
+        {"direction": "momentum", "momentum": 0.5, "nesterov": True},
+        {"direction": "momentum", "nesterov": False, "maximize": True},
+        {"direction": "spectral", "nesterov": False, "momentum": 0.8},
+        {"direction": "spectral", "maximize": True, "min_scale": 0.0},
+        {"direction": "adam", "momentum": 0.0, "beta": 0.0},
+        {"direction": "adam", "momentum": 0.5, "beta": 0.9, "maximize": True},
+        {"direction": "gradient", "scale": "row", "maximize": True, "min_scale": 1.0},
+    ],
+    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
+)
+def test_options_follow_the_oracle(options: dict[str, Any], backend: str) -> None:
+    tensors = kinds_of_tensors(torch.float32)
+    params = [*tensors["matrices"], *tensors["experts"]]
+    if options["direction"] != "gradient":
+        params += tensors["vectors"]
+    optimizer = Fromage(params, backend=backend, **options)
+    paths = _walk(optimizer, params, RATES)
+    _assert_follows(optimizer, params, paths, options["direction"])
+
+
+@each_backend
+@pytest.mark.parametrize(("split_dim", "split_sizes"), [(1, 2), (1, (1, 3)), (0, 3), (None, [6])])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_splits_follow_the_oracle(
+    direction: str, split_dim: int | None, split_sizes: Any, backend: str
+) -> None:
+    params = kinds_of_tensors(torch.float32)["matrices"]
+    options = {"scale": "block", "split_dim": split_dim, "split_sizes": split_sizes}
+    optimizer = Fromage(params, direction=direction, backend=backend, **options)
+    _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
+
+
+@pytest.mark.parametrize("direction", ["momentum", "spectral"])
+def test_compiled_follows_the_oracle(direction: str) -> None:
+    params = kinds_of_tensors(torch.float32)["matrices"]
+    optimizer = Fromage(params, direction=direction, backend="compiled")
+    _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
+
+
+@each_backend
+def test_the_papers_rule_is_untouched(backend: str) -> None:
+    """Saying the defaults aloud is saying nothing."""
+    ends = []
+    for options in ({}, {"direction": "gradient", "scale": "tensor", "bound": None}):
+        tensors = kinds_of_tensors(torch.bfloat16)
+        params = [param for each in tensors.values() for param in each]
+        run(Fromage(params, lr=0.1, p_bound=1.2, backend=backend, **options), params, (1, 2, 3))
+        ends.append(params)
+    assert all(same_bits(a, b) for a, b in zip(*ends, strict=True))
+
+
+# --- state --------------------------------------------------------------------------------
+
+
+@each_pair
+def test_state_is_frozen_per_kind_of_tensor(direction: str, scale: str) -> None:
+    params, groups = frame_of(torch.bfloat16, direction, scale)
+    optimizer = Fromage(groups)
+    run(optimizer, params, (1,))
+    blocks = {"tensor": (1, 1), "row": (6, 3), "block": (2, 3)}[scale]
+    for param in params:
+        state = state_of(optimizer, param)
+        vector = is_vector(to_numpy(param))
+        if vector and direction != "gradient":
+            assert set(state) == ADAM_STATE
+        else:
+            assert set(state) == STATES.get(direction, MOMENTUM_STATE)
+        anchors = 1 if vector else blocks[param.dim() - 2]
+        assert state["anchor_norm"].shape == (anchors,)
+        for name in {"momentum", "second_moment"} & set(state):
+            assert state[name].shape == param.shape
+        assert all(value.dtype == torch.float32 for value in state.values())
+
+
+@each_backend
+@each_pair
+def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend: str) -> None:
+    """The table, for vectors, experts, rows and blocks as for whole matrices."""
+    params, groups = frame_of(torch.bfloat16, direction, scale)
+    optimizer = Fromage(groups, backend=backend)
+    first = snapshot(params)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param, old in zip(params, first, strict=True):
+        state = state_of(optimizer, param)
+        assert same_bits(param, old) and float(state["step"]) == 0
+        assert not torch.isnan(state["anchor_norm"]).any()
+        assert not any(state[name].any() for name in ("momentum", "second_moment") if name in state)
+    run(optimizer, params, (1, 2))
+    for kind in ("none", "zero", "nan"):
+        before = [snapshot([p, *state_of(optimizer, p).values()]) for p in params]
+        for param in params:
+            grad = torch.zeros_like(param) if kind == "zero" else gradient(param, 3)
+            grad.view(-1)[0] = float("nan") if kind == "nan" else grad.view(-1)[0]
+            param.grad = None if kind == "none" else grad
+        optimizer.step()
+        for param, old in zip(params, before, strict=True):
+            state = state_of(optimizer, param)
+            now = dict(zip(("weight", *state), [param, *state.values()], strict=True))
+            changed = {n for (n, a), b in zip(now.items(), old, strict=True) if not same_bits(a, b)}
+            assert changed == ({"skipped"} if kind == "nan" else set())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = snapshot(params)
+    counts = [float(state_of(optimizer, param)["step"]) for param in params]
+    run(optimizer, params, (4,))
+    for param, old, count in zip(params, before, counts, strict=True):
+        assert same_bits(param, old) and float(state_of(optimizer, param)["step"]) == count + 1
+
+
+@each_backend
+@pytest.mark.parametrize("direction", ["momentum", "spectral", "adam"])
+def test_a_bfloat16_momentum_is_rounded_without_bias(direction: str, backend: str) -> None:
+    """Each entry is one of its two neighbours, and their mean is the momentum."""
+    param = nn.Parameter(gradient(torch.empty(128, 64), 1, 0.1))
+    optimizer = Fromage([param], direction=direction, momentum_dtype="bfloat16", backend=backend)
+    param.grad = torch.full_like(param, 1.0)
+    param.grad[:, ::2] = -1.0
+    optimizer.step()
+    kept = state_of(optimizer, param)["momentum"]
+    exact = (1.0 - (0.9 if direction == "adam" else 0.95)) * param.grad.double()
+    assert kept.dtype == torch.bfloat16 and kept.shape == param.shape
+    spacing = ULP[torch.bfloat16] * exact.abs()
+    assert ((kept.double() - exact).abs() < spacing).all()
+    size = kept.double().abs()
+    assert len(size.unique()) == 2, "rounded to nearest"
+    # The spread of one draw is at most half a spacing; 8,192 of them.
+    assert abs(float((size - exact.abs()).mean())) < 5 * 0.5 * float(spacing.max()) / 8192**0.5
+
+
+@each_backend
+def test_a_bfloat16_momentum_keeps_learning_small_gradients(backend: str) -> None:
+    """Rounded to nearest, m would stop a few units in the last place short of the gradient."""
+    param = nn.Parameter(gradient(torch.empty(16, 16), 1, 0.1))
+    options = {"momentum": 0.999, "momentum_dtype": "bfloat16"}
+    optimizer = Fromage([param], lr=0.0, direction="momentum", backend=backend, **options)
+    for _ in range(300):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    mean = float(state_of(optimizer, param)["momentum"].double().mean())
+    assert mean == pytest.approx(1 - 0.999**300, rel=0.02)
+
+
+@each_backend
+def test_groups_have_directions_of_their_own(backend: str) -> None:
+    """As a plan gives them: spectral matrices, embeddings by rows, a head by the paper's rule."""
+
+    def made() -> list[nn.Parameter]:
+        return [nn.Parameter(gradient(torch.empty(6, 4), n, 0.1)) for n in range(4)]
+
+    ways = [
+        {"direction": "spectral"},
+        {"direction": "momentum", "scale": "row", "momentum": 0.9},
+        {"direction": "gradient", "p_bound": 1.0},
+        {"direction": "adam", "bound": "sphere", "beta": 0.95},
+    ]
+    together, alone = made(), made()
+    groups = [{"params": [p], **way} for p, way in zip(together, ways, strict=True)]
+    run(Fromage(groups, lr=0.1, backend=backend), together, (1, 2, 3))
+    for index, (param, way) in enumerate(zip(alone, ways, strict=True)):
+        optimizer = Fromage([param], lr=0.1, backend=backend, **way)
+        for number in (1, 2, 3):
+            param.grad = gradient(param, 100 * number + index)
+            optimizer.step()
+        assert_close([together[index]], [param], torch.float32)

@@ -1,0 +1,185 @@
+"""Directions, scales and bounds that cannot be: one ConfigError, at construction."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import Fromage
+from hf_relopt.optim.options import parse_value
+from tests.refusals import refused
+from tests.tensors import run, weights
+
+NAN, INF = math.nan, math.inf
+REMEDY = re.compile(r"remedy|leave|use |set |give|choose|drop|try|write", re.IGNORECASE)
+DIRECTIONS = "'gradient', 'momentum', 'spectral', 'adam'"
+
+# option, value, what is allowed, the other options that the value needs beside it
+BAD_VALUES = [
+    *[("direction", value, DIRECTIONS, {}) for value in ("newton", "", None, 1, "Spectral")],
+    *[("scale", value, "'tensor', 'row', 'block'", {}) for value in ("column", None, 2)],
+    *[("bound", value, "'sphere'", {}) for value in ("ball", "none", 1, True)],
+    *[
+        ("momentum", value, "0 <= momentum < 1", {"direction": "momentum"})
+        for value in (1.0, 1, -0.1, NAN, INF, True, "0.9", (0.9, 0.99))
+    ],
+    *[("nesterov", value, "True", {"direction": "momentum"}) for value in (1, "yes", 0.0)],
+    *[
+        ("beta", value, "0 <= beta < 1", {"direction": "adam"})
+        for value in (1.0, -0.1, NAN, True, "0.9")
+    ],
+    *[
+        ("momentum_dtype", value, "'bfloat16'", {"direction": "momentum"})
+        for value in ("float16", "bf16", 16, True)
+    ],
+    *[
+        ("split_dim", value, "integer", {"scale": "block", "split_sizes": 2})
+        for value in (0.5, "0", True)
+    ],
+    *[
+        ("split_sizes", value, ">= 1", {"scale": "block"})
+        for value in (0, -2, 1.5, True, (), (4, 0), (5, -1), (2, "2"))
+    ],
+]
+
+# options that do not go together, and words that their message has
+CLASHES = [
+    ({"momentum": 0.9}, ("momentum", "0.9", "gradient")),
+    ({"nesterov": True}, ("nesterov", "True", "gradient")),
+    ({"nesterov": False}, ("nesterov", "False", "gradient")),
+    ({"momentum_dtype": "bfloat16"}, ("momentum_dtype", "bfloat16", "gradient")),
+    ({"beta": 0.9}, ("beta", "0.9", "adam")),
+    ({"direction": "momentum", "beta": 0.9}, ("beta", "0.9", "momentum", "adam")),
+    ({"direction": "spectral", "beta": 0.9}, ("beta", "0.9", "spectral", "adam")),
+    ({"direction": "adam", "nesterov": True}, ("nesterov", "True", "adam", "momentum")),
+    ({"direction": "adam", "nesterov": False}, ("nesterov", "False", "adam")),
+    ({"direction": "spectral", "scale": "row"}, ("spectral", "row", "tensor", "block")),
+    ({"bound": "sphere", "p_bound": 2.0}, ("sphere", "p_bound", "2.0")),
+    ({"split_dim": 0}, ("split_dim", "0", "scale", "block")),
+    ({"split_sizes": 2}, ("split_sizes", "2", "scale", "block")),
+    ({"split_sizes": (2, 2), "scale": "row"}, ("split_sizes", "(2, 2)", "row", "block")),
+    (
+        {"direction": "spectral", "split_sizes": (2, 2)},
+        ("split_sizes", "(2, 2)", "tensor", "block"),
+    ),
+]
+
+# splits of tensors of (4, 3) that do not fit, and words that their message has
+MISFITS = [
+    ({"split_sizes": 3}, ("split_sizes", "3", "4")),
+    ({"split_sizes": 5}, ("split_sizes", "5", "4")),
+    ({"split_sizes": (2, 3)}, ("split_sizes", "2, 3", "4")),
+    ({"split_sizes": [1, 1, 1]}, ("split_sizes", "1, 1, 1", "4")),
+    ({"split_sizes": 2, "split_dim": 1}, ("split_sizes", "2", "3")),
+    ({"split_sizes": (2, 2), "split_dim": 1}, ("split_sizes", "2, 2", "3")),
+    ({"split_sizes": 2, "split_dim": 2}, ("split_dim", "2", "(4, 3)")),
+]
+
+
+def _refused_everywhere(options: dict[str, Any], *words: str) -> None:
+    """By the class, in a group, and in a group that is added later; and with a remedy."""
+    texts = [refused(lambda: Fromage(weights(torch.float32), **options), *words)]
+    group = {"params": weights(torch.float32), **options}
+    texts.append(refused(lambda: Fromage([group]), *words))
+    params = weights(torch.float32)
+    optimizer = Fromage(params[:2])
+    late = {"params": [params[2]], **options}
+    texts.append(refused(lambda: optimizer.add_param_group(late), *words))
+    assert len(optimizer.param_groups) == 1
+    run(optimizer, params[:2], (1,))
+    assert all(REMEDY.search(text) for text in texts), texts
+
+
+@pytest.mark.parametrize(("option", "value", "allowed", "beside"), BAD_VALUES, ids=repr)
+def test_bad_value_is_refused(
+    option: str, value: object, allowed: str, beside: dict[str, Any]
+) -> None:
+    _refused_everywhere({**beside, option: value}, option, repr(value), allowed)
+
+
+@pytest.mark.parametrize(("options", "words"), CLASHES, ids=str)
+def test_options_that_do_not_go_together_are_refused(
+    options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    _refused_everywhere(options, *words)
+
+
+@pytest.mark.parametrize("direction", ["gradient", "momentum", "spectral"])
+@pytest.mark.parametrize(("split", "words"), MISFITS, ids=str)
+def test_a_split_that_does_not_fit_its_tensor_is_refused(
+    split: dict[str, Any], words: tuple[str, ...], direction: str
+) -> None:
+    _refused_everywhere({"direction": direction, "scale": "block", **split}, *words)
+
+
+def test_a_split_is_checked_against_every_tensor() -> None:
+    fits, other = nn.Parameter(torch.ones(6, 4)), nn.Parameter(torch.ones(5, 4))
+    options = {"direction": "momentum", "scale": "block", "split_sizes": 2}
+    Fromage([fits], **options)
+    refused(lambda: Fromage([fits, other], **options), "split_sizes", "2", "5")
+    names = [("good.weight", fits), ("bad.weight", other)]
+    refused(lambda: Fromage(names, **options), "split_sizes", "bad.weight")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"direction": "momentum", "momentum": 0},
+        {"direction": "momentum", "momentum": 0.999, "nesterov": False},
+        {"direction": "spectral", "momentum_dtype": "bfloat16"},
+        {"direction": "adam", "momentum": 0.0, "beta": 0, "momentum_dtype": "bfloat16"},
+        {"direction": "adam", "scale": "row", "bound": "sphere"},
+        {"direction": "spectral", "bound": "sphere", "p_bound": None},
+        {"scale": "row", "p_bound": 0.5},
+        {"bound": "sphere"},
+        {"scale": "block", "split_sizes": 1},
+        {"scale": "block", "split_sizes": [4]},
+        {"scale": "block", "split_sizes": (1, 2, 1), "split_dim": 0},
+        {"scale": "block", "split_sizes": 3, "split_dim": 1, "direction": "spectral"},
+        {"momentum": None, "nesterov": None, "beta": None, "momentum_dtype": None},
+        {"split_dim": None, "split_sizes": None, "bound": None},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_taken(options: dict[str, Any]) -> None:
+    params = weights(torch.bfloat16)
+    run(Fromage(params, lr=0.1, **options), params, (1, 2))
+    assert all(torch.isfinite(param).all() for param in params)
+    group = {"params": weights(torch.bfloat16), **options}
+    run(Fromage([group], lr=0.1), group["params"], (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("direction", "spectral", "spectral"),
+        ("scale", "row", "row"),
+        ("bound", "sphere", "sphere"),
+        ("bound", "none", None),
+        ("momentum", "0.9", 0.9),
+        ("momentum", "none", None),
+        ("nesterov", "false", False),
+        ("nesterov", "none", None),
+        ("beta", "0.95", 0.95),
+        ("momentum_dtype", "bfloat16", "bfloat16"),
+        ("momentum_dtype", "none", None),
+        ("split_dim", "1", 1),
+        ("split_sizes", "3", 3),
+        ("split_sizes", "none", None),
+    ],
+)
+def test_text_means_the_value(option: str, text: str, value: object) -> None:
+    """What --optim_args carries; one option alone says nothing of what it must go with."""
+    found = parse_value("fromage", option, text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("option", ["directon", "momentums", "split_size", "nestrov", "scales"])
+def test_a_slip_is_refused_with_what_was_meant(option: str) -> None:
+    refused(lambda: Fromage(weights(torch.float32), **{option: 1}), option, "did you mean")
+    refused(lambda: Fromage([{"params": weights(torch.float32), option: 1}]), option)

@@ -1,0 +1,195 @@
+"""Fromage as a frame in float64: direction x scale x bound.
+
+m  <- mu m + (1 - mu) g                                 m_0 = 0
+v  <- beta v + (1 - beta) g^2                           v_0 = 0
+U  =  g                                                 "gradient"
+      (1 - mu) g + mu m, or m                           "momentum", with Nesterov or without
+      the orthogonal factor of that                     "spectral"
+      m / (1 - mu^t) / sqrt(v / (1 - beta^t))           "adam"; 0 where v is below float32's normals
+W  <- (W - lr |W| U/|U|) / sqrt(1 + lr^2)               of the tensor, of each row or of each block
+
+Then the bound: |W| <= p_bound |W_0|, or |W| = |W_0| ("sphere", which takes the place of the root).
+A part (tensor, row, block) that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U|; a part
+whose U is zero stays. Vectors under any direction but "gradient" are stepped entry by entry:
+W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tests.oracles import Array, Path, Rate, gradient_counts, norm, rates
+
+Orthogonal = Callable[[Array], Array]
+
+# Amsel, Persson, Musco, Gower (arXiv 2505.16932), the first five steps
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+_SAFETY = 1.01
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def exact_factor(matrix: Array) -> Array:
+    """U V^T of the singular value decomposition, over the singular values that are not zero."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    kept = values > 1e-12 * np.max(values, initial=0.0)
+    return left[:, kept] @ right[kept]
+
+
+def polar_express(matrix: Array) -> Array:
+    """Five steps X <- a X + (b A + c A^2) X, A = X X^T, from X = M/|M|, on the smaller side."""
+    size = norm(matrix)
+    if size == 0.0:
+        return np.zeros_like(matrix)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix) / size
+    for a, b, c in _POLAR_EXPRESS:
+        gram = x @ x.T
+        x = a / _SAFETY * x + (b / _SAFETY**3 * gram + c / _SAFETY**5 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def is_vector(weight: Array) -> bool:
+    """At most one dimension is longer than 1."""
+    return sum(length > 1 for length in weight.shape) <= 1
+
+
+def parts(
+    weight: Array,
+    scale: str,
+    split_dim: int | None = None,
+    split_sizes: int | Sequence[int] | None = None,
+) -> list[Array]:
+    """What has a norm of its own, as views: the tensor, its rows or its blocks."""
+    if scale == "tensor" or is_vector(weight):
+        return [weight]
+    if scale == "row" or split_sizes is None:
+        return list(weight)
+    dim = split_dim or 0
+    if isinstance(split_sizes, int):
+        return np.split(weight, split_sizes, axis=dim)
+    return np.split(weight, np.cumsum(split_sizes)[:-1], axis=dim)
+
+
+def frame(
+    weight: Array,
+    grads: Sequence[Array | None],
+    lr: Rate,
+    *,
+    direction: str = "gradient",
+    scale: str = "tensor",
+    bound: str | None = None,
+    p_bound: float | None = None,
+    momentum: float | None = None,
+    nesterov: bool | None = None,
+    beta: float | None = None,
+    split_dim: int | None = None,
+    split_sizes: int | Sequence[int] | None = None,
+    momentum_dtype: str | None = None,
+    min_scale: float,
+    maximize: bool = False,
+    orthogonal: Orthogonal = polar_express,
+) -> Path:
+    """The trajectory of one tensor; ``momentum_dtype`` is taken and no momentum is rounded."""
+    path = Path()
+    w = np.array(weight, dtype=np.float64)
+    vector = is_vector(w)
+    elementwise = vector and direction != "gradient"
+    if elementwise:
+        direction, momentum, beta = "adam", 0.9, 0.99
+    scale = "tensor" if vector else scale
+    paper = (direction, scale, bound) == ("gradient", "tensor", None)
+    if p_bound is None and not paper:
+        p_bound = 3.0
+    memory = _Memory(direction, momentum, nesterov, beta, w)
+
+    def of_parts(array: Array) -> list[Array]:
+        return parts(array, scale, split_dim, split_sizes)
+
+    def anchors(array: Array) -> Array:
+        return np.array([norm(part) for part in of_parts(array)])
+
+    for grad, eta in zip(grads, rates(lr, len(grads)), strict=True):
+        if gradient_counts(path, w, grad, anchors):
+            path.step += 1
+            g = np.asarray(grad, dtype=np.float64) * (-1.0 if maximize else 1.0)
+            u = memory.direction(g, path.step)
+            if eta == 0.0:
+                pass  # memory moves, the weight does not
+            elif elementwise:
+                w -= eta * max(path.anchor_norm[0] / np.sqrt(w.size), min_scale) * u
+            else:
+                each = zip(of_parts(w), of_parts(u), path.anchor_norm, strict=True)
+                for part, along, anchor in each:
+                    if direction == "spectral":
+                        along = orthogonal(along.reshape(len(along), -1)).reshape(along.shape)
+                    part[...] = _step(part, along, eta, anchor, bound, p_bound, min_scale, paper)
+        path.weights.append(w.copy())
+    path.moments.update(memory.moments)
+    return path
+
+
+class _Memory:
+    """The moments of one tensor, and the direction that they and a gradient give."""
+
+    def __init__(
+        self,
+        direction: str,
+        momentum: float | None,
+        nesterov: bool | None,
+        beta: float | None,
+        like: Array,
+    ) -> None:
+        self.kind = direction
+        usual = 0.9 if direction == "adam" else 0.95
+        self.mu = usual if momentum is None else momentum
+        self.nesterov = nesterov is None or nesterov
+        self.beta = 0.999 if beta is None else beta
+        names = {"gradient": (), "adam": ("momentum", "second_moment")}
+        self.moments = {n: np.zeros_like(like) for n in names.get(direction, ("momentum",))}
+
+    def direction(self, g: Array, t: int) -> Array:
+        """Take one gradient in; spectral's is the matrix whose orthogonal factor is meant."""
+        if self.kind == "gradient":
+            return g
+        m = self.mu * self.moments["momentum"] + (1.0 - self.mu) * g
+        self.moments["momentum"] = m
+        if self.kind != "adam":
+            return (1.0 - self.mu) * g + self.mu * m if self.nesterov else m
+        v = self.beta * self.moments["second_moment"] + (1.0 - self.beta) * g**2
+        self.moments["second_moment"] = v
+        size = np.sqrt(v / (1.0 - self.beta**t))
+        return np.divide(m / (1.0 - self.mu**t), size, out=np.zeros_like(g), where=v >= _TINY)
+
+
+def _step(
+    w: Array,
+    u: Array,
+    eta: float,
+    anchor: float,
+    bound: str | None,
+    p_bound: float | None,
+    min_scale: float,
+    paper: bool,
+) -> Array:
+    length = norm(u)
+    if length == 0.0:
+        return w
+    unit, floor = u / length, min_scale * np.sqrt(w.size)
+    if anchor == 0.0:
+        if not paper:
+            return w - eta * floor * unit
+        return (w - eta * max(norm(w), floor) * unit) / np.sqrt(1.0 + eta**2)
+    new = w - eta * norm(w) * unit
+    if bound == "sphere":
+        return new * (anchor / norm(new))
+    new = new / np.sqrt(1.0 + eta**2)
+    size, largest = norm(new), np.inf if p_bound is None else p_bound * anchor
+    return new * (largest / size) if size > largest else new
