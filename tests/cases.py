@@ -148,7 +148,6 @@ CASES = (
     _frame("fromage-row", scale="row"),
     _frame("fromage-momentum-row", direction="momentum", scale="row", maximize=True),
     _frame("fromage-block", direction="spectral", scale="block", split_sizes=2),
-    _frame("fromage-sphere", direction="adam", bound="sphere"),
     Case("adamw-groups", adamw_groups, adamw_oracle, ADAMW_STATE, {"weight_decay": 0.1}),
 )
 BY_NAME = {case.name: case for case in CASES}

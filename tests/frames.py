@@ -81,6 +81,8 @@ def frame_of(
 ) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
     """The tensors of above, and groups of them with these options."""
     tensors = kinds_of_tensors(dtype)
+    if options.get("bound") == "sphere":
+        del tensors["matrices"][-1]  # a sphere of radius 0 is refused
     groups = [
         {"params": tensors[kind], **options_of(kind, direction, scale, **options)} for kind in kinds
     ]

@@ -70,7 +70,7 @@ def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any
                 "saved from."
             )
     for param, group, state in _pairs(optimizer, state_dict):
-        rule = rule_of(group, param)
+        rule = rule_of(_completed(group), param)
         for name in rule.buffers:
             shape = state[name].shape if name in state else None
             if shape is not None and shape != param.shape:
@@ -99,8 +99,12 @@ def shapes_crc32(params: Iterable[Tensor]) -> int:
 def complete(groups: Iterable[dict[str, Any]]) -> None:
     """Give groups of an older checkpoint the options that it did not know, at their defaults."""
     for group in groups:
-        for name, option in OPTIONS.get(group.get("rule", ""), {}).items():
-            group.setdefault(name, option.default)
+        group.update(_completed(group))
+
+
+def _completed(group: Mapping[str, Any]) -> dict[str, Any]:
+    options = OPTIONS.get(group.get("rule", ""), {})
+    return {**{name: option.default for name, option in options.items()}, **group}
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -64,7 +64,7 @@ FRAME_OPTIONS: dict[str, Option] = {
     ),
     "split_dim": Option(
         default=None,
-        allowed="None or a dimension, counted from 0",
+        allowed="None or an integer >= 0 (a dimension)",
         accepts=lambda value: (
             value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
         ),
@@ -115,7 +115,7 @@ class Frame:
         """True for the paper's direction and scale, which one pass over the weights can do."""
         return self.direction == "gradient" and self.scale == "tensor"
 
-    def blocks(self, shape: torch.Size) -> list[int]:
+    def blocks(self, shape: torch.Size, name: str = "a weight") -> list[int]:
         """Sizes of the blocks of a tensor along ``split_dim``; of one block if it has no more.
 
         Raises:
@@ -127,32 +127,32 @@ class Frame:
         if sizes is None:
             if len(shape) < 3:
                 raise ConfigError(
-                    f"scale is 'block' for a weight of shape {tuple(shape)} without split_sizes; "
+                    f"scale is 'block' for {name} of shape {tuple(shape)} without split_sizes; "
                     "only tensors of three and more dimensions have natural blocks. Say how it is "
                     "cut, as in split_sizes=3, or use scale='tensor'."
                 )
             return [1] * shape[0]
         if len(shape) > 2 and self.split_dim > 0:
             raise ConfigError(
-                f"split_dim is {self.split_dim} for a weight of shape {tuple(shape)}; a tensor of "
+                f"split_dim is {self.split_dim} for {name} of shape {tuple(shape)}; a tensor of "
                 "three and more dimensions is cut along dimension 0 only. Leave split_dim and "
                 "split_sizes out for one block per index of it."
             )
         length = shape[self.split_dim] if self.split_dim < len(shape) else 0
         if isinstance(sizes, int):
             if length % sizes or not length:
-                raise _bad_split(self, shape, "does not divide")
+                raise _bad_split(self, shape, name, "does not divide")
             return [length // sizes] * sizes
         if sum(sizes) != length:
-            raise _bad_split(self, shape, "does not add up to")
+            raise _bad_split(self, shape, name, "does not add up to")
         return list(sizes)
 
 
-def _bad_split(frame: Frame, shape: torch.Size, what: str) -> ConfigError:
+def _bad_split(frame: Frame, shape: torch.Size, name: str, what: str) -> ConfigError:
     has = shape[frame.split_dim] if frame.split_dim < len(shape) else "missing"
     return ConfigError(
         f"split_sizes is {frame.split_sizes!r}, which {what} dimension {frame.split_dim} ({has}) "
-        f"of a weight of shape {tuple(shape)}. Give a count that divides it or sizes that sum to "
+        f"of {name} of shape {tuple(shape)}. Give a count that divides it or sizes that sum to "
         "it, choose another split_dim, or use scale='tensor'."
     )
 
@@ -182,7 +182,7 @@ def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame
     if direction == "spectral" and scale == "row":
         raise ConfigError(
             "scale is 'row' with direction 'spectral'; a row has no singular values to make equal. "
-            "Use scale='tensor', or direction='momentum' for an embedding."
+            "Use scale='tensor' or 'block', or direction='momentum' for an embedding."
         )
     paper = direction == "gradient" and scale == "tensor"
     if p_bound is None and given["bound"] is None and not paper:
@@ -232,22 +232,38 @@ def check_frame(group: Mapping[str, Any]) -> None:
         ConfigError: names the option, the value, what is allowed and the remedy.
     """
     frame = frame_of(group)
-    for param in group["params"]:
-        tensor = param[1] if isinstance(param, tuple) else param
+    for place, param in enumerate(group["params"]):
+        name, tensor = param if isinstance(param, tuple) else (f"parameter {place}", param)
         vector = is_vector(tensor)
         if not vector:
-            frame.blocks(tensor.shape)
+            frame.blocks(tensor.shape, name)
         if frame.sphere and (frame.direction == "gradient" or not vector):
-            _refuse_zero(tensor)
+            _refuse_zero(tensor, name)
 
 
-def _refuse_zero(param: Tensor) -> None:
+def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a spectral direction where there is no matrix that could have one.
+
+    Raises:
+        ConfigError: as above.
+    """
+    for group in groups:
+        if group.get("direction") == "spectral" and not all(map(is_vector, group["params"])):
+            return
+    raise ConfigError(
+        "direction is 'spectral', and none of the weights that would follow it is a matrix: there "
+        "are no singular values to make equal. Use direction='adam' for vectors, or pass the "
+        "model's matrices, too."
+    )
+
+
+def _refuse_zero(param: Tensor, name: str) -> None:
     # A shard cannot say it for the whole, nor a tensor without entries yet.
     if param.is_meta or hasattr(param, "to_local") or math.prod(param.shape) == 0:
         return
     if not bool(param.detach().count_nonzero()):
         raise ConfigError(
-            f"bound is 'sphere' for a weight of shape {tuple(param.shape)} that is all zero: its "
-            "sphere is a point, and it could never move. Leave bound out for it (in a group of its "
+            f"bound is 'sphere', and {name} of shape {tuple(param.shape)} is all zero: its sphere "
+            "is a point, and it could never move. Leave bound out for it (in a group of its "
             "own, or by an override), or fill it first."
         )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.optim.base import RelativeOptimizer
+from hf_relopt.optim.frame import check_spectral
 
 
 class Fromage(RelativeOptimizer):
@@ -100,3 +101,5 @@ class Fromage(RelativeOptimizer):
             backend=backend,
             maximize=maximize,
         )
+        if direction == "spectral":
+            check_spectral(self.param_groups)

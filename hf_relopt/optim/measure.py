@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.rules import RULES
+from hf_relopt.optim.frame import is_vector
+from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import widest
 from hf_relopt.sharding import local, sum_over_shards
 
@@ -36,14 +37,30 @@ class Seen:
     sums: Tensor = field(default_factory=lambda: torch.zeros(6))
 
     @property
+    def by_row(self) -> bool:
+        """True if each row has a bound of its own."""
+        in_rows = self.group.get("scale") == "row"
+        return in_rows and rule_of(self.group, self.param).framed and not is_vector(self.param)
+
+    @property
     def anchor_norm(self) -> Tensor:
         """|W0|, or 0 for a rule without an anchor: such a tensor has no bound."""
-        return self.state.get("anchor_norm", self.state["skipped"].new_zeros(1)).view(())
+        anchors = self.state.get("anchor_norm", self.state["skipped"].new_zeros(1))
+        return torch.linalg.vector_norm(local(anchors))
+
+    def rows_at_bound(self, part: Tensor) -> Tensor:
+        """How many entries of ``part`` are in rows that are at their bound."""
+        anchors = local(self.state["anchor_norm"])
+        bound = rule_of(self.group, self.param).largest_norm(anchors, self.group)
+        norms = torch.linalg.vector_norm(part.flatten(1).float(), dim=1)
+        return (norms >= _NEARLY * bound).sum() * (part.numel() // max(len(part), 1))
 
     def at_bound(self) -> float:
-        """Share of this tensor that is held at its bound."""
+        """Share of this tensor that is held at its bound; blocks count as one."""
         _, _, after, _, held, entries = self.sums.tolist()
-        bound = RULES[self.group["rule"]].largest_norm(self.anchor_norm, self.group)
+        if self.by_row:
+            return held / max(entries, 1)
+        bound = rule_of(self.group, self.param).largest_norm(self.anchor_norm, self.group)
         norm_is_held = bool(after**0.5 >= _NEARLY * float(bound))
         return max(float(norm_is_held), held / max(entries, 1))
 
@@ -74,8 +91,11 @@ class Measurement:
         seen = Seen(param, index, group, state)
         yield seen
         if seen.counts:
-            largest = RULES[group["rule"]].largest_entry(seen.anchor_norm, param.numel(), group)
+            rule = rule_of(group, param)
+            largest = rule.largest_entry(seen.anchor_norm, param.numel(), group)
             seen.sums = _sums(before, part, largest)
+            if seen.by_row:
+                seen.sums[4] = seen.rows_at_bound(part)
             self._seen.append(seen)
 
     def finish(self) -> None:

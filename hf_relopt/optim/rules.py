@@ -121,7 +121,12 @@ def _madam_largest_entry(anchor_norm: Tensor, numel: int, group: Mapping[str, An
     return torch.where(anchor_norm > 0, largest, torch.inf)
 
 
-def _memory(buffers: tuple[str, ...], update: Update, largest_grad: float = float("inf")) -> Rule:
+def _memory(
+    buffers: tuple[str, ...],
+    update: Update,
+    largest_grad: float = float("inf"),
+    largest_norm: Callable[..., Tensor] = _fromage_largest_norm,
+) -> Rule:
     return Rule(
         buffers=buffers,
         anchored=True,
@@ -130,7 +135,7 @@ def _memory(buffers: tuple[str, ...], update: Update, largest_grad: float = floa
         sums=lambda group: "grad",
         coefficients=lambda facts, group: {},
         update=update,
-        largest_norm=_fromage_largest_norm,
+        largest_norm=largest_norm,
         largest_entry=_no_bound,
         framed=True,
     )
@@ -183,7 +188,7 @@ MEMORIES: dict[str, Rule] = {
     "spectral": _memory(("momentum",), direction.take_in),
     "adam": _memory(("momentum", "second_moment"), direction.take_in_square, _LARGEST_WITH_SQUARE),
     "vector": _memory(
-        ("momentum", "second_moment"), direction.take_in_square, _LARGEST_WITH_SQUARE
+        ("momentum", "second_moment"), direction.take_in_square, _LARGEST_WITH_SQUARE, _no_bound
     ),
 }
 

@@ -22,7 +22,8 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
         (portion[b].indices[t], b, t)
         for b, batch in enumerate(portion)
         if batch.memory == "spectral"
-        for t in range(len(batch.params))
+        for t, param in enumerate(batch.params)
+        if param.numel() > 0
     ]
     # In the order of the numbers: every rank has to name the same matrices.
     members.sort()
@@ -49,6 +50,8 @@ def _work(shape: torch.Size) -> float:
 
 def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
     """The orthogonal factor of each matrix, block by block; equal shapes go together."""
+    # A row after the other, whatever the weights' layout is: blocks are to be views.
+    whole = [matrix.contiguous() for matrix in whole]
     results = [torch.empty_like(matrix) for matrix in whole]
     shapes: dict[Any, list[tuple[Tensor, Tensor]]] = {}
     for frame, matrix, result in zip(frames, whole, results, strict=True):

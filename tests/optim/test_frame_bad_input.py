@@ -147,11 +147,34 @@ def test_a_split_is_checked_against_every_tensor() -> None:
     ids=str,
 )
 def test_what_goes_together_is_taken(options: dict[str, Any]) -> None:
-    params = weights(torch.bfloat16)
+    def tensors() -> list[nn.Parameter]:
+        every = weights(torch.bfloat16)
+        return [param for param in every if "bound" not in options or param.any()]
+
+    params = tensors()
     run(Fromage(params, lr=0.1, **options), params, (1, 2))
     assert all(torch.isfinite(param).all() for param in params)
-    group = {"params": weights(torch.bfloat16), **options}
+    group = {"params": tensors(), **options}
     run(Fromage([group], lr=0.1), group["params"], (1, 2))
+
+
+@pytest.mark.parametrize("direction", ["gradient", "momentum", "spectral", "adam"])
+def test_a_sphere_of_radius_zero_is_refused(direction: str) -> None:
+    zero = nn.Parameter(torch.zeros(4, 3))
+    named = [("empty.weight", zero)]
+    words = ("bound", "'sphere'", "empty.weight", "zero", "override")
+    refused(lambda: Fromage(named, direction=direction, bound="sphere"), *words)
+    # On the meta device nobody knows yet; a row of zeros follows the rule of zero starts.
+    Fromage([nn.Parameter(zero.to("meta"))], direction=direction, bound="sphere")
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 4), ()], ids=str)
+def test_spectral_without_a_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    vectors = [nn.Parameter(torch.ones(shape))]
+    refused(lambda: Fromage(vectors, direction="spectral"), "direction", "'spectral'", "'adam'")
+    matrix = {"params": [nn.Parameter(torch.ones(2, 2))], "direction": "momentum"}
+    refused(lambda: Fromage([matrix, {"params": vectors}], direction="spectral"), "'spectral'")
+    Fromage([*vectors, nn.Parameter(torch.ones(2, 2))], direction="spectral")
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,11 @@ def test_one_block_is_the_tensor(direction: str) -> None:
 # --- vectors and scales of gradients ------------------------------------------------------
 
 
+def _matrix() -> nn.Parameter:
+    """A spectral direction without one is refused."""
+    return nn.Parameter(torch.ones(2, 2))
+
+
 @each_backend
 @pytest.mark.parametrize("shape", [(5,), (), (1,), (1, 5), (5, 1, 1)], ids=str)
 @each_own_direction
@@ -161,7 +166,9 @@ def test_vectors_go_the_same_way_under_every_direction(
     for options in ({}, {"momentum": 0.5}, {"bound": "sphere"}, {"p_bound": 0.5}):
         param = nn.Parameter(gradient(torch.empty(shape), 1) + 2.0)
         first, size = param.detach().clone(), norm(param) / max(param.numel(), 1) ** 0.5
-        optimizer = Fromage([param], lr=0.125, direction=direction, backend=backend, **options)
+        optimizer = Fromage(
+            [param, _matrix()], lr=0.125, direction=direction, backend=backend, **options
+        )
         run(optimizer, [param], (1,))
         expected = 0.125 * size * torch.ones(shape)
         assert torch.allclose((param.detach() - first).abs(), expected, rtol=1e-5)
@@ -176,7 +183,7 @@ def test_vectors_that_start_at_zero_move_by_min_scale_and_cross_zero(
     direction: str, backend: str
 ) -> None:
     param = nn.Parameter(torch.zeros(4))
-    optimizer = Fromage([param], lr=0.125, direction=direction, backend=backend)
+    optimizer = Fromage([param, _matrix()], lr=0.125, direction=direction, backend=backend)
     param.grad = torch.tensor([1.0, -2.0, 3.0, 1e-3])
     optimizer.step()
     signs = param.grad.sign()

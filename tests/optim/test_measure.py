@@ -71,6 +71,17 @@ def test_share_at_the_bound_of_fromage_counts_tensors():
     assert optimizer.take_measurement()["at_bound"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(("scale", "share"), [("row", 0.5), ("tensor", 1.0)])
+def test_share_at_the_bound_of_rows_counts_rows(scale, share):
+    weight = nn.Parameter(torch.ones(2, 4))
+    optimizer = Fromage([weight], lr=0.1, direction="momentum", scale=scale, p_bound=1.01)
+    weight.grad = -torch.ones(2, 4)  # the first row grows, the second turns
+    weight.grad[1] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    optimizer.measure_next_step()
+    optimizer.step()
+    assert optimizer.take_measurement()["at_bound"] == pytest.approx(share)
+
+
 def test_share_at_the_bound_of_madam_counts_entries():
     weight = nn.Parameter(torch.tensor([1.0, 1.0, 1.0, 1.0]))
     optimizer = Madam([weight], lr=0.1, p_scale=1.05)

@@ -44,12 +44,16 @@ def exact_factor(matrix: Array) -> Array:
 
 
 def polar_express(matrix: Array) -> Array:
-    """Five steps X <- a X + (b A + c A^2) X, A = X X^T, from X = M/|M|, on the smaller side."""
+    """Five steps X <- a X + (b A + c A^2) X, A = X X^T, on the smaller side.
+
+    X starts as M/|M M^T|^(1/2).
+    """
     size = norm(matrix)
     if size == 0.0:
         return np.zeros_like(matrix)
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix) / size
+    x = x / np.sqrt(norm(x @ x.T))
     for a, b, c in _POLAR_EXPRESS:
         gram = x @ x.T
         x = a / _SAFETY * x + (b / _SAFETY**3 * gram + c / _SAFETY**5 * gram @ gram) @ x
