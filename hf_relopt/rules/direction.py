@@ -13,6 +13,8 @@ Musco, Gower; 2025; arXiv 2505.16932).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,6 @@ _POLYNOMIALS = (
 )
 # Rounding must not push a singular value out of an interval: each polynomial is stretched by it.
 _SAFETY = 1.01
-# Rows and columns from which on, on a CPU, matrices gain nothing from being multiplied together.
-_LARGE = 256
 
 
 def keep(param: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
@@ -70,33 +70,57 @@ def orthogonal_factor(matrices: Tensor) -> Tensor:
 
     With s_i the singular values, those that are at least (sum s_i^4)^(1/4) / 1000 come out in
     [0.84, 1.13], smaller ones as at most 980 times what they were over that, and zero as zero.
+    bfloat16 is rougher: [0.8, 1.2] from a hundredth on, and up to 1.4 for what is smaller.
 
     Args:
-        matrices: [..., m, n]. float32 and float64 are worked on as they are.
+        matrices: [..., m, n], worked on in their own dtype.
     Returns: the same shape and dtype.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # Sums of squares have no room for gradients of 1e-30 or 1e30.
-    x = x / _positive(x.abs().amax(dim=(-2, -1), keepdim=True))
-    if x.device.type == "cpu" and x.dim() > 2 and min(x.shape[-2:]) >= _LARGE:
-        flat = [_iterate(matrix) for matrix in x.flatten(0, -3)]
-        x = torch.stack(flat).view(x.shape)
-    else:
-        x = _iterate(x)
+    x = x / _positive(torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True))
+    x = _iterate(x)
     return x.mT if tall else x
 
 
 def _iterate(x: Tensor) -> Tensor:
+    """All polynomials, one after the other, on wide or square matrices.
+
+    p(X X^T) X is a polynomial of the small X X^T times X. For matrices that are at least twice as
+    wide as they are high it is cheaper to go on with X X^T alone, p^2(X X^T) X X^T, and to multiply
+    what has been gathered with X at the end of a run. A run squares X's condition, so low precision
+    has to return to X in between.
+    """
     square = x @ x.mT
     # |X X^T|^(1/2) is no less than the largest singular value, and much nearer to it than |X|.
-    norm = _positive(torch.linalg.matrix_norm(square, keepdim=True))
+    norm = _positive(torch.linalg.matrix_norm(square.float(), keepdim=True)).to(x.dtype)
     x, square = x / norm.sqrt(), square / norm
-    for step, (a, b, c) in enumerate(_POLYNOMIALS):
-        square = x @ x.mT if step else square
-        inner = b / _SAFETY**3 * square + c / _SAFETY**5 * (square @ square)
-        x = a / _SAFETY * x + inner @ x
+    first = 0
+    for length in _runs(x):
+        square = x @ x.mT if first else square
+        x = _run(x, square, _POLYNOMIALS[first : first + length])
+        first += length
     return x
+
+
+def _runs(x: Tensor) -> tuple[int, ...]:
+    if x.size(-1) < 2 * x.size(-2):
+        return (1, 1, 1, 1, 1)
+    return (2, 3) if x.dtype is torch.bfloat16 else (5,)
+
+
+def _run(x: Tensor, square: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Some of the polynomials, given X X^T; X is multiplied once."""
+    gathered = None
+    for place, (a, b, c) in enumerate(polynomials):
+        p = b / _SAFETY**3 * square + c / _SAFETY**5 * (square @ square)
+        p.diagonal(dim1=-2, dim2=-1).add_(a / _SAFETY)
+        gathered = p if gathered is None else p @ gathered
+        if place + 1 < len(polynomials):
+            square = (p @ square) @ p
+    assert gathered is not None
+    return gathered @ x
 
 
 def _positive(norm: Tensor) -> Tensor:
