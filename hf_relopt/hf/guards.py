@@ -115,6 +115,16 @@ def check_replicas(model: nn.Module) -> None:
     )
 
 
+def every_process_has_all_weights() -> bool:
+    """True under DDP: several processes, and no engine that cuts weights."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    state = PartialState._shared_state
+    kind = str(getattr(state.get("distributed_type"), "value", "NO"))
+    cut = AcceleratorState._shared_state.get("fsdp_plugin")
+    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and cut is None
+
+
 def is_set(name: str, variables: Mapping[str, str] = os.environ) -> bool:
     """Say whether an environment variable switches something on."""
     return variables.get(name, "").lower() in ("true", "1", "yes")

@@ -22,6 +22,7 @@ from hf_relopt.hf.log import logger
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.create import OPTIMIZERS, from_plan
 from hf_relopt.optim.create import plan as make_plan
+from hf_relopt.optim.presets import follows_spectral
 
 SUPPORTED = "5.4 to 5.23"
 
@@ -91,7 +92,10 @@ def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
     guards.check_launch(model)
     said = optim_args.parse(name, args.optim_args)
     lr = arguments.resolve_lr(args, model, said.lr)
-    chosen = make_plan(model, name, lr, overrides=said.overrides, **said.options)
+    options = dict(said.options)
+    if follows_spectral(name, options) and guards.every_process_has_all_weights():
+        options.setdefault("share_work", True)
+    chosen = make_plan(model, name, lr, overrides=said.overrides, **options)
     logger.info("%s", chosen)
     optimizer = from_plan(chosen)
     arguments.explain(args, name, optimizer.param_groups)

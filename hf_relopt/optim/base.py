@@ -261,7 +261,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Load a state dict of the same optimizer over the same parameters.
 
         State keeps its own dtype (torch casts it to the parameter's), and nothing is shared with
-        ``state_dict`` afterwards. Options come from the checkpoint, but for ``backend``.
+        ``state_dict`` afterwards. Options come from the checkpoint, but for ``backend``
+        and ``share_work``.
 
         Raises:
             ConfigError: for another optimizer's or another model's checkpoint; nothing has
@@ -275,14 +276,14 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
         # Registered last, so that it sees what the hooks of others have made of the dict.
         handle = self.register_load_state_dict_pre_hook(inspect)
-        backends = [group["backend"] for group in self.param_groups]
+        own = [{n: group[n] for n in checkpoint.OWN & set(group)} for group in self.param_groups]
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
         checkpoint.restore_dtypes(self, seen)
-        for group, backend in zip(self.param_groups, backends, strict=True):
-            group["backend"] = backend
+        for group, kept in zip(self.param_groups, own, strict=True):
+            group.update(kept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

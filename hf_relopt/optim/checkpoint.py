@@ -13,6 +13,9 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.optim.options import OPTIONS
 from hf_relopt.optim.rules import RULES, rule_of
 
+# Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
+OWN = {"backend", "share_work"}
+
 # How to recognise what wrote a checkpoint that has no "rule" in its groups.
 _SIGNS = {
     "AdamW or Adam": {"betas", "eps"},

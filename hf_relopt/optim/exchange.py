@@ -1,4 +1,8 @@
-"""Whole matrices from their parts, each on one rank, and back: two exchanges for all of them."""
+"""Whole matrices, each worked on by one rank, wherever their parts or copies lie.
+
+Parts go to the rank and come back in two exchanges for all of them; of copies only the results are
+gathered, in one.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ class Matrix:
 
     Attributes:
         part: what this rank holds of it; all of it if ``cut`` is None.
+        shared: has every process of the run the same whole matrix?
         shape: of the whole.
         work: what a rank that gets it has to do, in any unit.
     """
@@ -26,6 +31,7 @@ class Matrix:
     shape: torch.Size
     cut: Cut | None
     work: float
+    shared: bool = False
 
 
 def transform_whole(
@@ -34,26 +40,33 @@ def transform_whole(
     """Let ``transform`` work on whole matrices, and return this rank's parts of what it made.
 
     Each matrix that is cut goes to one rank of its process group: one all-to-all brings the parts
-    there and one brings the results back. Every rank of a group passes the same matrices in the
-    same order.
+    there and one brings the results back. Shared ones are worked on by one rank each, and one
+    all-gather brings the results to all. Every rank of a group passes the same matrices in the same
+    order.
 
     Args:
         transform: (numbers, whole matrices) -> as many, of the same shapes. It is called once,
             with those that this rank has to work on.
     """
     groups: dict[object, list[int]] = {}
+    copies: list[int] = []
     mine: list[int] = []
     whole: list[Tensor] = []
+    together = _processes() > 1
     for number, matrix in enumerate(matrices):
-        if matrix.cut is None:
+        if matrix.cut is not None:
+            groups.setdefault(matrix.cut.group, []).append(number)
+        elif matrix.shared and together:
+            copies.append(number)
+        else:
             mine.append(number)
             whole.append(matrix.part)
-        else:
-            groups.setdefault(matrix.cut.group, []).append(number)
-    shares = []
-    for numbers in groups.values():
-        share = _Share([matrices[number] for number in numbers], numbers)
-        shares.append(share)
+    shares: list[_Share | _Copies] = [
+        _Share([matrices[number] for number in numbers], numbers) for numbers in groups.values()
+    ]
+    if copies:
+        shares.append(_Copies([matrices[number] for number in copies], copies))
+    for share in shares:
         mine += share.mine
         whole += share.gather()
     done = dict(zip(mine, transform(mine, whole), strict=True))
@@ -71,6 +84,49 @@ def owners(work: Sequence[float], ranks: int) -> list[int]:
         chosen[number] = rank
         load[rank] += work[number]
     return chosen
+
+
+def _processes() -> int:
+    dist = torch.distributed
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _Copies:
+    """Matrices that every process of the run has, and which rank works on which."""
+
+    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int]) -> None:
+        self._matrices = matrices
+        self.numbers = numbers
+        self._ranks, self._rank = _processes(), torch.distributed.get_rank()
+        self._owner = owners([matrix.work for matrix in matrices], self._ranks)
+        self.mine = [n for n, o in zip(numbers, self._owner, strict=True) if o == self._rank]
+
+    def gather(self) -> list[Tensor]:
+        """The matrices that are this rank's to work on."""
+        owned = zip(self._matrices, self._owner, strict=True)
+        return [matrix.part for matrix, owner in owned if owner == self._rank]
+
+    def scatter(self, done: dict[int, Tensor]) -> list[Tensor]:
+        """Give every rank the results that are ``done`` here; return all of them."""
+        like = self._matrices[0].part
+        loads = [0] * self._ranks
+        for matrix, owner in zip(self._matrices, self._owner, strict=True):
+            loads[owner] += math.prod(matrix.shape)
+        # An all-gather takes as much from each rank: what is less is filled up.
+        own = like.new_zeros(max(loads))
+        if self.mine:
+            own[: loads[self._rank]] = torch.cat([done[n].reshape(-1) for n in self.mine])
+        everything = like.new_empty(self._ranks * max(loads))
+        # One function, by its name of 2.13 and by its old one.
+        gather = getattr(torch.distributed, "all_gather_single", None)
+        (gather or torch.distributed.all_gather_into_tensor)(everything, own)
+        begins = [rank * max(loads) for rank in range(self._ranks)]
+        result = []
+        for matrix, owner in zip(self._matrices, self._owner, strict=True):
+            numel = math.prod(matrix.shape)
+            result.append(everything[begins[owner] :][:numel].view(matrix.shape))
+            begins[owner] += numel
+        return result
 
 
 class _Share:

@@ -79,6 +79,13 @@ FRAME_OPTIONS: dict[str, Option] = {
         remedy="use 3 for a fused QKV of equal parts; in --optim_args write sizes as 768;256;256",
     ),
     "momentum_dtype": one_of(None, ["bfloat16"], "leave it out for float32"),
+    "share_work": Option(
+        default=False,
+        allowed="True or False",
+        accepts=lambda value: isinstance(value, bool),
+        parse=parse_bool,
+        remedy="use True where every process has all weights and the same gradients, as in DDP",
+    ),
 }
 
 # Which direction reads which option.
@@ -109,6 +116,7 @@ class Frame:
     split_dim: int
     split_sizes: int | tuple[int, ...] | None
     momentum_dtype: torch.dtype
+    share_work: bool
 
     @property
     def is_paper(self) -> bool:
@@ -201,6 +209,7 @@ def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame
         split_dim=given["split_dim"] or 0,
         split_sizes=given["split_sizes"],
         momentum_dtype=torch.bfloat16 if given["momentum_dtype"] else torch.float32,
+        share_work=given["share_work"],
     )
 
 

@@ -42,6 +42,9 @@ class Fromage(RelativeOptimizer):
             dimension, for tensors of three dimensions (experts).
         momentum_dtype: "bfloat16" halves the momentum's state, rounded stochastically; None:
             float32.
+        share_work: for DDP, where every process has all weights and the same gradients: each makes
+            its share of the "spectral" directions, and they are gathered. True everywhere or
+            nowhere.
         min_scale: root mean square, >= 0, by which a tensor that starts at zero is measured until
             it is larger itself. 0 is the paper's rule, under which such tensors never move.
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
@@ -74,6 +77,7 @@ class Fromage(RelativeOptimizer):
         split_dim: int | None = None,
         split_sizes: int | Sequence[int] | None = None,
         momentum_dtype: str | None = None,
+        share_work: bool = False,
         min_scale: float = 1e-1,
         rounding: str | None = None,
         seed: int = 0,
@@ -95,6 +99,7 @@ class Fromage(RelativeOptimizer):
             split_dim=split_dim,
             split_sizes=split_sizes,
             momentum_dtype=momentum_dtype,
+            share_work=share_work,
             min_scale=min_scale,
             rounding=rounding,
             seed=seed,

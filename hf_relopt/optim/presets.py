@@ -30,3 +30,9 @@ PRESETS: dict[str, Preset] = {
 def rule_of_name(optim: str) -> str:
     """The rule that an optimizer's weights follow unless an override says otherwise."""
     return PRESETS[optim].rule if optim in PRESETS else optim
+
+
+def follows_spectral(optim: str, options: Mapping[str, Any]) -> bool:
+    """True if matrices would follow direction "spectral", unless an override says otherwise."""
+    given = PRESETS[optim].others if optim in PRESETS else {}
+    return {**given, **options}.get("direction") == "spectral"

@@ -14,7 +14,7 @@ from hf_relopt.optim.exchange import Matrix, transform_whole
 from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.memory import Framed
 from hf_relopt.rules.direction import orthogonal_factor
-from hf_relopt.sharding import cut_of, reachable
+from hf_relopt.sharding import cut_of, is_sharded, reachable
 
 # Rows from which on, on a CPU, matrices gain nothing from being multiplied together.
 _LARGE = 256
@@ -38,8 +38,12 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
         param, part = portion[b].params[t], directions[b][t]
         cut = cut_of(param, f"parameter {index}")
         part = part if cut is None else reachable(part, param)
-        matrices.append(Matrix(part, param.shape, cut, _work(param.shape)))
-        frames.append(portion[b].frame)
+        if part.device.type not in ("cpu", "mps"):
+            part = part.bfloat16()  # which it is to be in any case, and half as much to send
+        frame = portion[b].frame
+        shared = frame.share_work and not is_sharded(param)
+        matrices.append(Matrix(part, param.shape, cut, _work(param.shape), shared))
+        frames.append(frame)
 
     def factors(numbers: Sequence[int], whole: list[Tensor]) -> list[Tensor]:
         return _factors([frames[number] for number in numbers], whole)

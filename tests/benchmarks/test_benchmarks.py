@@ -116,6 +116,20 @@ def test_step_time_measures_every_row_and_the_real_state(
     assert "not a measurement" in page and "| Madam foreach, nearest | bfloat16 |" in page
 
 
+def test_spectral_step_compares_with_muon_and_with_a_training_step(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = load("spectral_step")
+    words = ["--size", "tiny", "--layers", 2, "--rounds", 1, "--device", "cpu", "--training"]
+    words += ["--only", "foreach", "--out", tmp_path / "result"]
+    start(monkeypatch, script, *words)
+    done = {r["key"]["optimizer"]: r for r in records(tmp_path / "result.jsonl")}
+    assert set(done) == {"Muon", "spectral foreach", "spectral foreach, cut", "training step"}
+    assert done["Muon"]["ratio"] == 1 and 0 < done["training step"]["share"] < 1
+    page = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert "not a measurement" in page and "which is" in page
+
+
 def test_batches_hold_every_sentence_once_and_follow_the_seed(
     load, tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -111,6 +111,49 @@ def the_work_is_spread() -> None:
     assert comm.get_total_counts() == 4, comm.get_comm_counts()
 
 
+def copies_share_the_work() -> None:
+    """As under DDP: the same weights and gradients everywhere, each direction made once."""
+    from hf_relopt.optim import spectral
+
+    ranks, seen = dist.get_world_size(), []
+    original = spectral.orthogonal_factor
+
+    def counted(stack: torch.Tensor) -> torch.Tensor:
+        seen.append(len(stack))
+        return original(stack)
+
+    shapes = [*[(6, 5)] * 6, (4, 7, 3), (9, 2), (5,), (8, 8)]
+    for dtype in (torch.float32, torch.bfloat16):
+        generator = torch.Generator().manual_seed(0)
+        first = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        one, many = ([nn.Parameter(t.clone()) for t in first] for _ in range(2))
+        pair = (
+            Fromage(one, direction="spectral"),
+            Fromage(many, direction="spectral", share_work=True),
+        )
+        for _ in range(5):
+            for a, c in zip(one, many, strict=True):
+                a.grad = torch.randn(a.shape, generator=generator).to(dtype)
+                c.grad = a.grad.clone()
+            pair[0].step()
+            seen.clear()
+            spectral.orthogonal_factor = counted
+            try:
+                with CommDebugMode() as comm:
+                    pair[1].step()
+            finally:
+                spectral.orthogonal_factor = original
+            assert comm.get_total_counts() == 1, comm.get_comm_counts()
+            assert 0 < sum(seen) < len(shapes) - 1 if ranks > 1 else True, seen
+        for a, c in zip(one, many, strict=True):
+            torch.testing.assert_close(
+                c, a, rtol=1e-4 if dtype is torch.float32 else 1e-2, atol=1e-5
+            )
+            every = [torch.empty_like(c) for _ in range(ranks)]
+            dist.all_gather(every, c.detach())
+            assert all(torch.equal(copy, c) for copy in every), "replicas went apart"
+
+
 def spectral_models_train_alike() -> None:
     for optim in ("fromage_spectral", "fromage_momentum"):
         same_training(optim)
@@ -160,6 +203,7 @@ ON_ANY = (
     replicated_frames_send_nothing,
     blocks_lie_across_ranks,
     the_work_is_spread,
+    copies_share_the_work,
     spectral_models_train_alike,
 )
 ON_FOUR = (hsdp_exchanges_over_shards_only, tensor_parallel_matrices_are_refused)

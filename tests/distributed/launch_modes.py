@@ -8,14 +8,17 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
 
 from hf_relopt import Fromage, UnsupportedSetup, create_optimizer
 from hf_relopt.hf import guards
+from hf_relopt.hf.registration import build_optimizer
 from tests.distributed.ranks import run_checks
 
 CPU = torch.device("cpu")
@@ -43,10 +46,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, rows: slice) -> No
         optimizer.step()
 
 
-def whole_batch(optim: str, dtype: torch.dtype, **options: object) -> list[torch.Tensor]:
+def whole_batch(optim: str, dtype: torch.dtype, lr: float = 0.05) -> list[torch.Tensor]:
     """The weights of one process that sees every row."""
     model = net(dtype)
-    train(model, create_optimizer(model, optim, 0.05, **options), slice(None))
+    train(model, create_optimizer(model, optim, lr), slice(None))
     return [param.detach() for param in model.parameters()]
 
 
@@ -77,6 +80,33 @@ def ddp_equals_one_process() -> None:
             assert torch.equal(first, second), optim
             assert not torch.equal(alone, torch.zeros_like(alone))
             torch.testing.assert_close(param.detach(), alone, rtol=1e-6, atol=1e-6)
+
+
+def ddp_shares_spectral_work() -> None:
+    """The replicas stay equal to the bit, and are what one process would have."""
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    for options in ({}, {"share_work": True}):
+        model = DistributedDataParallel(net())
+        train(model, create_optimizer(model, "fromage_spectral", 0.02, **options), mine)
+        expected = whole_batch("fromage_spectral", torch.float32, lr=0.02)
+        for param, alone in zip(model.parameters(), expected, strict=True):
+            first, second = on_both_ranks(param)
+            assert torch.equal(first, second)
+            torch.testing.assert_close(param.detach(), alone, rtol=1e-4, atol=1e-4)
+
+
+def the_trainer_shares_work_under_ddp() -> None:
+    """Accelerate says that every process has all weights, and the handler takes its word."""
+    PartialState._reset_state()
+    state = PartialState(cpu=True)
+    try:
+        for optim, shared in (("fromage_spectral", True), ("fromage", False)):
+            args = TrainingArguments("unused", optim=optim, use_cpu=True, report_to="none")
+            optimizer = build_optimizer(net(), args)
+            assert {group["share_work"] for group in optimizer.param_groups} == {shared}
+        assert state.num_processes == dist.get_world_size()
+    finally:
+        PartialState._reset_state()
 
 
 def given_gradients_give_the_same_weights() -> None:
@@ -140,6 +170,8 @@ def partial_sums_are_refused() -> None:
 
 CHECKS = (
     ddp_equals_one_process,
+    ddp_shares_spectral_work,
+    the_trainer_shares_work_under_ddp,
     given_gradients_give_the_same_weights,
     bf16_rounds_alike_on_both_ranks,
     fsdp1_is_refused,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_relopt.hf.checkpoints import find_fault
-from tests.distributed import sharded
+from tests.distributed import framed, sharded
 from tests.distributed.lost_rank import HANGS_FOR
 from tests.distributed.ranks import HERE, torchrun, without_a_launcher
 
@@ -43,6 +43,14 @@ def test_ranks_equal_one_process(ranks: int) -> None:
     """All checks in one launch: starting the ranks costs more than the checks."""
     done = torchrun(ranks, HERE / "sharded.py", str(ranks))
     assert_done(done, ranks, [check.__name__ for check in sharded.CHECKS[ranks]])
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", list(framed.CHECKS))
+def test_frames_equal_one_process(ranks: int) -> None:
+    done = torchrun(ranks, HERE / "framed.py", str(ranks))
+    assert_done(done, ranks, [check.__name__ for check in framed.CHECKS[ranks]])
 
 
 @pytest.mark.dist
