@@ -20,7 +20,7 @@ SCALES = ("tensor", "row", "block")
 WHOLE = ("matrices", "experts")
 # (direction, scale) that the constructor accepts
 PAIRS = [p for p in itertools.product(DIRECTIONS, SCALES) if p != ("spectral", "row")]
-UNBOUNDED = {"p_bound": 1e6}
+UNBOUNDED = {"p_bound": 10.0}  # the most that is taken where steps may add up
 BOUNDS = {"free": UNBOUNDED, "p_bound": {"p_bound": 1.05}, "sphere": {"bound": "sphere"}}
 STATES = {"gradient": FROMAGE_STATE, "adam": ADAM_STATE}
 # The keys of param groups that checkpoints of before the frame lack.

@@ -22,6 +22,7 @@ SCALES = ("tensor", "row", "block")
 VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
 # Where steps add up, a bound is part of the rule: see rules/fromage.py.
 P_BOUND = 3.0
+LARGEST_P_BOUND = 10.0
 
 
 def _is_split(value: Any) -> bool:
@@ -193,6 +194,12 @@ def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame
             "Use scale='tensor' or 'block', or direction='momentum' for an embedding."
         )
     paper = direction == "gradient" and scale == "tensor"
+    if p_bound is not None and p_bound > LARGEST_P_BOUND and not paper:
+        raise ConfigError(
+            f"p_bound is {p_bound!r} with direction {direction!r} and scale {scale!r}; it takes at "
+            f"most {LARGEST_P_BOUND:g} there, since steps that add up would make the norms "
+            "grow until nothing is learnt. Use 2.0 to 4.0."
+        )
     if p_bound is None and given["bound"] is None and not paper:
         p_bound = P_BOUND
     momentum = given["momentum"]
