@@ -138,7 +138,8 @@ def build(
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
             chosen.update(preset.roles.get(role, preset.others), rule=preset.rule)
-            if role in preset.cut and not any(word in CUTTING for word in options or {}):
+            given = {*(options or {}), *({"scale"} & said.keys())}
+            if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, name, module, param))
             chosen.update(options or {})
         chosen.update(said)
