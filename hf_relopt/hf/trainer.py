@@ -88,7 +88,7 @@ class RelOptMixin:
         else:
             # torch would look for our names in another optimizer's shards, and fail over them.
             names, own = state_names(checkpoint), kept(inner)
-            if names and not own <= names:
+            if names and names != own:
                 raise ConfigError(
                     f"{checkpoint} holds the state of another optimizer ({', '.join(sorted(names))}"
                     f"), and this one, {type(inner).__name__}, keeps {', '.join(sorted(own))}. "
