@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 _QKV = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn")
 _GATE_UP = ("gate_up_proj", "w1w3")
+# Modules that interleave heads under a name from above, unless all heads share keys and values.
+_INTERLEAVED = ("CodeGenAttention", "GPTBigCodeAttention", "MiniMaxLightningAttention")
 
 
 def split_of(model: nn.Module, name: str, module: nn.Module, param: Tensor) -> dict[str, Any]:
@@ -38,18 +40,40 @@ def split_of(model: nn.Module, name: str, module: nn.Module, param: Tensor) -> d
     elif word in _GATE_UP and outputs % 2 == 0:
         sizes = 2
     elif word in _QKV:
-        sizes = _attention(getattr(model, "config", None), inputs, outputs)
+        sizes = _shared_heads(_config(model), inputs, outputs)
+        attention = model.get_submodule(owner.rpartition(".")[0])
+        if sizes is None and type(attention).__name__ not in _INTERLEAVED:
+            sizes = _equal_parts(_config(model), inputs, outputs, cross=word == "c_attn")
     return {} if sizes is None else {"scale": "block", "split_dim": dim, "split_sizes": sizes}
 
 
-def _attention(config: Any, inputs: int, outputs: int) -> int | tuple[int, ...] | None:
-    """Queries, keys and values; or keys and values alone, as in GPT-2's cross-attention."""
+def _config(model: nn.Module) -> Any:
+    """The configuration of the text model, if there is one."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _config(model.module)
+    config = getattr(model, "config", None)
+    text: Any = getattr(config, "get_text_config", None)
+    return config if text is None else text()
+
+
+def _shared_heads(config: Any, inputs: int, outputs: int) -> tuple[int, int, int] | None:
+    """Queries, and the fewer keys and values that groups of heads share."""
     heads = getattr(config, "num_attention_heads", None)
     shared = getattr(config, "num_key_value_heads", None)
-    if heads and shared and shared != heads:
-        size = getattr(config, "head_dim", None) or inputs // heads
-        sizes = (heads * size, shared * size, shared * size)
-        return sizes if sum(sizes) == outputs else None
-    if outputs in (2 * inputs, 3 * inputs):
-        return outputs // inputs
-    return 3 if outputs % 3 == 0 and heads and outputs // 3 % heads == 0 else None
+    if not heads or not shared or shared == heads:
+        return None
+    size = getattr(config, "head_dim", None) or inputs // heads
+    sizes = (heads * size, shared * size, shared * size)
+    return sizes if sum(sizes) == outputs else None
+
+
+def _equal_parts(config: Any, inputs: int, outputs: int, *, cross: bool) -> int | None:
+    """Queries, keys and values; or keys and values alone, as in GPT-2's cross-attention."""
+    if outputs == 3 * inputs:
+        return 3
+    if outputs == 2 * inputs and cross:
+        return 2
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads or getattr(config, "num_key_value_heads", heads) != heads:
+        return None
+    return 3 if outputs % 3 == 0 and outputs // 3 % heads == 0 else None

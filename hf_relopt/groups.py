@@ -99,11 +99,9 @@ class Plan:
         return "\n".join([title, *_table(rows)])
 
     def _follows(self, entry: Entry) -> str:
-        rule = entry.options.get("rule", self.optim)
-        words = [rule, *_frame_words(entry, {**self.options, **entry.options})]
-        if entry.zero_start and rule != "adamw":
-            words.append("from zero by min_scale")
-        return ", ".join(words)
+        words = follows(entry.param, {**self.options, **entry.options})
+        from_zero = entry.zero_start and entry.options["rule"] != "adamw"
+        return f"{words}, from zero by min_scale" if from_zero else words
 
 
 def build(
@@ -140,7 +138,8 @@ def build(
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
             chosen.update(preset.roles.get(role, preset.others), rule=preset.rule)
-            if role in preset.cut and not any(word in CUTTING for word in options or {}):
+            given = {*(options or {}), *({"scale"} & said.keys())}
+            if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, name, module, param))
             chosen.update(options or {})
         chosen.update(said)
@@ -188,20 +187,21 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
     return (True, f"it was loaded from {source}") if source else (False, "it has no source")
 
 
-def _frame_words(entry: Entry, options: Mapping[str, Any]) -> list[str]:
-    """What a Fromage weight follows that is not the paper's rule."""
+def follows(param: Tensor, options: Mapping[str, Any]) -> str:
+    """What a weight with these options (``rule`` among them) follows, in words."""
+    rule = options["rule"]
     direction, scale = options.get("direction", "gradient"), options.get("scale", "tensor")
-    if options.get("rule") != "fromage" or (direction, scale) == ("gradient", "tensor"):
-        return []
-    if sum(size > 1 for size in entry.param.shape) <= 1:
-        return [] if direction == "gradient" else ["entry by entry"]
+    if rule != "fromage" or (direction, scale) == ("gradient", "tensor"):
+        return rule
+    if sum(size > 1 for size in param.shape) <= 1:
+        return rule if direction == "gradient" else f"{rule}, entry by entry"
     sizes = options.get("split_sizes")
     if isinstance(sizes, int):
         sizes = f"{sizes} blocks"
     elif sizes is not None:
         sizes = f"blocks of {', '.join(map(str, sizes))}"
-    how = {"row": "by row", "block": sizes or f"{entry.param.shape[0]} blocks"}
-    return [direction, *([how[scale]] if scale in how else [])]
+    how = {"row": "by row", "block": sizes or f"{param.shape[0]} blocks"}
+    return ", ".join([rule, direction, *([how[scale]] if scale in how else [])])
 
 
 def _trainable(

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.optim.presets import rule_of_name
 
 REMEDY = "Give the arguments it was trained with, or start without it."
 
@@ -37,7 +38,9 @@ def require_fit(checkpoint: Path, model: torch.nn.Module, optimizer: str) -> Non
     if not (checkpoint / "optimizer.pt").is_file():
         return
     rules = saved_rules(checkpoint / "optimizer.pt")
-    fits = optimizer in rules if optimizer in RELATIVE_OPTIMIZERS else not rules
+    # A preset's name is not in its groups; their directions are compared when they are loaded.
+    rule = rule_of_name(optimizer)
+    fits = rule in rules if optimizer in RELATIVE_OPTIMIZERS else not rules
     if not fits:
         trained_with = " and ".join(sorted(rules)) or "neither fromage nor madam"
         raise ConfigError(

@@ -56,7 +56,8 @@ DEFAULTS = {
     "save_total_limit": 2,
 }
 # Peak rates for new weights: the best of those tried for fromage and adamw (README.md beside this
-# file), a guess for madam. A pretrained model takes the Trainer's own default rate.
+# file), a guess for madam. A pretrained model takes the Trainer's own default rate, and the presets
+# of fromage the one that hf_relopt has for them.
 RATES_FOR_NEW_WEIGHTS = {"fromage": 0.03, "madam": 0.03, "adamw": 0.002}
 LIMITS = (
     "A small model after a short training: it shows what training does, it knows nothing. "
@@ -122,7 +123,8 @@ def read_request(argv: Sequence[str]) -> tuple[PretrainRequest, set[str]]:
     parts, given = parse_recipe_arguments(kinds, defaults=defaults, about=__doc__, argv=argv)
     request = PretrainRequest(*parts)
     args = request.args
-    rate = RATES_FOR_NEW_WEIGHTS.get(optimizer_name(args).split("_")[0])
+    name = optimizer_name(args)
+    rate = RATES_FOR_NEW_WEIGHTS.get("adamw" if name.startswith("adamw_") else name)
     if rate and "learning_rate" not in given and not request.model.model_name_or_path:
         args.learning_rate = rate
     return request, given

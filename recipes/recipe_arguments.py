@@ -16,19 +16,21 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-import hf_relopt  # noqa: F401  (adds fromage and madam to the choices of --optim)
+import hf_relopt  # noqa: F401  (adds fromage and others to the choices of --optim)
 from hf_relopt.errors import ConfigError, RelOptError
+from hf_relopt.hf import optim_args
+from hf_relopt.optim.create import OPTIMIZERS
 
-RELATIVE_OPTIMIZERS = ("fromage", "madam")
+RELATIVE_OPTIMIZERS = tuple(OPTIMIZERS)
 
 # What --help shows of the 110 flags of TrainingArguments; --help_all shows the rest.
 OFTEN_USED = {
     "run_name": "the run's name; everything goes to runs/NAME",
     "output_dir": "another folder for everything",
-    "optim": "fromage, madam, adamw_torch or any other name the Trainer knows",
+    "optim": f"{', '.join(RELATIVE_OPTIMIZERS)}, adamw_torch or any other name the Trainer knows",
     "optim_args": 'options of the optimizer, as in "p_bound=2.0,vector.rule=adamw,vector.lr=1e-3"',
-    "learning_rate": "peak rate; for fromage and madam a fraction of each weight, as in 0.01; "
-    "left out, it is chosen by optimizer and model",
+    "learning_rate": "peak rate; for fromage, madam and their kin a fraction of each weight, as in "
+    "0.01; left out, it is chosen by optimizer and model",
     "lr_scheduler_type": "linear, cosine, ...; fromage needs one that decays",
     "warmup_steps": "steps of rising learning rate (below 1: a share of all steps)",
     "max_steps": "optimizer steps to train",
@@ -186,7 +188,7 @@ def check_training_arguments(args: TrainingArguments) -> None:
     if not math.isfinite(rate) or rate < 0:
         raise ConfigError(
             f"learning_rate is {rate}; it must be a finite number, 0 or above. Try 0.01 for "
-            "fromage and madam, 0.001 for adamw_torch."
+            f"{', '.join(RELATIVE_OPTIMIZERS)}, 0.001 for adamw_torch."
         )
     if name in RELATIVE_OPTIMIZERS and rate >= 1:
         raise ConfigError(
@@ -200,6 +202,18 @@ def check_training_arguments(args: TrainingArguments) -> None:
                 f"optim_args has {piece!r}; each option reads name=value, with commas between "
                 'them, as in "p_bound=2.0,min_scale=0.01".'
             )
+
+
+def clips_for_nothing(args: TrainingArguments) -> bool:
+    """True if each gradient is divided by its own norm anyway, and nothing remembers its size."""
+    if optimizer_name(args) != "fromage":
+        return False
+    said = optim_args.parse("fromage", args.optim_args)
+    return all(
+        given.get("rule", "fromage") == "fromage"
+        and given.get("direction", "gradient") == "gradient"
+        for given in (said.options, *said.overrides.values())
+    )
 
 
 def optimizer_name(args: TrainingArguments) -> str:

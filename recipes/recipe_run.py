@@ -14,7 +14,7 @@ import datasets
 import torch.distributed as dist
 from datasets import Dataset, DatasetDict, load_from_disk
 from folder_lock import FolderLock
-from recipe_arguments import check_training_arguments, optimizer_name
+from recipe_arguments import check_training_arguments, clips_for_nothing, optimizer_name
 from run_folder import RunFolder, whole_folder
 from transformers import (
     AutoTokenizer,
@@ -68,11 +68,8 @@ class RecipeRun:
             args.output_dir = str(Path("runs") / (args.run_name or "run"))
         elif "run_name" not in given:
             args.run_name = Path(args.output_dir).name
-        clips_for_nothing = optimizer_name(args) == "fromage" and "adamw" not in str(
-            args.optim_args
-        )
-        if clips_for_nothing and "max_grad_norm" not in given:
-            args.max_grad_norm = 0.0  # it divides each gradient by its own norm anyway
+        if "max_grad_norm" not in given and clips_for_nothing(args):
+            args.max_grad_norm = 0.0
         self.args = args
         self.overwrite = overwrite
         self.settings = _settings(args, sources)

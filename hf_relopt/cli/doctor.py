@@ -89,7 +89,7 @@ def examine(
         "memory": None,
     }
     if model is None:
-        facts["memory"] = _memory(optim, _dtype(launch, dtype, "float32", notes))
+        facts["memory"] = _memory(facts, said, _dtype(launch, dtype, "float32", notes))
     else:
         _add_model(facts, model, said, launch, dtype, notes)
     facts.update(_installation(launch))
@@ -116,14 +116,17 @@ def _add_model(
     if launch.refusal is not None:
         notes.append("The bytes per rank are those of DDP or one device: this launch is refused.")
     taken = footprint(built.parameters(), chosen, itemsize=itemsize, ranks=launch.shard_ranks)
-    facts["memory"] = {**_memory(facts["optim"], chosen_dtype), "per_rank": asdict(taken)}
+    facts["memory"] = {**_memory(facts, said, chosen_dtype), "per_rank": asdict(taken)}
 
 
 def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
+    from hf_relopt.groups import follows
+
     rows = [
         {
             "role": group["role"],
             "rule": group["rule"],
+            "follows": follows(group["params"][0][1], group),
             "lr": float(group["lr"]),
             "tensors": len(group["params"]),
             "parameters": sum(param.numel() for _, param in group["params"]),
@@ -143,22 +146,21 @@ def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
     }
 
 
-def _memory(optim: str, dtype: str) -> Facts:
-    """What one parameter takes, and one tensor beside that; no totals without a model."""
-    from hf_relopt.optim.footprint import STATE_BYTES
-    from hf_relopt.optim.rules import RULES
+def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
+    """What one parameter of a matrix takes, and one tensor beside that; no totals."""
+    from hf_relopt.optim.footprint import STATE_BYTES, state_of_matrix
 
     itemsize = ITEMSIZES[dtype]
-    rule = RULES[optim]
+    per_entry, few = state_of_matrix(facts["optim"], said.options)
     return {
         "dtype": dtype,
         "per_parameter": {
             "weights": itemsize,
             "gradients": itemsize,
-            "state": STATE_BYTES * len(rule.buffers),
+            "state": per_entry,
             "adamw_state": 2 * itemsize,
         },
-        "per_tensor": {"state": STATE_BYTES * len(rule.scalars), "adamw_state": STATE_BYTES},
+        "per_tensor": {"state": few, "adamw_state": STATE_BYTES},
         "per_rank": None,
     }
 

@@ -52,10 +52,10 @@ def run(
         typer.Argument(metavar="CMD [ARGS]", show_default=False, help="A command and its options."),
     ],
 ) -> None:
-    """Run a command in which --optim fromage and --optim madam work.
+    """Run a command in which --optim fromage, madam, fromage_spectral and fromage_momentum work.
 
     The script needs no change: every Python that the command starts, directly or through other
-    programs, knows the two names as soon as it imports transformers' TrainingArguments. Options
+    programs, knows the names as soon as it imports transformers' TrainingArguments. Options
     for the optimizer go into --optim_args.
 
     \b
@@ -93,7 +93,10 @@ def doctor(
         ),
     ] = None,
     optim: Annotated[
-        str, typer.Option("--optim", metavar="NAME", help="fromage or madam.")
+        str,
+        typer.Option(
+            "--optim", metavar="NAME", help="fromage, madam, fromage_spectral or fromage_momentum."
+        ),
     ] = "fromage",
     optim_args: Annotated[
         str | None,

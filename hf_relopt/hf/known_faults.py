@@ -77,7 +77,7 @@ def known_faults(
             "transformers-untried",
             "transformers",
             _present(not oldest <= transformers <= newest),
-            f"--optim fromage and madam lean on insides of transformers {supported}.",
+            f"--optim fromage and our other names lean on insides of transformers {supported}.",
             "Install one of these; if the insides have moved, training stops with a message.",
         ),
         Fault(

@@ -18,6 +18,7 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_relopt.groups import follows
 from hf_relopt.hf.optimizer_words import RULES, peak_rate, rule_words, rules_in_use
 from hf_relopt.version import __version__
 
@@ -197,14 +198,14 @@ def _weights_section(optimizer: Any) -> str:
     rows = [
         (
             str(group.get("role", "")),
-            str(group.get("rule", "")),
+            follows(group["params"][0], group),
             _number(group.get("initial_lr", group["lr"])),
             f"{len(group['params']):,}",
             f"{sum(p.numel() for p in group['params']):,}",
         )
         for group in groups
     ]
-    head = ("weights", "rule", "learning rate", "tensors", "parameters")
+    head = ("weights", "follows", "learning rate", "tensors", "parameters")
     return f"## What each weight follows\n\n{_table(head, rows)}"
 
 

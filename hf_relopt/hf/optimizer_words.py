@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from hf_relopt.optim.frame import FRAME_OPTIONS, frame_of, is_vector
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -13,16 +18,21 @@ RULES = {
     "madam": "Madam: each weight is multiplied by a factor near one "
     "([Bernstein et al., 2020](https://arxiv.org/abs/2006.14560))",
 }
+# What Fromage's steps follow in place of the gradient.
+DIRECTIONS = {
+    "momentum": "the momentum",
+    "spectral": "the momentum with all singular values made equal "
+    "([Amsel et al., 2025](https://arxiv.org/abs/2505.16932))",
+    "adam": "the momentum over the root of the second moment",
+}
 
 
 def rules_in_use(trainer: Trainer) -> list[str]:
     """Names of the rules in use, most parameters first."""
-    sizes: dict[str, int] = {}
-    for group in getattr(trainer.optimizer, "param_groups", []):
-        if "rule" in group:
-            size = sum(p.numel() for p in group["params"])
-            sizes[group["rule"]] = sizes.get(group["rule"], 0) + size
-    return sorted(sizes, key=lambda rule: -sizes[rule])
+    groups = getattr(trainer.optimizer, "param_groups", [])
+    return _by_size(
+        (group["rule"], param) for group in groups if "rule" in group for param in group["params"]
+    )
 
 
 def rule_words(trainer: Trainer) -> list[str]:
@@ -31,8 +41,30 @@ def rule_words(trainer: Trainer) -> list[str]:
     options = _options(trainer.optimizer)
     if not rules:
         return [f"{_class_name(trainer)}{options}"]
-    words = [RULES.get(rule, rule) for rule in rules]
+    along = _directions(trainer.optimizer)
+    words = [RULES.get(rule, rule) + (along if rule == "fromage" else "") for rule in rules]
     return [words[0] + options, *words[1:]]
+
+
+def _directions(optimizer: Any) -> str:
+    """What Fromage's matrices follow, most parameters first; nothing for the gradient alone."""
+    used = _by_size(
+        (group["direction"], param)
+        for group in optimizer.param_groups
+        if group["rule"] == "fromage"
+        for param in group["params"]
+        if not is_vector(param)
+    )
+    words = [DIRECTIONS.get(direction, f"the {direction}") for direction in used]
+    return f", along {' and '.join(words)}" if set(used) - {"gradient"} else ""
+
+
+def _by_size(pairs: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """The words that tensors are paired with, those of most parameters first."""
+    sizes: dict[str, int] = {}
+    for word, param in pairs:
+        sizes[word] = sizes.get(word, 0) + param.numel()
+    return sorted(sizes, key=lambda word: -sizes[word])
 
 
 def _options(optimizer: Any) -> str:
@@ -46,10 +78,25 @@ def _options(optimizer: Any) -> str:
               "backend", "shapes_crc32"}  # fmt: skip
     shown = [
         f"{name} {value}"
-        for name, value in largest.items()
+        for name, value in _in_force(largest).items()
         if name not in hidden and value is not None
     ]
     return f" ({', '.join(shown)})" if shown else ""
+
+
+def _in_force(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's options; of Fromage's frame, what its steps read, with defaults filled in."""
+    if group.get("rule") != "fromage":
+        return dict(group)
+    frame = frame_of(group)
+    read = {**group, **dict.fromkeys(FRAME_OPTIONS), "p_bound": frame.p_bound}
+    read["bound"] = group["bound"]
+    if frame.direction != "gradient":
+        read |= {"momentum": frame.momentum, "momentum_dtype": group["momentum_dtype"]}
+        read["nesterov"] = group["nesterov"]
+    if frame.direction == "adam":
+        read["beta"] = frame.beta
+    return read
 
 
 def _class_name(trainer: Trainer) -> str:

@@ -1,4 +1,4 @@
-"""``--optim fromage`` and ``--optim madam`` in Transformers, which has no registry for them.
+"""``--optim fromage`` and the other names in Transformers, which has no registry for them.
 
 HfArgumentParser takes its choices from the enum OptimizerNames, TrainingArguments converts with it,
 and Trainer looks the member up in a table of handlers. A real member and a handler make all three
@@ -55,7 +55,7 @@ def register_on_import() -> None:
 @functools.cache
 def _warn_once(message: str) -> None:
     """Two modules of Transformers call us; one warning is enough."""
-    logger.warning("--optim fromage and madam are not available: %s", message)
+    logger.warning("--optim %s are not available: %s", ", ".join(OPTIMIZERS), message)
 
 
 def require() -> None:
@@ -192,6 +192,6 @@ def _moved(what: str) -> UnsupportedSetup:
 
     return UnsupportedSetup(
         f"transformers {transformers.__version__} has no {what} of the kind that --optim fromage "
-        f"and --optim madam need; hf_relopt supports transformers {SUPPORTED}. Install one of "
+        f"and our other names need; hf_relopt supports transformers {SUPPORTED}. Install one of "
         "these, or pass Trainer(optimizer_cls_and_kwargs=(hf_relopt.Fromage, {'lr': 0.01}))."
     )

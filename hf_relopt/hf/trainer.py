@@ -22,6 +22,7 @@ from hf_relopt.hf.checkpoints import (
 )
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
+from hf_relopt.optim.checkpoint import kept
 
 
 class RelOptMixin:
@@ -86,12 +87,13 @@ class RelOptMixin:
             load_schedule(self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]
         else:
             # torch would look for our names in another optimizer's shards, and fail over them.
-            names = state_names(checkpoint)
-            if names and "skipped" not in names:
+            names, own = state_names(checkpoint), kept(inner)
+            if names and names != own:
                 raise ConfigError(
                     f"{checkpoint} holds the state of another optimizer ({', '.join(sorted(names))}"
-                    f"), and this one is {type(inner).__name__}. Resume with the optimizer that "
-                    "wrote it, or pass train(..., discard_optimizer_state=True)."
+                    f"), and this one, {type(inner).__name__}, keeps {', '.join(sorted(own))}. "
+                    "Resume with the optimizer that wrote it, or pass train(..., "
+                    "discard_optimizer_state=True)."
                 )
             sharded: bool = self.is_fsdp_enabled  # type: ignore[attr-defined]
             if is_of_fsdp(checkpoint) not in (None, sharded):

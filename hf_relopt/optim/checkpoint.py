@@ -43,13 +43,12 @@ def check(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> No
                 "alone: do not load the optimizer's state; in a RelOptTrainer, "
                 "train(..., discard_optimizer_state=True)."
             )
-    saved_rules = [group["rule"] for group in saved_groups]
-    own_rules = [group["rule"] for group in optimizer.param_groups]
-    if set(saved_rules) != set(own_rules):
+    saved_rules, own_rules = _followed(saved_groups), _followed(optimizer.param_groups)
+    if saved_rules != own_rules:
         raise ConfigError(
-            f"This checkpoint was written with {' and '.join(sorted(set(saved_rules)))}, and this "
-            f"{own} has {' and '.join(sorted(set(own_rules)))}. Resume with the optimizer and the "
-            "plan that wrote it, or start afresh from the weights alone."
+            f"This checkpoint was written with {' and '.join(saved_rules)}, and this {own} has "
+            f"{' and '.join(own_rules)}. Resume with the optimizer and the plan that wrote it, or "
+            "start afresh from the weights alone."
         )
     _check_shapes(optimizer, state_dict)
 
@@ -129,6 +128,21 @@ def _pairs(
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for param, key in zip(group["params"], saved["params"], strict=True):
             yield param, saved, state_dict["state"].get(key, {})
+
+
+def kept(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Names of the state tensors that the optimizer keeps, of whatever weight."""
+    groups = optimizer.param_groups
+    return {name for group in groups for p in group["params"] for name in rule_of(group, p).state}
+
+
+def _followed(groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The rules of groups, each with its direction if it is Fromage with one of its own."""
+    found = set()
+    for group in map(_completed, groups):
+        direction = group.get("direction", "gradient")
+        found.add(group["rule"] if direction == "gradient" else f"{group['rule']} ({direction})")
+    return sorted(found)
 
 
 def _author(group: Mapping[str, Any]) -> str:

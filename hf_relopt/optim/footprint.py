@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from hf_relopt.groups import Entry, Plan
+from hf_relopt.groups import CUTTING, Plan
+from hf_relopt.optim.frame import is_vector
 from hf_relopt.optim.options import OPTIONS
+from hf_relopt.optim.presets import PRESETS, rule_of_name
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import SCALARS, anchors
 
@@ -41,7 +45,10 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
         itemsize: bytes of one entry of a weight.
         ranks: parts into which FSDP2 cuts the first dimension of each weight, at least 1.
     """
-    trained = [(_state(plan, entry), held(entry.param, ranks)) for entry in plan.entries]
+    trained = [
+        (_state({**plan.options, **entry.options}, entry.param, ranks), held(entry.param, ranks))
+        for entry in plan.entries
+    ]
     computed = [held(entry.param, ranks) for entry in (*plan.entries, *plan.skipped)]
     return Footprint(
         weights=itemsize * sum(held(param, ranks) for param in params),
@@ -51,17 +58,27 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
     )
 
 
-def _state(plan: Plan, entry: Entry) -> tuple[int, int]:
+def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of state for each entry of a matrix that is one block, and for the tensor."""
+    preset = PRESETS.get(optim)
+    given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
+    whole = {name: value for name, value in given.items() if name not in CUTTING}
+    return _state(whole, torch.empty(2, 2, device="meta"))
+
+
+def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int, int]:
     """Bytes of state for each entry of a weight, and for the tensor."""
-    options = OPTIONS[entry.options["rule"]]
-    group = {name: plan.options.get(name, option.default) for name, option in options.items()}
-    group.update(entry.options)
-    rule, per_entry, few = rule_of(group, entry.param), 0, STATE_BYTES * len(SCALARS)
+    options = OPTIONS[given["rule"]]
+    group = {"rule": given["rule"]}
+    group.update({name: given.get(name, option.default) for name, option in options.items()})
+    rule, per_entry, few = rule_of(group, param), 0, STATE_BYTES * len(SCALARS)
     for name in rule.buffers:
         half = name == "momentum" and group.get("momentum_dtype") is not None
         per_entry += STATE_BYTES // 2 if half else STATE_BYTES
     if rule.anchored:
-        few += STATE_BYTES * anchors(group, entry.param)
+        by_row = group.get("scale") == "row" and not is_vector(param)
+        # Anchors of rows lie where the rows do.
+        few += STATE_BYTES * -(-anchors(group, param) // (ranks if by_row else 1))
     return per_entry, few
 
 

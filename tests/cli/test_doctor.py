@@ -313,9 +313,18 @@ def test_mistakes_in_options(given, words, gpt2, capsys):
 # -- bytes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("optim", "state"), [("fromage", 0), ("madam", 4)])
-def test_per_parameter_without_a_model(optim, state):
-    memory = facts(optim=optim)["memory"]
+@pytest.mark.parametrize(
+    ("optim", "text", "state"),
+    [
+        ("fromage", None, 0),
+        ("madam", None, 4),
+        ("fromage_spectral", None, 4),
+        ("fromage_momentum", "momentum_dtype=bfloat16", 2),
+        ("fromage", "direction=adam,scale=row", 8),
+    ],
+)
+def test_per_parameter_without_a_model(optim, text, state):
+    memory = facts(optim=optim, optim_args=text)["memory"]
     assert memory["per_parameter"] == {
         "weights": 4,
         "gradients": 4,
@@ -335,6 +344,33 @@ def test_ddp_is_whole_on_each_rank_and_fsdp2_in_parts(gpt2, written):
     refused = facts(written(**FSDP1), model=gpt2, optim="madam")
     assert refused["memory"]["per_rank"] == alone
     assert any("this launch is refused" in note for note in refused["notes"])
+
+
+@pytest.mark.parametrize(("text", "momentum"), [(None, 4), ("momentum_dtype=bfloat16", 2)])
+def test_bytes_of_a_momentum_and_of_anchors_by_row(text, momentum, gpt2, written):
+    """One matrix of 16 x 48 in three blocks, three of 16 wide, 51 + 16 rows, ten vectors."""
+    matrices, rows, vectors = 12 * 16 * 16, 51 + 16, 240
+    found = facts(model=gpt2, optim="fromage_spectral", optim_args=text)
+    fixed = 16 * 8 + 4 * (3 + 3 + 10)  # two counts each; anchors of blocks, matrices, vectors
+    moments = momentum * (matrices + 16 * rows + vectors) + 4 * vectors
+    assert found["memory"]["per_rank"]["state"] == fixed + 4 * rows + moments
+    parts = facts(written(**FSDP2), model=gpt2, optim="fromage_spectral", optim_args=text)
+    # 13 of the 51 rows, 4 of the 16; all else can be divided by four.
+    moments = momentum * (matrices / 4 + 16 * 17 + vectors / 4) + 4 * vectors / 4
+    assert parts["memory"]["per_rank"]["state"] == fixed + 4 * 17 + moments
+    follows = {group["follows"] for group in found["plan"]["groups"]}
+    assert follows == {
+        "fromage, momentum, by row",
+        "fromage, entry by entry",
+        "fromage, spectral",
+        "fromage, spectral, 3 blocks",
+    }
+
+
+def test_the_report_of_a_preset(gpt2, capsys):
+    assert run_doctor(model=gpt2, optim="fromage_spectral", optim_args="p_bound=2") == 0
+    out = capsys.readouterr().out
+    assert "state of fromage_spectral" in out and "fromage, spectral, 3 blocks" in out
 
 
 def test_dtype(gpt2, written):

@@ -2,6 +2,7 @@
 
     reshard.py FOLDER ACTION...   with ACTION = save:LAYOUT:NAME or load:LAYOUT:NAME
 
+A NAME that begins with "spectral" is a run of fromage_spectral, all others are three rules at once.
 Gradients are given: the same whole ones for any number of ranks. After a load five steps follow,
 and rank 0 writes the whole weights to FOLDER/NAME-LAYOUT-RANKS.pt.
 """
@@ -11,7 +12,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,15 +42,45 @@ def net(seed: int = 0) -> nn.Sequential:
     return model
 
 
-def make(layout: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model: nn.Module = net(seed)
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 2))
+
+
+def framed_net(seed: int) -> nn.Sequential:
+    """Anchors by row, block, expert and tensor, none of which begins where a rank's part does."""
+    torch.manual_seed(seed)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        embed=nn.Embedding(7, 6),
+        qkv_proj=nn.Linear(6, 10),
+        gate_up_proj=nn.Linear(6, 10),
+        experts=Experts(),
+        wide=nn.Embedding(2, 5),
+    )
+    model = nn.Sequential(parts)
+    model.config = SimpleNamespace(num_attention_heads=3, num_key_value_heads=1, head_dim=2)
+    nn.init.zeros_(model.embed.weight[3])
+    return model
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Arguments of create_optimizer."""
+    if not name.startswith("spectral"):
+        overrides = {f"*{weight}": options for weight, options in OVERRIDES.items()}
+        return {"optim": "fromage", "overrides": overrides}
+    overrides = {"*wide.weight": {"momentum_dtype": "bfloat16"}}
+    return {"optim": "fromage_spectral", "p_bound": 1.0, "overrides": overrides}
+
+
+def make(layout: str, name: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model: nn.Module = framed_net(seed) if name.startswith("spectral") else net(seed)
     if layout == "fsdp2":
         fully_shard(model)
         assert all(isinstance(param, DTensor) for param in model.parameters())
     if layout == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
-    overrides = {f"*{name}": options for name, options in OVERRIDES.items()}
-    return model, create_optimizer(model, "fromage", 0.03, overrides=overrides)
+    return model, create_optimizer(model, lr=0.03, **settings(name))
 
 
 def run(model: nn.Module, optimizer: torch.optim.Optimizer, first: int) -> None:
@@ -61,32 +95,47 @@ def run(model: nn.Module, optimizer: torch.optim.Optimizer, first: int) -> None:
 
 
 def whole(model: nn.Module) -> list[torch.Tensor]:
-    params = [param.detach() for param in model.parameters()]
-    return [param.full_tensor() if isinstance(param, DTensor) else param for param in params]
+    return [whole_of(param.detach()) for param in model.parameters()]
 
 
-def unbroken() -> list[torch.Tensor]:
-    model, optimizer = make("plain", seed=0)
+def anchors_lie_where_rows_do(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for name, param in model.named_parameters():
+        anchor = optimizer.state[param].get("anchor_norm")
+        if name.endswith(("embed.weight", "wide.weight")):
+            assert anchor.shape == (len(param),), name
+            assert isinstance(anchor, DTensor) == isinstance(param, DTensor), name
+            assert not isinstance(param, DTensor) or anchor.placements == param.placements, name
+            assert not whole_of(anchor).isnan().any(), name
+
+
+def whole_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def unbroken(name: str) -> list[torch.Tensor]:
+    model, optimizer = make("plain", name, seed=0)
     run(model, optimizer, 0)
     run(model, optimizer, HALF)
     return whole(model)
 
 
 def save(folder: Path, layout: str) -> None:
-    model, optimizer = make(layout, seed=0)
+    model, optimizer = make(layout, folder.name, seed=0)
     run(model, optimizer, 0)
+    anchors_lie_where_rows_do(model, optimizer)
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
 
 
 def load(folder: Path, layout: str, result: Path) -> None:
-    model, optimizer = make(layout, seed=1)
+    model, optimizer = make(layout, folder.name, seed=1)
     weights, state = get_state_dict(model, optimizer)
     held = {"model": weights, "optimizer": state}
     dcp.load(held, checkpoint_id=folder)
     set_state_dict(
         model, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"]
     )
+    anchors_lie_where_rows_do(model, optimizer)
     run(model, optimizer, HALF)
     end = whole(model)
     if not dist.is_initialized() or dist.get_rank() == 0:

@@ -15,10 +15,14 @@ from tests.distributed.ranks import HERE, ROOT, torchrun
 
 SCRIPT = HERE / "reshard.py"
 # saved a: by two ranks under FSDP2; b: by two under DDP; c: by a single process
-LAUNCHES = (
+_ACTIONS = (
     (2, "save:fsdp2:a", "save:ddp:b", "load:fsdp2:a", "load:ddp:a", "load:fsdp2:b"),
     (1, "load:plain:a", "load:plain:b", "save:plain:c"),
     (3, "load:fsdp2:a", "load:fsdp2:b", "load:fsdp2:c"),
+)
+LAUNCHES = tuple(
+    (ranks, *actions, *(f"{action[:-1]}spectral_{action[-1]}" for action in actions))
+    for ranks, *actions in _ACTIONS
 )
 
 
@@ -52,5 +56,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_resharded_run_ends_where_an_unbroken_one_does(ends: Path, end: str) -> None:
     found = torch.load(ends / f"{end}.pt", weights_only=True)
-    for index, (ours, theirs) in enumerate(zip(found, reshard.unbroken(), strict=True)):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, msg=f"tensor {index}")
+    # The iteration rounds differently for another stack of matrices.
+    close = 1e-4 if end.startswith("spectral") else 1e-6
+    for index, (ours, theirs) in enumerate(zip(found, reshard.unbroken(end), strict=True)):
+        torch.testing.assert_close(ours, theirs, rtol=close, atol=close / 10, msg=f"tensor {index}")

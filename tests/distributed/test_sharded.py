@@ -21,6 +21,7 @@ TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
     "trainer_resumes_with_the_same_bits",
     "another_optimizers_shards_are_refused_or_discarded",
+    "another_directions_shards_are_refused",
     "accelerate_loop_swaps_the_tensors",
     "ddp_and_fsdp2_go_on_from_each_other",
     "all_ranks_take_the_rate_of_the_one_that_has_weights",

@@ -30,6 +30,9 @@ from tests.hf.tiny import arguments, gpt2, rows
 
 FOLDER = Path(sys.argv[1])
 STEPS = 6
+# Of weights after these steps; spectral directions come from an iteration that rounds differently
+# for other stacks of matrices.
+CLOSE = {"fromage": 1e-5, "madam": 1e-5, "fromage_spectral": 1e-4}
 
 
 def shard_from_now_on() -> None:
@@ -81,7 +84,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> N
 
 
 def trainer_shards_and_equals_ddp() -> None:
-    for optim in ("fromage", "madam"):
+    for optim, close in CLOSE.items():
         ends, logs = [], []
         for fsdp in (False, True):
             made = trainer(f"{optim}-{fsdp}", optim, fsdp, logging_steps=1)
@@ -89,7 +92,7 @@ def trainer_shards_and_equals_ddp() -> None:
             ends.append(whole(made.model, sharded=fsdp))
             logs.append([entry for entry in made.state.log_history if "loss" in entry])
         for name, tensor in ends[0].items():
-            torch.testing.assert_close(ends[1][name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+            torch.testing.assert_close(ends[1][name], tensor, rtol=close, atol=close, msg=name)
         for ddp, fsdp2 in zip(*logs, strict=True):
             for figure in ("loss", "learning_rate", "relative_update", "at_bound"):
                 assert abs(ddp[figure] - fsdp2[figure]) <= 1e-4 * abs(ddp[figure]), (figure, ddp)
@@ -100,6 +103,8 @@ def trainer_resumes_with_the_same_bits() -> None:
         ("fromage", "FULL_STATE_DICT"),
         ("fromage", "SHARDED_STATE_DICT"),
         ("madam", "SHARDED_STATE_DICT"),
+        ("fromage_spectral", "FULL_STATE_DICT"),
+        ("fromage_spectral", "SHARDED_STATE_DICT"),
     ):
         name = f"{optim}-{state}"
         unbroken = trainer(f"{name}-unbroken", optim)
@@ -125,8 +130,11 @@ def damaged_shards_are_noticed(folder: Path) -> None:
         file.unlink()
         assert find_fault(folder) == f"{part}: {name} is missing"
         file.write_bytes(held)
-    (folder / "optimizer_0" / ".metadata").unlink()
+    metadata = folder / "optimizer_0" / ".metadata"
+    held = metadata.read_bytes()
+    metadata.unlink()
     assert find_fault(folder) == "optimizer_0: .metadata, which is written last, is missing"
+    metadata.write_bytes(held)
 
 
 def another_optimizers_shards_are_refused_or_discarded() -> None:
@@ -146,9 +154,23 @@ def another_optimizers_shards_are_refused_or_discarded() -> None:
         assert after.state.global_step == STEPS
 
 
+def another_directions_shards_are_refused() -> None:
+    """Fromage keeps no momentum to go on with, and a momentum is of no use to it."""
+    for state in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
+        for before, then in (("fromage", "fromage_spectral"), ("fromage_spectral", "fromage")):
+            name = f"{before}-{state}"  # left by trainer_resumes_with_the_same_bits
+            after = trainer(f"{then}-after-{name}", then, state=state)
+            try:
+                after.train(str(FOLDER / name / "checkpoint-3"))
+            except ConfigError as error:
+                assert "momentum" in str(error), error
+            else:
+                raise AssertionError(f"{then} went on from {name}")
+
+
 def accelerate_loop_swaps_the_tensors() -> None:
     """The optimizer is made from whole tensors; prepare puts DTensors in their place."""
-    for optim in ("fromage", "madam"):
+    for optim, close in CLOSE.items():
         stop_sharding()
         PartialState(cpu=True)
         shard_from_now_on()
@@ -167,13 +189,13 @@ def accelerate_loop_swaps_the_tensors() -> None:
                 step.step()
         expected = whole(alone, sharded=False)
         for name, tensor in whole(model).items():
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+            torch.testing.assert_close(tensor, expected[name], rtol=close, atol=close, msg=name)
 
 
 def ddp_and_fsdp2_go_on_from_each_other() -> None:
     """Trainer alone would begin with a fresh state: it looks for a file of its own kind."""
     saving = {"save_strategy": "steps", "save_steps": 3, "optim_args": "lr=0.02"}
-    for optim in ("fromage", "madam"):
+    for optim, close in CLOSE.items():
         unbroken = trainer(f"across-{optim}", optim, fsdp=False, **saving)
         unbroken.train()
         trainer(f"across-{optim}-fsdp2", optim, **saving).train()
@@ -184,7 +206,7 @@ def ddp_and_fsdp2_go_on_from_each_other() -> None:
             inner = after.optimizer.optimizer
             assert {int(state["step"]) for state in inner.state.values()} == {STEPS}
             for name, tensor in whole(after.model, sharded=fsdp).items():
-                torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+                torch.testing.assert_close(tensor, expected[name], rtol=close, atol=close, msg=name)
 
 
 def all_ranks_take_the_rate_of_the_one_that_has_weights() -> None:
@@ -267,6 +289,7 @@ CHECKS = (
     trainer_shards_and_equals_ddp,
     trainer_resumes_with_the_same_bits,
     another_optimizers_shards_are_refused_or_discarded,
+    another_directions_shards_are_refused,
     accelerate_loop_swaps_the_tensors,
     ddp_and_fsdp2_go_on_from_each_other,
     all_ranks_take_the_rate_of_the_one_that_has_weights,

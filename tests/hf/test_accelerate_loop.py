@@ -41,7 +41,7 @@ def loop(accelerator, optim, batches, dtype=torch.float32):
     return accelerator.unwrap_model(model), optimizer, losses
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_prepared_loop_takes_the_bare_loop_s_steps(accelerator, optim):
     batches = [ids(8)] * 4
     prepared, optimizer, losses = loop(accelerator(), optim, batches)
@@ -73,7 +73,7 @@ def test_accumulation_steps_once_and_equals_the_large_batch(accelerator, optim):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_bf16_mixed_precision_keeps_float32_weights_and_state(accelerator, optim):
     model, optimizer, losses = loop(accelerator(mixed_precision="bf16"), optim, [ids()] * 6)
     assert losses[-1] < losses[0]
@@ -88,7 +88,7 @@ def test_bf16_weights_train(accelerator):
     assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_fp16_s_scaler_unscales_skips_and_goes_on(optim):
     """Accelerate has no fp16 on a CPU; the scaler it uses has one."""
     model = torch.nn.Linear(4, 4)
@@ -125,20 +125,21 @@ def test_fp16_s_scaler_unscales_skips_and_goes_on(optim):
     assert {int(s["skipped"]) for s in optimizer.state.values()} == {0}
 
 
-def test_state_survives_accelerate_s_own_checkpoint(accelerator, tmp_path):
+@pytest.mark.parametrize("optim", ["madam", "fromage_spectral"])
+def test_state_survives_accelerate_s_own_checkpoint(accelerator, optim, tmp_path):
     job = accelerator()
-    loop(job, "madam", [ids()] * 2)
+    loop(job, optim, [ids()] * 2)
     job.save_state(tmp_path / "state")
     (saved,) = job._optimizers
-    before = {k: v.clone() for k, v in next(iter(saved.optimizer.state.values())).items()}
+    before = [dict(state) for state in saved.optimizer.state.values()]
     again = accelerator()
     model = gpt2(seed=3)
-    optimizer = create_optimizer(model, "madam", 0.05)
+    optimizer = create_optimizer(model, optim, 0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=2)
     _, optimizer, _ = again.prepare(model, optimizer, schedule)
     again.load_state(tmp_path / "state")
-    after = next(iter(optimizer.optimizer.state.values()))
-    assert set(before) == set(after)
-    for name, value in before.items():
-        assert torch.equal(value, after[name])
-        assert value.dtype == after[name].dtype
+    for was, after in zip(before, optimizer.optimizer.state.values(), strict=True):
+        assert set(was) == set(after)
+        for name, value in was.items():
+            assert torch.equal(value, after[name])
+            assert value.dtype == after[name].dtype

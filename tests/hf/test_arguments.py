@@ -17,7 +17,7 @@ def build(args, model=None):
     return optimizer, lr
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 @pytest.mark.parametrize(("trained", "expected"), [(False, 0.01), (True, 0.001)])
 def test_default_rate_is_ours_and_is_written_back(optim, trained, expected, tmp_path, said):
     args = arguments(tmp_path, optim=optim)
@@ -66,7 +66,10 @@ def test_rate_out_of_range_is_refused_when_the_arguments_are_built(lr, tmp_path)
         arguments(tmp_path, optim="madam", learning_rate=lr)
 
 
-@pytest.mark.parametrize(("optim", "remedy"), [("fromage", "p_bound"), ("madam", "p_scale")])
+@pytest.mark.parametrize(
+    ("optim", "remedy"),
+    [("fromage", "p_bound=1.0"), ("madam", "p_scale"), ("fromage_spectral", "p_bound=2.0")],
+)
 def test_weight_decay_is_refused_with_the_remedy(optim, remedy, tmp_path):
     with pytest.raises(ConfigError) as error:
         arguments(tmp_path, optim=optim, weight_decay=0.1)
@@ -96,6 +99,8 @@ def test_clipping_line_only_where_it_changes_nothing(tmp_path, said):
     build(arguments(tmp_path, optim="fromage", max_grad_norm=0.0))
     build(arguments(tmp_path, optim="madam"))
     build(arguments(tmp_path, optim="fromage", optim_args="vector.rule=adamw"))
+    build(arguments(tmp_path, optim="fromage", optim_args="direction=momentum"))
+    build(arguments(tmp_path, optim="fromage_spectral"))
     assert not said.about("max_grad_norm")
 
 

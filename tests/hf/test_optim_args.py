@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from hf_relopt import ConfigError
+from hf_relopt.hf.callbacks import unwrapped
 from hf_relopt.hf.optim_args import OptimArgs, parse
 from tests.hf.tiny import arguments, gpt2, rows
 
@@ -39,6 +41,21 @@ BAD = [
     ("fromage", "vector.rule=adamw,vector.p_bound=2", ["p_bound", "belongs to fromage"]),
     ("fromage", "vector.skip=perhaps", ["skip", "'perhaps'", "True or False"]),
     ("fromage", "vector.lr=2", ["lr", "2.0", "0 <= lr < 1"]),
+    # Fromage as a frame: what the options say together.
+    ("fromage", "direction=spectral,scale=row", ["scale is 'row'", "'spectral'", "'momentum'"]),
+    ("fromage_spectral", "scale=row", ["scale is 'row'", "'spectral'"]),
+    ("fromage", "momentum=.9", ["momentum is 0.9", "'gradient'", "does not read it"]),
+    ("fromage", "momentum_dtype=bfloat16", ["momentum_dtype", "does not read it"]),
+    ("fromage_spectral", "direction=gradient,momentum=.9", ["momentum is 0.9", "'gradient'"]),
+    ("fromage_spectral", "beta=0.99", ["beta is 0.99", "'adam'"]),
+    ("fromage_spectral", "momentum=1", ["momentum", "1", "< 1"]),
+    ("fromage_spectral", "momentum_dtype=float16", ["momentum_dtype", "'bfloat16'"]),
+    ("fromage_spectral", "nesterov=maybe", ["nesterov", "'maybe'", "True or False"]),
+    ("fromage_spectral", "bound=sphere,p_bound=2", ["p_bound is 2.0", "'sphere'"]),
+    ("fromage_spectral", "direction=spektral", ["direction", "'spektral'", "'spectral'"]),
+    ("fromage_spectral", "matrix.split_sizes=3;x", ["split_sizes", "'3;x'"]),
+    ("fromage_momentum", "split_sizes=3", ["split_sizes is 3", "scale='block'"]),
+    ("fromage_momentum", "p_scale=3", ["p_scale", "belongs to madam"]),
     ("fromage", ".lr=0.1", [".lr"]),
     ("fromage", "vector.=0.1", ["vector."]),
 ]
@@ -113,6 +130,45 @@ def test_options_and_overrides_reach_the_groups(tmp_path):
     assert groups[("transformer.wpe.weight",)]["lr"] == 0.003
     matrices = [g for g in optimizer.param_groups if g["role"] == "matrix"]
     assert {(g["rule"], g["lr"], g["p_bound"]) for g in matrices} == {("fromage", 0.02, 2.0)}
+
+
+def test_options_of_a_preset_win_and_overrides_leave_it(tmp_path):
+    text = "p_bound=2,vector.rule=adamw,vector.lr=1e-3,momentum=0.9,momentum_dtype=bfloat16"
+    args = arguments(tmp_path, optim="fromage_spectral", optim_args=text)
+    job = Trainer(gpt2(), args, train_dataset=rows())
+    job.train()
+    optimizer = unwrapped(job.optimizer)
+    groups = {(group["role"], group["scale"]): group for group in optimizer.param_groups[:]
+              if group["rule"] == "fromage"}  # fmt: skip
+    directions = {key: group["direction"] for key, group in groups.items()}
+    assert directions == {
+        ("embedding", "row"): "momentum",
+        ("matrix", "block"): "spectral",
+        ("matrix", "tensor"): "spectral",
+    }
+    for group in groups.values():
+        assert (group["p_bound"], group["momentum"]) == (2.0, 0.9)
+        for param in group["params"]:
+            assert optimizer.state[param]["momentum"].dtype == torch.bfloat16
+    (vectors,) = [group for group in optimizer.param_groups if group["role"] == "vector"]
+    assert (vectors["rule"], vectors["initial_lr"]) == ("adamw", 1e-3)
+
+
+def test_a_scale_that_an_override_takes_back_by_name(tmp_path):
+    text = "direction=momentum,transformer.wte.weight.scale=tensor,transformer.wpe.*.rule=madam"
+    args = arguments(tmp_path, optim="fromage_spectral", optim_args=text)
+    optimizer = Trainer(gpt2(), args, train_dataset=rows()).create_optimizer()
+    found = {
+        n: (g["rule"], g.get("scale")) for g in optimizer.param_groups for n in g["param_names"]
+    }
+    assert found["transformer.wte.weight"] == ("fromage", "tensor")
+    assert found["transformer.wpe.weight"] == ("madam", None)
+
+
+def test_a_contradiction_with_a_role_is_an_error_before_training(tmp_path):
+    args = arguments(tmp_path, optim="fromage_spectral", optim_args="embedding.direction=spectral")
+    with pytest.raises(ConfigError, match="scale is 'row' with direction 'spectral'"):
+        Trainer(gpt2(), args, train_dataset=rows()).train()
 
 
 def test_an_override_that_matches_nothing_is_an_error_that_says_what_there_is(tmp_path):

@@ -54,7 +54,7 @@ def test_plan_has_the_adapters_and_the_new_head_and_nothing_frozen(model):
     assert "from zero by min_scale" in table
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_every_adapter_trains_and_the_model_stays(optim, model, tmp_path, said):
     args = arguments(
         tmp_path, optim=optim, max_steps=3, save_strategy="steps", save_steps=3, logging_steps=1

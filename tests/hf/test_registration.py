@@ -14,7 +14,12 @@ import hf_relopt
 from hf_relopt import ConfigError, Fromage, Madam
 from tests.hf.tiny import arguments, gpt2, passed, python, rows
 
-CLASSES = {"fromage": Fromage, "madam": Madam}
+CLASSES = {
+    "fromage": Fromage,
+    "madam": Madam,
+    "fromage_spectral": Fromage,
+    "fromage_momentum": Fromage,
+}
 
 
 def test_help_lists_the_names(capsys):
@@ -27,7 +32,7 @@ def test_help_lists_the_names(capsys):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_command_line_takes_the_name_and_typed_options(name, tmp_path):
-    option = "p_bound=1.5" if name == "fromage" else "p_scale=5"
+    option = "p_scale=5" if name == "madam" else "p_bound=1.5"
     line = ["--output_dir", str(tmp_path), "--optim", name, "--optim_args", option, "--use_cpu"]
     (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(line)
     assert args.optim is OptimizerNames(name)
@@ -61,9 +66,10 @@ def test_argument_file(kind, tmp_path):
     assert args.optim_args == "beta=0.9"
 
 
-def test_arguments_survive_dict_and_json(tmp_path):
-    args = arguments(tmp_path, optim="fromage", optim_args="p_bound=2.0")
-    assert args.to_dict()["optim"] == "fromage"
+@pytest.mark.parametrize("name", ["fromage", "fromage_spectral"])
+def test_arguments_survive_dict_and_json(name, tmp_path):
+    args = arguments(tmp_path, optim=name, optim_args="p_bound=2.0")
+    assert args.to_dict()["optim"] == name
     again = TrainingArguments(**json.loads(args.to_json_string()))
     assert again.to_dict() == args.to_dict()
     (parsed,) = HfArgumentParser(TrainingArguments).parse_dict(args.to_dict())
@@ -105,18 +111,19 @@ def test_other_optimizers_stay_as_they_were(tmp_path):
 
 
 def test_saved_arguments_load_where_hf_relopt_was_never_imported(tmp_path):
-    args = arguments(tmp_path, optim="fromage", optim_args="p_bound=2.0")
-    torch.save(args, tmp_path / "training_args.bin")
+    for name in CLASSES:
+        torch.save(arguments(tmp_path, optim=name, optim_args="seed=2"), tmp_path / f"{name}.bin")
     code = """
         import sys, torch
         # What Trainer and TRL do with such a file; nobody here has imported hf_relopt.
-        args = torch.load(sys.argv[1], weights_only=False)
-        from transformers.training_args import OptimizerNames
-        assert args.optim is OptimizerNames("fromage"), args.optim
-        assert args.to_dict()["optim"] == "fromage"
-        assert args.optim_args == "p_bound=2.0"
+        for name in sys.argv[2:]:
+            args = torch.load(f"{sys.argv[1]}/{name}.bin", weights_only=False)
+            from transformers.training_args import OptimizerNames
+            assert args.optim is OptimizerNames(name), args.optim
+            assert args.to_dict()["optim"] == name
+            assert args.optim_args == "seed=2"
     """
-    passed(python(code, str(tmp_path / "training_args.bin")))
+    passed(python(code, str(tmp_path), *CLASSES))
 
 
 def test_transformers_that_moved_the_tables_is_a_clear_error_from_register():

@@ -41,15 +41,18 @@ class PoisonOnce(TrainerCallback):
 
 
 @pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
-def test_training_lowers_the_loss(trainer, optim, tmp_path):
-    lr = 0.05 if optim == "fromage" else 0.2
+@pytest.mark.parametrize(
+    ("optim", "lr"),
+    [("fromage", 0.05), ("madam", 0.2), ("fromage_spectral", 0.05), ("fromage_momentum", 0.05)],
+)
+def test_training_lowers_the_loss(trainer, optim, lr, tmp_path, said):
     args = arguments(tmp_path, optim=optim, max_steps=16, logging_steps=4, learning_rate=lr)
     job = trainer(gpt2(), args, train_dataset=rows())
     job.train()
     losses = [entry["loss"] for entry in job.state.log_history if "loss" in entry]
     assert losses[-1] < 0.96 * losses[0]
-    assert type(unwrapped(job.optimizer)).rule == optim
+    assert type(unwrapped(job.optimizer)).rule == optim.partition("_")[0]
+    assert said.about(f"{optim}: 16 tensors")
 
 
 def test_reloptrainer_and_trainer_take_the_same_steps(tmp_path):
@@ -64,17 +67,18 @@ def test_reloptrainer_and_trainer_take_the_same_steps(tmp_path):
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_each_logging_step_has_the_figures(optim, tmp_path):
     args = arguments(tmp_path, optim=optim, learning_rate=0.01, lr_scheduler_type="constant")
-    rel = 0.1 if optim == "fromage" else 0.3
+    rel = {"fromage": 0.1, "madam": 0.3, "fromage_spectral": 0.5}[optim]
     job = RelOptTrainer(gpt2(), args, train_dataset=rows())
     job.train()
     logged = [entry for entry in job.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2, 4]
     for entry in logged:
         assert set(entry) >= FIGURES
-        # Fromage's step is lr of the norm, Madam's about lr of each entry.
+        # Fromage's step is lr of the norm, Madam's about lr of each entry; gains, which are most
+        # of this model's norm, go by their momentum under the preset.
         assert entry["relative_update"] == pytest.approx(0.01, rel=rel)
         assert 0.9 < entry["changed_entries"] <= 1
         assert 0 <= entry["at_bound"] < 0.2
@@ -101,6 +105,9 @@ def test_other_optimizers_train_as_in_the_stock_trainer(tmp_path):
     [
         ("fromage", None, 0),
         ("fromage", "vector.rule=adamw", 4),
+        ("fromage", "scale=row", 0),
+        ("fromage", "direction=momentum", 4),
+        ("fromage_spectral", None, 4),
         ("madam", None, 4),
         ("adamw_torch", None, 4),
     ],
@@ -115,7 +122,7 @@ def test_clipping_only_where_it_has_a_meaning(optim, text, clipped, tmp_path):
     assert job.state.log_history[0]["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_one_nan_stops_one_tensor_for_one_step(optim, tmp_path):
     name = "transformer.h.0.mlp.c_fc.weight"
     args = arguments(tmp_path, optim=optim, max_grad_norm=0.0)
@@ -169,8 +176,17 @@ def test_optimizers_and_schedule_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
-def test_resume_goes_on_bit_for_bit(trainer, tmp_path):
-    given = {"optim": "madam", "optim_args": "vector.rule=adamw,vector.lr=1e-3", "save_steps": 2}
+@pytest.mark.parametrize(
+    ("optim", "text"),
+    [
+        ("madam", "vector.rule=adamw,vector.lr=1e-3"),
+        ("fromage_spectral", None),
+        ("fromage_spectral", "momentum_dtype=bfloat16,embedding.direction=adam,seed=3"),
+        ("fromage", "direction=adam,bound=sphere,vector.rule=adamw,vector.lr=1e-3"),
+    ],
+)
+def test_resume_goes_on_bit_for_bit(trainer, optim, text, tmp_path):
+    given = {"optim": optim, "optim_args": text, "save_steps": 2}
     straight = gpt2()
     args = arguments(tmp_path / "straight", save_strategy="steps", **given)
     trainer(straight, args, train_dataset=rows()).train()
@@ -199,6 +215,28 @@ def test_resume_of_another_optimizer_s_checkpoint_names_both(tmp_path):
     args = arguments(tmp_path, optim="fromage")
     with pytest.raises(ConfigError, match=r"(?s)AdamW.*Fromage"):
         Trainer(gpt2(), args, train_dataset=rows()).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("fromage", "fromage_momentum"), ("fromage_momentum", "fromage_spectral")],
+)
+def test_resume_in_another_direction_names_both(first, then, tmp_path):
+    """A model without fused weights has the same groups under all of these names."""
+    cut = "matrix.scale=tensor"
+    given = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    text = cut if first == "fromage_momentum" else None
+    args = arguments(tmp_path, optim=first, optim_args=text, **given)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    args = arguments(tmp_path, optim=then, optim_args=cut)
+    model = gpt2()
+    job = Trainer(model, args, train_dataset=rows())
+    with pytest.raises(ConfigError) as error:
+        job.train(resume_from_checkpoint=True)
+    assert "written with fromage" in str(error.value)
+    for optim in (first, then):
+        direction = optim.partition("_")[2]
+        assert f"fromage ({direction})" in str(error.value) or not direction
 
 
 def test_gradient_accumulation_steps_once(tmp_path):

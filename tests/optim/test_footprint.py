@@ -26,7 +26,7 @@ def _kept(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("overrides", [None, OVERRIDES])
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
 def test_bytes_are_those_that_are_kept(optim, overrides, dtype):
     model = _model(dtype)
     chosen = plan(model, optim, overrides=overrides)

@@ -165,7 +165,7 @@ def test_other_settings_do_not_touch_the_run_that_is_there(tiny_text, tmp_path, 
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("optim", ["madam", "adamw_torch"])
+@pytest.mark.parametrize("optim", ["madam", "adamw_torch", "fromage_spectral"])
 def test_checkpoint_of_another_optimizer(optim, tiny_text, tmp_path, capsys):
     pretrain_clm.main(tiny_pretraining(tiny_text, tmp_path / "first"))
     capsys.readouterr()

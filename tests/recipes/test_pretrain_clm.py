@@ -167,6 +167,26 @@ def test_other_optimizers(optim, tiny_text, tmp_path):
     assert ("AdamW" in text) == (optim == "adamw_torch")
 
 
+def test_a_preset_by_name(tiny_text, tmp_path, capsys):
+    arguments = tiny_pretraining(
+        tiny_text, tmp_path / "spectral", optim="fromage_spectral", optim_args="momentum=0.9"
+    )
+    main(arguments)
+    record = RunFolder(tmp_path / "spectral").record
+    assert record["recipe"]["optim"] == "fromage_spectral" and record["steps"] == 2
+    assert record["recipe"]["max_grad_norm"] == 1.0
+    text = (tmp_path / "spectral" / "README.md").read_text()
+    for words in ("singular values made equal", "momentum 0.9", "| peak learning rate | 0.01 |"):
+        assert words in text
+    # Another run goes on from its checkpoint.
+    on = tiny_pretraining(
+        tiny_text, tmp_path / "on", optim="fromage_spectral", optim_args="momentum=0.9",
+        max_steps=4, resume_from_checkpoint=tmp_path / "spectral" / "checkpoint-2",
+    )  # fmt: skip
+    main(on)
+    assert RunFolder(tmp_path / "on").record["steps"] == 4
+
+
 def test_goes_on_from_a_pretrained_model_with_its_tokenizer(finished, tiny_text, tmp_path):
     folder = tmp_path / "more"
     arguments = tiny_pretraining(

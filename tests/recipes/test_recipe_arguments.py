@@ -6,6 +6,7 @@ import pretrain_clm
 import pytest
 from finetune_classifier import main as finetune
 from pretrain_clm import read_request
+from recipe_arguments import clips_for_nothing
 
 from hf_relopt.errors import ConfigError
 
@@ -37,6 +38,30 @@ def test_epochs_that_were_asked_for_are_not_cut_by_our_steps():
 def test_each_optimizer_has_its_own_rate(optim, rate):
     name = "adamw_torch" if optim == "adamw" else optim
     assert read_request(["--optim", name])[0].args.learning_rate == rate
+
+
+@pytest.mark.parametrize("optim", ["fromage_spectral", "fromage_momentum"])
+def test_presets_take_the_rate_of_hf_relopt(optim):
+    """The rate that is best for the paper's rule is not theirs."""
+    assert read_request(["--optim", optim])[0].args.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize(
+    ("optim", "text", "for_nothing"),
+    [
+        ("fromage", None, True),
+        ("fromage", "p_bound=2,scale=row,vector.lr=1e-3,*.bias.skip=true", True),
+        ("fromage", "direction=momentum", False),
+        ("fromage", "vector.rule=madam", False),
+        ("fromage", "head.direction=adam", False),
+        ("fromage_spectral", None, False),
+        ("madam", None, False),
+        ("adamw_torch", None, False),
+    ],
+)
+def test_clipping_is_left_out_only_where_nothing_sees_it(optim, text, for_nothing):
+    words = ["--optim", optim, *(["--optim_args", text] if text else [])]
+    assert clips_for_nothing(read_request(words)[0].args) is for_nothing
 
 
 def test_pretrained_models_take_the_trainers_rate():
@@ -75,7 +100,15 @@ def test_help_is_short_and_help_all_is_whole(main, capsys):
             main([flag])
         assert end.value.code == 0
         shown[flag] = capsys.readouterr().out
-    for words in ("fromage", "madam", "adamw_torch", "--optim_args", "Model:", "--train_file"):
+    for words in (
+        "fromage",
+        "madam",
+        "fromage_spectral",
+        "adamw_torch",
+        "--optim_args",
+        "Model:",
+        "--train_file",
+    ):
         assert words in shown["--help"]
     assert "--adam_beta1" not in shown["--help"]
     assert "--adam_beta1" in shown["--help_all"]
