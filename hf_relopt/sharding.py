@@ -7,6 +7,7 @@ for FSDP with tensor parallelism), whatever the number of tensors.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,15 @@ def cut_of(param: Tensor, name: str) -> Cut | None:
     part = -(-length // ranks)
     sizes = tuple(min(part, max(0, length - rank * part)) for rank in range(ranks))
     return Cut(mesh.get_group(mesh_dim), mesh.get_local_rank(mesh_dim), dim, sizes)
+
+
+def parts_of(param: Tensor) -> int:
+    """Into how many parts ``param`` is cut; 1 if it is whole."""
+    if not is_sharded(param):
+        return 1
+    mesh: Any = param.device_mesh  # type: ignore[attr-defined]
+    placements = enumerate(param.placements)  # type: ignore[attr-defined]
+    return math.prod(mesh.size(dim) for dim, each in placements if not each.is_replicate())
 
 
 def one_per_row(param: Tensor, value: float) -> Tensor:

@@ -251,9 +251,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if self._anchored.issuperset(indices) or params[0].is_meta:
             return
         anchor_norm = torch.cat([self.state[param]["anchor_norm"] for param in params])
-        for index, unmade in zip(indices, torch.isnan(anchor_norm).tolist(), strict=True):
-            if not unmade:
-                self._anchored.add(index)
+        made = (~torch.isnan(anchor_norm)).tolist()
+        self._anchored.update(n for n, is_made in zip(indices, made, strict=True) if is_made)
 
     # -- checkpoints ---------------------------------------------------------------------------
 

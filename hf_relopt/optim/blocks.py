@@ -16,7 +16,16 @@ from hf_relopt.optim.frame import is_vector
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
 from hf_relopt.rules import fromage
-from hf_relopt.sharding import Place, WholeNorms, local, place_of, whole_norms
+from hf_relopt.sharding import (
+    Place,
+    WholeNorms,
+    local,
+    local_grad,
+    place_of,
+    rows_are_whole,
+    sum_over_shards,
+    whole_norms,
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
             sphere=batch.frame.sphere,
             framed=True,
         )
-    learn = batch.learn[owner]
+    learn = batch.learn[owner] & _touched(batch, blocks)
     keys = None
     if _is_noisy(batch):
         number = torch.tensor(batch.indices).to(device, non_blocking=True)[owner]
@@ -141,6 +150,31 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
         keys=keys,
         maximize=False,
     )
+
+
+def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:
+    """Which blocks have a gradient in this step, bool; asked of experts, of which each is a block.
+
+    A momentum is normalised: moved by it alone, an expert would go on by whole steps. What is cut
+    from one matrix has its gradient together with the rest.
+    """
+    device = batch.learn.device
+    if batch.frame.scale != "block" or batch.frame.split_sizes is not None:
+        return torch.ones(len(blocks), dtype=torch.bool, device=device)
+    counts = []
+    for t, param in enumerate(batch.params):
+        own = [block for block in blocks if block.tensor == t]
+        if is_vector(param):
+            counts += [torch.ones((), device=device)] * len(own)
+            continue
+        parts = local_grad(param).split([len(block.param) for block in own])
+        counts += [part.count_nonzero().float() for part in parts]
+    count = torch.stack(counts).unsqueeze(1)
+    members = [batch.params[block.tensor] for block in blocks]
+    if not all(map(rows_are_whole, members)):
+        numbers = [batch.indices[block.tensor] for block in blocks]
+        [count] = sum_over_shards([members], [numbers], [count])
+    return count.squeeze(1) > 0
 
 
 def _apply(

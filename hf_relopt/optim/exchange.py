@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_relopt.sharding import Cut
+
+# Work given to each rank of a process group; None: to each process of the run.
+Loads = dict[Any, list[float]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Matrix:
 
 
 def transform_whole(
-    matrices: Sequence[Matrix], transform: Callable[[Sequence[int], list[Tensor]], list[Tensor]]
+    matrices: Sequence[Matrix],
+    transform: Callable[[Sequence[int], list[Tensor]], list[Tensor]],
+    loads: Loads,
 ) -> list[Tensor]:
     """Let ``transform`` work on whole matrices, and return this rank's parts of what it made.
 
@@ -47,6 +53,7 @@ def transform_whole(
     Args:
         transform: (numbers, whole matrices) -> as many, of the same shapes. It is called once,
             with those that this rank has to work on.
+        loads: what each rank has been given in this step so far; completed here.
     """
     groups: dict[object, list[int]] = {}
     copies: list[int] = []
@@ -62,10 +69,11 @@ def transform_whole(
             mine.append(number)
             whole.append(matrix.part)
     shares: list[_Share | _Copies] = [
-        _Share([matrices[number] for number in numbers], numbers) for numbers in groups.values()
+        _Share([matrices[number] for number in numbers], numbers, loads)
+        for numbers in groups.values()
     ]
     if copies:
-        shares.append(_Copies([matrices[number] for number in copies], copies))
+        shares.append(_Copies([matrices[number] for number in copies], copies, loads))
     for share in shares:
         mine += share.mine
         whole += share.gather()
@@ -75,9 +83,13 @@ def transform_whole(
     return [done[number] for number in range(len(matrices))]
 
 
-def owners(work: Sequence[float], ranks: int) -> list[int]:
-    """Which rank works on which matrix: the largest first, each to the rank with least to do."""
-    load = [0.0] * ranks
+def owners(work: Sequence[float], load: list[float]) -> list[int]:
+    """Which rank works on which matrix: the largest first, each to the rank with least to do.
+
+    Args:
+        load: of each rank so far; what they get here is added.
+    """
+    ranks = len(load)
     chosen = [0] * len(work)
     for number in sorted(range(len(work)), key=lambda n: (-work[n], n)):
         rank = min(range(ranks), key=lambda r: (load[r], r))
@@ -94,11 +106,12 @@ def _processes() -> int:
 class _Copies:
     """Matrices that every process of the run has, and which rank works on which."""
 
-    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int]) -> None:
+    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int], loads: Loads) -> None:
         self._matrices = matrices
         self.numbers = numbers
         self._ranks, self._rank = _processes(), torch.distributed.get_rank()
-        self._owner = owners([matrix.work for matrix in matrices], self._ranks)
+        load = loads.setdefault(None, [0.0] * self._ranks)
+        self._owner = owners([matrix.work for matrix in matrices], load)
         self.mine = [n for n, o in zip(numbers, self._owner, strict=True) if o == self._rank]
 
     def gather(self) -> list[Tensor]:
@@ -132,13 +145,14 @@ class _Copies:
 class _Share:
     """The matrices of one process group, and which rank works on which."""
 
-    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int]) -> None:
+    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int], loads: Loads) -> None:
         self._matrices = matrices
         self.numbers = numbers
         cut = matrices[0].cut
         assert cut is not None
         self._group, self._rank, self._ranks = cut.group, cut.rank, len(cut.sizes)
-        self._owner = owners([matrix.work for matrix in matrices], self._ranks)
+        load = loads.setdefault(self._group, [0.0] * self._ranks)
+        self._owner = owners([matrix.work for matrix in matrices], load)
         self.mine = [n for n, o in zip(numbers, self._owner, strict=True) if o == self._rank]
 
     def gather(self) -> list[Tensor]:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.optim.blocks import step_blocks
+from hf_relopt.optim.exchange import Loads
 from hf_relopt.optim.frame import frame_of, is_vector
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, directions
 from hf_relopt.optim.rows import step_rows
 from hf_relopt.optim.spectral import make_spectral
-from hf_relopt.sharding import Place, cut_of, rows_are_whole
+from hf_relopt.sharding import Place, cut_of, parts_of, rows_are_whole
 
-# Entries of whole tensors whose directions are at hand at the same time, unless one has more.
+# Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26
 
 
@@ -36,9 +37,10 @@ def step_framed(
         places: where parts of sharded tensors lie, by number; completed here.
         measurement: takes note of each tensor's step, or None.
     """
+    loads: Loads = {}
     for portion in _portions(batches):
         found = [directions(batch) for batch in portion]
-        make_spectral(portion, found)
+        make_spectral(portion, found, loads)
         in_blocks = []
         for batch, each in zip(portion, found, strict=True):
             if batch.frame.scale == "row" and batch.memory != "vector":
@@ -76,7 +78,8 @@ def _portions(batches: Sequence[Framed]) -> Iterator[list[Framed]]:
     portion: dict[int, list[int]] = {}
     entries = 0
     for _, b, t in members:
-        numel = batches[b].params[t].numel()
+        param = batches[b].params[t]
+        numel = -(-param.numel() // parts_of(param))
         if portion and entries + numel > _PORTION:
             yield [batches[b].only(places) for b, places in portion.items()]
             portion, entries = {}, 0

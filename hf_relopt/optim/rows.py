@@ -16,7 +16,7 @@ from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
 from hf_relopt.optim.state import widest
 from hf_relopt.rules import fromage
-from hf_relopt.sharding import Place, local, place_of
+from hf_relopt.sharding import Place, local, local_grad, place_of
 
 
 def step_rows(
@@ -47,6 +47,8 @@ def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: 
     kept = local(state["anchor_norm"])
     norms = torch.cat([_norms(*each) for each in _pieces(param, direction)])
     direction_norm, param_norm, cosine = norms.to(wide).unbind(dim=1)
+    # A momentum is normalised: moved by it alone, a row would go on by whole steps.
+    touched = local_grad(batch.params[t]).flatten(1).count_nonzero(dim=1) > 0
     anchors = with_anchors(kept.to(wide), param_norm, batch.finite[t])
     kept.copy_(anchors)
     coefficients = fromage.coefficients(
@@ -61,7 +63,7 @@ def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: 
         framed=True,
     )
     usable = (direction_norm > 0) & torch.isfinite(direction_norm)
-    move = batch.learn[t] & (batch.lr != 0) & usable
+    move = batch.learn[t] & (batch.lr != 0) & usable & touched
     key = None
     if noisy:
         number = torch.tensor(batch.indices[t]).to(param.device, non_blocking=True)

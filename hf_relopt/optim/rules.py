@@ -110,10 +110,17 @@ def _fromage_sums(group: Mapping[str, Any]) -> Sums:
 
 
 def _fromage_largest_norm(anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
-    frame = frame_of(group)
-    if frame.p_bound is None:
+    return _largest_norm(anchor_norm, group["p_bound"])
+
+
+def _framed_largest_norm(anchor_norm: Tensor, group: Mapping[str, Any]) -> Tensor:
+    return _largest_norm(anchor_norm, frame_of(group).p_bound)
+
+
+def _largest_norm(anchor_norm: Tensor, p_bound: float | None) -> Tensor:
+    if p_bound is None:
         return _no_bound(anchor_norm)
-    return torch.where(anchor_norm > 0, frame.p_bound * anchor_norm, torch.inf)
+    return torch.where(anchor_norm > 0, p_bound * anchor_norm, torch.inf)
 
 
 def _madam_largest_entry(anchor_norm: Tensor, numel: int, group: Mapping[str, Any]) -> Tensor:
@@ -125,7 +132,7 @@ def _memory(
     buffers: tuple[str, ...],
     update: Update,
     largest_grad: float = float("inf"),
-    largest_norm: Callable[..., Tensor] = _fromage_largest_norm,
+    largest_norm: Callable[..., Tensor] = _framed_largest_norm,
 ) -> Rule:
     return Rule(
         buffers=buffers,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.exchange import Matrix, transform_whole
+from hf_relopt.optim.exchange import Loads, Matrix, transform_whole
 from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.memory import Framed
 from hf_relopt.rules.direction import orthogonal_factor
@@ -22,8 +22,14 @@ _LARGE = 256
 _SMALLEST_LOW = 512
 
 
-def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]]) -> None:
-    """Put the orthogonal factor of each momentum in its place in ``directions``."""
+def make_spectral(
+    portion: Sequence[Framed], directions: Sequence[list[Tensor]], loads: Loads
+) -> None:
+    """Put the orthogonal factor of each momentum in its place in ``directions``.
+
+    Args:
+        loads: what each rank has done in this step so far; completed here.
+    """
     members = [
         (portion[b].indices[t], b, t)
         for b, batch in enumerate(portion)
@@ -48,7 +54,7 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
     def factors(numbers: Sequence[int], whole: list[Tensor]) -> list[Tensor]:
         return _factors([frames[number] for number in numbers], whole)
 
-    for (_, b, t), factor in zip(members, transform_whole(matrices, factors), strict=True):
+    for (_, b, t), factor in zip(members, transform_whole(matrices, factors, loads), strict=True):
         directions[b][t] = factor.to(directions[b][t].device)
 
 

@@ -85,8 +85,8 @@ def blocks_lie_across_ranks() -> None:
 
 
 def the_work_is_spread() -> None:
-    """Eight equal matrices: each rank orthogonalises its share, and only that."""
-    from hf_relopt.optim import spectral
+    """Twelve equal matrices: each rank orthogonalises its share, and only that."""
+    from hf_relopt.optim import frame_step, spectral
 
     mesh, ranks = world(), dist.get_world_size()
     params = [
@@ -101,14 +101,19 @@ def the_work_is_spread() -> None:
         seen.append(len(stack))
         return original(stack)
 
+    whole_portion = frame_step._PORTION
     spectral.orthogonal_factor = counted
     try:
-        with CommDebugMode() as comm:
-            Fromage(params, direction="spectral").step()
+        # All at once; and in three portions, of which each alone could not be spread evenly.
+        for portion, portions in ((whole_portion, 1), (params[0].numel() * 4 // ranks, 3)):
+            frame_step._PORTION = portion
+            seen.clear()
+            with CommDebugMode() as comm:
+                Fromage(params, direction="spectral").step()
+            assert sum(seen) == 12 // ranks, seen
+            assert comm.get_total_counts() == 1 + 3 * portions, comm.get_comm_counts()
     finally:
-        spectral.orthogonal_factor = original
-    assert sum(seen) == 12 // ranks, seen
-    assert comm.get_total_counts() == 4, comm.get_comm_counts()
+        spectral.orthogonal_factor, frame_step._PORTION = original, whole_portion
 
 
 def copies_share_the_work() -> None:
@@ -208,7 +213,12 @@ ON_ANY = (
 )
 ON_FOUR = (hsdp_exchanges_over_shards_only, tensor_parallel_matrices_are_refused)
 # Three ranks cut everything unevenly; what does not hang on that is seen on two.
-ON_THREE = (frames_equal_one_process, blocks_lie_across_ranks, copies_share_the_work)
+ON_THREE = (
+    frames_equal_one_process,
+    blocks_lie_across_ranks,
+    the_work_is_spread,
+    copies_share_the_work,
+)
 CHECKS = {2: ON_ANY, 3: ON_THREE, 4: ON_FOUR}
 
 

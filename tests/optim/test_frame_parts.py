@@ -69,6 +69,30 @@ def test_rows_without_gradient_keep_every_bit(
 
 
 @each_backend
+@pytest.mark.parametrize("direction", ["momentum", "adam", "spectral"])
+@pytest.mark.parametrize(("scale", "shape"), [("row", (5, 4)), ("block", (5, 4, 3))])
+def test_what_had_a_gradient_once_rests_without_one(
+    scale: str, shape: tuple[int, ...], direction: str, backend: str
+) -> None:
+    """A momentum has no size: by it alone, rows and experts would go on by whole steps."""
+    if (scale, direction) == ("row", "spectral"):
+        return
+    param = nn.Parameter(gradient(torch.empty(shape), 1))
+    optimizer = Fromage([param], lr=0.1, direction=direction, scale=scale, backend=backend)
+    param.grad = gradient(param, 2)
+    optimizer.step()
+    after, was = param.detach().clone(), state_of(optimizer, param)["momentum"].clone()
+    for number in range(3, 6):
+        param.grad = gradient(param, number)
+        param.grad[1:3] = 0.0
+        optimizer.step()
+    assert same_bits(param[1:3], after[1:3])
+    assert all((param[place] != after[place]).any() for place in (0, 3, 4))
+    momentum = state_of(optimizer, param)["momentum"]
+    assert (momentum[1:3].abs() < was[1:3].abs()).all()
+
+
+@each_backend
 def test_a_rows_step_hangs_on_that_row_alone(backend: str) -> None:
     ends = []
     for loud in (1.0, 1000.0):

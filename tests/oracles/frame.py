@@ -9,9 +9,9 @@ U  =  g                                                 "gradient"
 W  <- (W - lr |W| U/|U|) / sqrt(1 + lr^2)               of the tensor, of each row or of each block
 
 Then the bound: |W| <= p_bound |W_0|, or |W| = |W_0| ("sphere", which takes the place of the root).
-A part (tensor, row, block) that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U|; a part
-whose U is zero stays. Vectors under any direction but "gradient" are stepped entry by entry:
-W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
+A part (tensor, row, block) that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U|; a row or an
+expert without a gradient in this step stays. Vectors under any direction but "gradient" are stepped
+entry by entry: W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
 """
 
 from __future__ import annotations
@@ -130,8 +130,11 @@ def frame(
             elif elementwise:
                 w -= eta * max(path.anchor_norm[0] / np.sqrt(w.size), min_scale) * u
             else:
-                each = zip(of_parts(w), of_parts(u), path.anchor_norm, strict=True)
-                for part, along, anchor in each:
+                each = zip(of_parts(w), of_parts(u), of_parts(g), path.anchor_norm, strict=True)
+                waits = scale == "row" or (scale == "block" and split_sizes is None)
+                for part, along, own, anchor in each:
+                    if waits and not np.any(own):
+                        continue  # a row or an expert without a gradient in this step
                     if direction == "spectral":
                         along = orthogonal(along.reshape(len(along), -1)).reshape(along.shape)
                     part[...] = _step(part, along, eta, anchor, bound, p_bound, min_scale, paper)
