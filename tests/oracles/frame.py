@@ -9,9 +9,9 @@ U  =  g                                                 "gradient"
 W  <- (W - lr |W| U/|U|) / sqrt(1 + lr^2)               of the tensor, of each row or of each block
 
 Then the bound: |W| <= p_bound |W_0|, or |W| = |W_0| ("sphere", which takes the place of the root).
-A part (tensor, row, block) that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U|; a row or an
-expert without a gradient in this step stays. Vectors under any direction but "gradient" are stepped
-entry by entry: W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
+A part (tensor, row, block) that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U|; a row or
+an expert without a gradient in this step stays. Vectors under any direction but "gradient" are
+stepped entry by entry: W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
 """
 
 from __future__ import annotations
