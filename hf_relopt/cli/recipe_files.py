@@ -10,7 +10,8 @@ from pathlib import Path
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import ACCELERATE, PACKAGE, accelerate_files, find_recipes
 
-OPTIMIZERS = ("fromage", "madam", "adamw")  # the siblings; the first is meant where none is named
+# The siblings, of which a task need not have all; the first is meant where none is named.
+OPTIMIZERS = ("fromage", "madam", "fromage_spectral", "adamw")
 # Which script a recipe's arguments are for: by the task with which its folder's name begins.
 SCRIPTS = {
     "pretrain-": "pretrain_clm.py",
