@@ -85,7 +85,7 @@ def takes_part(param: Tensor) -> bool:
 
     Which tensors take part in a collective must not depend on what one rank has seen.
     """
-    return param.grad is not None or is_sharded(param)
+    return param.grad is not None or (is_sharded(param) and param.requires_grad)
 
 
 def place_of(param: Tensor) -> Place | None:

@@ -115,14 +115,16 @@ def check_replicas(model: nn.Module) -> None:
     )
 
 
-def every_process_has_all_weights() -> bool:
-    """True under DDP: several processes, and no engine that cuts weights."""
+def every_process_has_all_weights(model: nn.Module) -> bool:
+    """True under DDP: several processes, and nothing that cuts weights."""
     from accelerate.state import AcceleratorState, PartialState
 
     state = PartialState._shared_state
     kind = str(getattr(state.get("distributed_type"), "value", "NO"))
     cut = AcceleratorState._shared_state.get("fsdp_plugin")
-    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and cut is None
+    # Accelerate calls it DDP, too, where Transformers has cut the model for tensor parallelism.
+    whole = cut is None and (getattr(model, "_tp_size", None) or 1) == 1
+    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and whole
 
 
 def is_set(name: str, variables: Mapping[str, str] = os.environ) -> bool:

@@ -93,7 +93,7 @@ def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
     said = optim_args.parse(name, args.optim_args)
     lr = arguments.resolve_lr(args, model, said.lr)
     options = dict(said.options)
-    if follows_spectral(name, options) and guards.every_process_has_all_weights():
+    if follows_spectral(name, options) and guards.every_process_has_all_weights(model):
         options.setdefault("share_work", True)
     chosen = make_plan(model, name, lr, overrides=said.overrides, **options)
     logger.info("%s", chosen)

@@ -52,18 +52,19 @@ def step_blocks(
 ) -> None:
     """Step every tensor along its direction."""
     cut = [
-        [block for t in range(len(batch.params)) for block in _blocks(batch, t, found[t], places)]
+        (batch, [b for t in range(len(found)) for b in _blocks(batch, t, found[t], places)])
         for batch, found in portion
     ]
+    # A tensor of no experts has no blocks.
+    members = [(batch, blocks) for batch, blocks in cut if blocks]
     rows = [
         BACKENDS[batch.group["backend"]].local_sums(
             [block.param for block in blocks],
             [block.direction for block in blocks],
             "norms" if batch.frame.p_bound is None and not batch.frame.sphere else "cosine",
         )
-        for (batch, _), blocks in zip(portion, cut, strict=True)
+        for batch, blocks in members
     ]
-    members = [(batch, blocks) for (batch, _), blocks in zip(portion, cut, strict=True)]
     norms = whole_norms(
         [[batch.params[block.tensor] for block in blocks] for batch, blocks in members],
         [[batch.indices[block.tensor] for block in blocks] for batch, blocks in members],
@@ -159,7 +160,7 @@ def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:
     from one matrix has its gradient together with the rest.
     """
     device = batch.learn.device
-    if batch.frame.scale != "block" or batch.frame.split_sizes is not None:
+    if not batch.frame.in_experts:
         return torch.ones(len(blocks), dtype=torch.bool, device=device)
     counts = []
     for t, param in enumerate(batch.params):

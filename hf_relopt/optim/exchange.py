@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_relopt.sharding import Cut
-
-# Work given to each rank of a process group; None: to each process of the run.
-Loads = dict[Any, list[float]]
 
 
 @dataclass(frozen=True)
@@ -41,19 +37,17 @@ class Matrix:
 def transform_whole(
     matrices: Sequence[Matrix],
     transform: Callable[[Sequence[int], list[Tensor]], list[Tensor]],
-    loads: Loads,
 ) -> list[Tensor]:
     """Let ``transform`` work on whole matrices, and return this rank's parts of what it made.
 
     Each matrix that is cut goes to one rank of its process group: one all-to-all brings the parts
-    there and one brings the results back. Shared ones are worked on by one rank each, and one
-    all-gather brings the results to all. Every rank of a group passes the same matrices in the same
+    there and one brings the results back. Shared ones are worked on by one rank each, and one more
+    brings the results to all. Every rank of a group passes the same matrices in the same
     order.
 
     Args:
         transform: (numbers, whole matrices) -> as many, of the same shapes. It is called once,
             with those that this rank has to work on.
-        loads: what each rank has been given in this step so far; completed here.
     """
     groups: dict[object, list[int]] = {}
     copies: list[int] = []
@@ -69,11 +63,10 @@ def transform_whole(
             mine.append(number)
             whole.append(matrix.part)
     shares: list[_Share | _Copies] = [
-        _Share([matrices[number] for number in numbers], numbers, loads)
-        for numbers in groups.values()
+        _Share([matrices[number] for number in numbers], numbers) for numbers in groups.values()
     ]
     if copies:
-        shares.append(_Copies([matrices[number] for number in copies], copies, loads))
+        shares.append(_Copies([matrices[number] for number in copies], copies))
     for share in shares:
         mine += share.mine
         whole += share.gather()
@@ -83,13 +76,9 @@ def transform_whole(
     return [done[number] for number in range(len(matrices))]
 
 
-def owners(work: Sequence[float], load: list[float]) -> list[int]:
-    """Which rank works on which matrix: the largest first, each to the rank with least to do.
-
-    Args:
-        load: of each rank so far; what they get here is added.
-    """
-    ranks = len(load)
+def owners(work: Sequence[float], ranks: int) -> list[int]:
+    """Which rank works on which matrix: the largest first, each to the rank with least to do."""
+    load = [0.0] * ranks
     chosen = [0] * len(work)
     for number in sorted(range(len(work)), key=lambda n: (-work[n], n)):
         rank = min(range(ranks), key=lambda r: (load[r], r))
@@ -106,12 +95,11 @@ def _processes() -> int:
 class _Copies:
     """Matrices that every process of the run has, and which rank works on which."""
 
-    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int], loads: Loads) -> None:
+    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int]) -> None:
         self._matrices = matrices
         self.numbers = numbers
         self._ranks, self._rank = _processes(), torch.distributed.get_rank()
-        load = loads.setdefault(None, [0.0] * self._ranks)
-        self._owner = owners([matrix.work for matrix in matrices], load)
+        self._owner = owners([matrix.work for matrix in matrices], self._ranks)
         self.mine = [n for n, o in zip(numbers, self._owner, strict=True) if o == self._rank]
 
     def gather(self) -> list[Tensor]:
@@ -122,18 +110,20 @@ class _Copies:
     def scatter(self, done: dict[int, Tensor]) -> list[Tensor]:
         """Give every rank the results that are ``done`` here; return all of them."""
         like = self._matrices[0].part
-        loads = [0] * self._ranks
+        sizes = [0] * self._ranks
         for matrix, owner in zip(self._matrices, self._owner, strict=True):
-            loads[owner] += math.prod(matrix.shape)
-        # An all-gather takes as much from each rank: what is less is filled up.
-        own = like.new_zeros(max(loads))
-        if self.mine:
-            own[: loads[self._rank]] = torch.cat([done[n].reshape(-1) for n in self.mine])
-        everything = like.new_empty(self._ranks * max(loads))
-        # One function, by its name of 2.13 and by its old one.
-        gather = getattr(torch.distributed, "all_gather_single", None)
-        (gather or torch.distributed.all_gather_into_tensor)(everything, own)
-        begins = [rank * max(loads) for rank in range(self._ranks)]
+            sizes[owner] += math.prod(matrix.shape)
+        own = [done[number].reshape(-1) for number in self.mine]
+        send = torch.cat(own * self._ranks) if own else like.new_empty(0)
+        everything = like.new_empty(sum(sizes))
+        # Everybody gets the same from a rank: an all-gather of unequal sizes.
+        torch.distributed.all_to_all_single(
+            everything,
+            send,
+            output_split_sizes=sizes,
+            input_split_sizes=[sizes[self._rank]] * self._ranks,
+        )
+        begins = [sum(sizes[:rank]) for rank in range(self._ranks)]
         result = []
         for matrix, owner in zip(self._matrices, self._owner, strict=True):
             numel = math.prod(matrix.shape)
@@ -145,14 +135,13 @@ class _Copies:
 class _Share:
     """The matrices of one process group, and which rank works on which."""
 
-    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int], loads: Loads) -> None:
+    def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int]) -> None:
         self._matrices = matrices
         self.numbers = numbers
         cut = matrices[0].cut
         assert cut is not None
         self._group, self._rank, self._ranks = cut.group, cut.rank, len(cut.sizes)
-        load = loads.setdefault(self._group, [0.0] * self._ranks)
-        self._owner = owners([matrix.work for matrix in matrices], load)
+        self._owner = owners([matrix.work for matrix in matrices], self._ranks)
         self.mine = [n for n, o in zip(numbers, self._owner, strict=True) if o == self._rank]
 
     def gather(self) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -124,6 +124,11 @@ class Frame:
         """True for the paper's direction and scale, which one pass over the weights can do."""
         return self.direction == "gradient" and self.scale == "tensor"
 
+    @property
+    def in_experts(self) -> bool:
+        """True if each index of the first dimension is a matrix of its own."""
+        return self.scale == "block" and self.split_sizes is None
+
     def blocks(self, shape: torch.Size, name: str = "a weight") -> list[int]:
         """Sizes of the blocks of a tensor along ``split_dim``; of one block if it has no more.
 
@@ -178,7 +183,7 @@ def frame_of(group: Mapping[str, Any]) -> Frame:
     return _frame(tuple(values.items()), group["p_bound"])
 
 
-@cache
+@lru_cache(maxsize=256)  # a schedule may change the momentum in every step
 def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame:
     given = dict(options)
     direction, scale = given["direction"], given["scale"]
@@ -226,7 +231,7 @@ def _refuse_unread(given: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{name} is {given[name]!r} with direction {given['direction']!r}, which does not "
                 f"read it; {', '.join(map(repr, readers))} would. Leave it out, or choose such a "
-                "direction."
+                "direction. (torch's OneCycleLR and CyclicLR set a momentum: cycle_momentum=False.)"
             )
     for name in ("split_dim", "split_sizes"):
         if given[name] is not None and given["scale"] != "block":

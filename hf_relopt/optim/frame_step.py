@@ -14,13 +14,12 @@ from torch import Tensor
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.optim.blocks import step_blocks
-from hf_relopt.optim.exchange import Loads
 from hf_relopt.optim.frame import frame_of, is_vector
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, directions
 from hf_relopt.optim.rows import step_rows
 from hf_relopt.optim.spectral import make_spectral
-from hf_relopt.sharding import Place, cut_of, parts_of, rows_are_whole
+from hf_relopt.sharding import Place, cut_of, is_sharded, parts_of, rows_are_whole
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26
@@ -37,18 +36,26 @@ def step_framed(
         places: where parts of sharded tensors lie, by number; completed here.
         measurement: takes note of each tensor's step, or None.
     """
-    loads: Loads = {}
     for portion in _portions(batches):
-        found = [directions(batch) for batch in portion]
-        make_spectral(portion, found, loads)
-        in_blocks = []
-        for batch, each in zip(portion, found, strict=True):
-            if batch.frame.scale == "row" and batch.memory != "vector":
-                step_rows(batch, each, places, measurement)
-            else:
-                in_blocks.append((batch, each))
-        if in_blocks:
-            step_blocks(in_blocks, places, measurement)
+        _step_portion(portion, places, measurement)
+
+
+def _step_portion(
+    portion: Sequence[Framed],
+    places: dict[int, Place | None],
+    measurement: Measurement | None,
+) -> None:
+    """Directions live no longer than this."""
+    found = [directions(batch) for batch in portion]
+    make_spectral(portion, found)
+    in_blocks = []
+    for batch, each in zip(portion, found, strict=True):
+        if batch.frame.scale == "row" and batch.memory != "vector":
+            step_rows(batch, each, places, measurement)
+        else:
+            in_blocks.append((batch, each))
+    if in_blocks:
+        step_blocks(in_blocks, places, measurement)
 
 
 def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> None:
@@ -71,10 +78,26 @@ def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> No
 
 
 def _portions(batches: Sequence[Framed]) -> Iterator[list[Framed]]:
-    """Cut ``batches`` by the parameters' numbers, so that every rank cuts alike."""
-    members = sorted(
-        (index, b, t) for b, batch in enumerate(batches) for t, index in enumerate(batch.indices)
-    )
+    """Cut ``batches`` by the parameters' numbers, so that every rank cuts alike.
+
+    DTensors come first and by themselves: of plain tensors a rank has those that it saw a gradient
+    of, and these must not decide where a collective begins.
+    """
+    for sharded in (True, False):
+        yield from _cut_by_size(
+            batches,
+            sorted(
+                (index, b, t)
+                for b, batch in enumerate(batches)
+                for t, index in enumerate(batch.indices)
+                if is_sharded(batch.params[t]) is sharded
+            ),
+        )
+
+
+def _cut_by_size(
+    batches: Sequence[Framed], members: Sequence[tuple[int, int, int]]
+) -> Iterator[list[Framed]]:
     portion: dict[int, list[int]] = {}
     entries = 0
     for _, b, t in members:

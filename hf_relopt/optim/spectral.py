@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -10,26 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.exchange import Loads, Matrix, transform_whole
+from hf_relopt.optim.exchange import Matrix, transform_whole
 from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.memory import Framed
 from hf_relopt.rules.direction import orthogonal_factor
-from hf_relopt.sharding import cut_of, is_sharded, reachable
+from hf_relopt.sharding import cut_of, is_sharded, reachable, rows_are_whole
 
+# Entries that are iterated on together; experts may be many.
+_STACKED = 2**25
 # Rows from which on, on a CPU, matrices gain nothing from being multiplied together.
 _LARGE = 256
 # Rows from which on a CPU multiplies bfloat16 faster than float32 by more than the conversion.
 _SMALLEST_LOW = 512
 
 
-def make_spectral(
-    portion: Sequence[Framed], directions: Sequence[list[Tensor]], loads: Loads
-) -> None:
-    """Put the orthogonal factor of each momentum in its place in ``directions``.
-
-    Args:
-        loads: what each rank has done in this step so far; completed here.
-    """
+def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]]) -> None:
+    """Put the orthogonal factor of each momentum in its place in ``directions``."""
     members = [
         (portion[b].indices[t], b, t)
         for b, batch in enumerate(portion)
@@ -42,26 +37,28 @@ def make_spectral(
     matrices, frames = [], []
     for index, b, t in members:
         param, part = portion[b].params[t], directions[b][t]
+        frame = portion[b].frame
         cut = cut_of(param, f"parameter {index}")
+        if frame.in_experts and rows_are_whole(param):
+            cut = None  # a rank has whole experts, and nothing to ask of the others
         part = part if cut is None else reachable(part, param)
         if part.device.type not in ("cpu", "mps"):
             part = part.bfloat16()  # which it is to be in any case, and half as much to send
-        frame = portion[b].frame
         shared = frame.share_work and not is_sharded(param)
-        matrices.append(Matrix(part, param.shape, cut, _work(param.shape), shared))
+        matrices.append(Matrix(part, param.shape, cut, _work(frame, param.shape), shared))
         frames.append(frame)
 
     def factors(numbers: Sequence[int], whole: list[Tensor]) -> list[Tensor]:
         return _factors([frames[number] for number in numbers], whole)
 
-    for (_, b, t), factor in zip(members, transform_whole(matrices, factors, loads), strict=True):
+    for (_, b, t), factor in zip(members, transform_whole(matrices, factors), strict=True):
         directions[b][t] = factor.to(directions[b][t].device)
 
 
-def _work(shape: torch.Size) -> float:
+def _work(frame: Frame, shape: torch.Size) -> float:
     """Multiplications, up to a factor, of the iterations on a matrix of this shape."""
-    rows, columns = shape[0], math.prod(shape[1:])
-    return float(rows) * columns * min(rows, columns)
+    blocks = _blocks(frame, torch.empty(shape, device="meta"))
+    return float(sum(block.numel() * min(block.shape) for block in blocks))
 
 
 def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
@@ -80,9 +77,12 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
             for block, target in pairs:
                 target.copy_(orthogonal_factor(block.to(_dtype(block))))
             continue
-        stack = torch.stack([block for block, _ in pairs])
-        factors = orthogonal_factor(stack.to(_dtype(stack)))
-        torch._foreach_copy_([target for _, target in pairs], list(factors.unbind()))
+        at_once = max(1, _STACKED // pairs[0][0].numel())
+        for first in range(0, len(pairs), at_once):
+            some = pairs[first : first + at_once]
+            stack = torch.stack([block for block, _ in some])
+            factors = orthogonal_factor(stack.to(_dtype(stack)))
+            torch._foreach_copy_([target for _, target in some], list(factors.unbind()))
     return results
 
 
@@ -108,7 +108,7 @@ def _cpu_has_bfloat16() -> bool:
 def _blocks(frame: Frame, matrix: Tensor) -> list[Tensor]:
     """Views of a matrix's blocks as [rows, columns]."""
     parts = matrix.split(frame.blocks(matrix.shape), frame.split_dim)
-    if frame.scale == "block" and frame.split_sizes is None:
+    if frame.in_experts:
         parts = tuple(part.squeeze(0) for part in parts)
     # A convolution's or an expert's dimensions after the first are its columns. They are contiguous
     # unless the split has cut them, which two dimensions survive.

@@ -85,15 +85,21 @@ def blocks_lie_across_ranks() -> None:
 
 
 def the_work_is_spread() -> None:
-    """Twelve equal matrices: each rank orthogonalises its share, and only that."""
+    """Twelve equal matrices: each rank orthogonalises its share, and only that.
+
+    A plain tensor that one rank alone has a gradient of must not decide where portions begin.
+    """
     from hf_relopt.optim import frame_step, spectral
 
     mesh, ranks = world(), dist.get_world_size()
     params = [
         nn.Parameter(distribute_tensor(torch.randn(6, 5), mesh, [Shard(0)])) for _ in range(12)
     ]
+    plain = nn.Parameter(torch.ones(7, 5))
     for param in params:
         param.grad = torch.ones_like(param)
+    if dist.get_rank() == 0:
+        plain.grad = torch.ones_like(plain)
     seen = []
     original = spectral.orthogonal_factor
 
@@ -104,13 +110,13 @@ def the_work_is_spread() -> None:
     whole_portion = frame_step._PORTION
     spectral.orthogonal_factor = counted
     try:
-        # All at once; and in three portions, of which each alone could not be spread evenly.
-        for portion, portions in ((whole_portion, 1), (params[0].numel() * 4 // ranks, 3)):
+        six = 6 * params[0].numel() // ranks
+        for portion, portions in ((whole_portion, 1), (six, 2)):
             frame_step._PORTION = portion
             seen.clear()
             with CommDebugMode() as comm:
-                Fromage(params, direction="spectral").step()
-            assert sum(seen) == 12 // ranks, seen
+                Fromage([plain, *params], direction="spectral").step()
+            assert sum(seen) == 12 // ranks + (dist.get_rank() == 0), seen
             assert comm.get_total_counts() == 1 + 3 * portions, comm.get_comm_counts()
     finally:
         spectral.orthogonal_factor, frame_step._PORTION = original, whole_portion
@@ -157,6 +163,31 @@ def copies_share_the_work() -> None:
             every = [torch.empty_like(c) for _ in range(ranks)]
             dist.all_gather(every, c.detach())
             assert all(torch.equal(copy, c) for copy in every), "replicas went apart"
+
+
+def whole_experts_stay_where_they_are() -> None:
+    """Five experts, cut by expert: no rank needs another's."""
+    mesh = world()
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(5, 4, 3, generator=generator)
+    one = nn.Parameter(first.clone())
+    many = nn.Parameter(distribute_tensor(first.clone(), mesh, [Shard(0)]))
+    frozen = nn.Parameter(
+        distribute_tensor(first[0].clone(), mesh, [Shard(0)]), requires_grad=False
+    )
+    options = dict(direction="spectral", scale="block")
+    pair = Fromage([one], 0.03, **options), Fromage([many], 0.03, **options)
+    pair[1].add_param_group({"params": [frozen], "scale": "tensor"})
+    for step in range(5):
+        one.grad = torch.randn(first.shape, generator=generator)
+        one.grad[step] = 0.0  # an expert without tokens
+        many.grad = distribute_tensor(one.grad.clone(), mesh, [Shard(0)])
+        pair[0].step()
+        with CommDebugMode() as comm:
+            pair[1].step()
+        assert comm.get_total_counts() == 2, comm.get_comm_counts()
+    torch.testing.assert_close(many.full_tensor(), one, rtol=1e-5, atol=1e-6)
+    assert frozen not in pair[1].state, "what is not trained has no state"
 
 
 def spectral_models_train_alike() -> None:
@@ -209,6 +240,7 @@ ON_ANY = (
     blocks_lie_across_ranks,
     the_work_is_spread,
     copies_share_the_work,
+    whole_experts_stay_where_they_are,
     spectral_models_train_alike,
 )
 ON_FOUR = (hsdp_exchanges_over_shards_only, tensor_parallel_matrices_are_refused)

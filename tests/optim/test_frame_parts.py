@@ -92,6 +92,15 @@ def test_what_had_a_gradient_once_rests_without_one(
     assert (momentum[1:3].abs() < was[1:3].abs()).all()
 
 
+@each_own_direction
+def test_no_experts_are_no_work(direction: str) -> None:
+    params = [nn.Parameter(torch.empty(0, 5, 5)), nn.Parameter(torch.ones(2, 5, 5))]
+    for some in (params[:1], params):
+        optimizer = Fromage(some, lr=0.1, direction=direction, scale="block")
+        run(optimizer, some, (1, 2))
+    assert torch.isfinite(params[1]).all() and (params[1] != 1).any()
+
+
 @each_backend
 def test_a_rows_step_hangs_on_that_row_alone(backend: str) -> None:
     ends = []
