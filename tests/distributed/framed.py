@@ -41,7 +41,10 @@ def framed(options: dict[str, Any]) -> Any:
 
 
 def frames_equal_one_process() -> None:
-    for name, (options, collectives) in FRAMED.items():
+    # What hangs on the number of ranks is in these two.
+    names = FRAMED if dist.get_world_size() == 2 else ("rows", "spectral")
+    for name in names:
+        options, collectives = FRAMED[name]
         close = 1e-4 if name == "spectral" else 1e-6
         count = dict(build=framed(options), collectives=collectives, close=close)
         compare(name, world(), [Shard(0)], **count)
@@ -191,13 +194,13 @@ def whole_experts_stay_where_they_are() -> None:
 
 
 def spectral_models_train_alike() -> None:
-    for optim in ("fromage_spectral", "fromage_momentum"):
-        same_training(optim)
+    same_training("fromage_spectral")
 
 
 def hsdp_exchanges_over_shards_only() -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for name, (options, collectives) in FRAMED.items():
+    for name in ("rows", "spectral"):
+        options, collectives = FRAMED[name]
         compare(
             name,
             mesh,
@@ -206,7 +209,6 @@ def hsdp_exchanges_over_shards_only() -> None:
             collectives=collectives,
             close=1e-4,
         )
-    same_training("fromage_spectral", mesh=mesh)
 
 
 def tensor_parallel_matrices_are_refused() -> None:
