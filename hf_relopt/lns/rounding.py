@@ -23,6 +23,11 @@ def _low32(value: Tensor) -> Tensor:
     return value & 0xFFFFFFFF
 
 
+def rounds_stochastically(dtype: torch.dtype, rounding: str | None) -> bool:
+    """True if weights of ``dtype`` are written with noise under this ``rounding`` option."""
+    return dtype in ROUNDED_DTYPES and rounding != "nearest"
+
+
 def noise_keys(seed: int, index: Tensor, step: Tensor) -> Tensor:
     """One 32-bit key per tensor from its index in the optimizer and its step count.
 

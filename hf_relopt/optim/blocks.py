@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_relopt.backends import BACKENDS
 from hf_relopt.backends.batch import Batch, compute_dtype
-from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise_keys
+from hf_relopt.lns.rounding import noise_keys, rounds_stochastically
 from hf_relopt.optim.decision import with_anchors
 from hf_relopt.optim.frame import is_vector
 from hf_relopt.optim.measure import Measurement
@@ -101,7 +101,7 @@ def _blocks(
 
 
 def _is_noisy(batch: Framed) -> bool:
-    return batch.params[0].dtype in ROUNDED_DTYPES and batch.group["rounding"] != "nearest"
+    return rounds_stochastically(batch.params[0].dtype, batch.group["rounding"])
 
 
 def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch:

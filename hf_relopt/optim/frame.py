@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.option import Option, none_or, number, one_of, parse_bool
+from hf_relopt.optim.option import Option, flag, none_or, number, one_of, parse_bool
 
 DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
 SCALES = ("tensor", "row", "block")
@@ -80,12 +80,8 @@ FRAME_OPTIONS: dict[str, Option] = {
         remedy="use 3 for a fused QKV of equal parts; in --optim_args write sizes as 768;256;256",
     ),
     "momentum_dtype": one_of(None, ["bfloat16"], "leave it out for float32"),
-    "share_work": Option(
-        default=False,
-        allowed="True or False",
-        accepts=lambda value: isinstance(value, bool),
-        parse=parse_bool,
-        remedy="use True where every process has all weights and the same gradients, as in DDP",
+    "share_work": flag(
+        "use True where every process has all weights and the same gradients, as in DDP"
     ),
 }
 

@@ -49,6 +49,17 @@ def parse_pair(text: str) -> tuple[float, float]:
     return float(first), float(second)
 
 
+def flag(remedy: str) -> Option:
+    """An option that is False unless somebody says True."""
+    return Option(
+        default=False,
+        allowed="True or False",
+        accepts=lambda value: isinstance(value, bool),
+        parse=parse_bool,
+        remedy=remedy,
+    )
+
+
 def one_of(default: Any, words: Iterable[Any], remedy: str) -> Option:
     """An option that takes one of a few words (and None, if that is the default)."""
     known = list(words)

@@ -11,7 +11,7 @@ import torch
 from hf_relopt.backends import BACKENDS
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.frame import FRAME_OPTIONS, check_frame
-from hf_relopt.optim.option import Option, is_number, number, one_of, parse_bool, parse_pair
+from hf_relopt.optim.option import Option, flag, is_number, number, one_of, parse_pair
 
 
 def _is_lr(value: Any) -> bool:
@@ -45,13 +45,7 @@ COMMON: dict[str, Option] = {
         remedy="use 0",
     ),
     "backend": one_of("foreach", BACKENDS, "use 'foreach'"),
-    "maximize": Option(
-        default=False,
-        allowed="True or False",
-        accepts=lambda value: isinstance(value, bool),
-        parse=parse_bool,
-        remedy="leave it out to minimise",
-    ),
+    "maximize": flag("leave it out to minimise"),
 }
 
 MIN_SCALE = number(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_relopt.backends import sums
 from hf_relopt.backends.batch import Piece, Scalars, compute_dtype, piece_size, rule_step
-from hf_relopt.lns.rounding import ROUNDED_DTYPES, noise_keys
+from hf_relopt.lns.rounding import noise_keys, rounds_stochastically
 from hf_relopt.optim.decision import with_anchors
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
@@ -27,7 +27,7 @@ def step_rows(
 ) -> None:
     """Step every tensor of ``batch`` along its direction. No rank needs another's rows."""
     for t, (param, index) in enumerate(zip(batch.params, batch.indices, strict=True)):
-        noisy = param.dtype in ROUNDED_DTYPES and batch.group["rounding"] != "nearest"
+        noisy = rounds_stochastically(param.dtype, batch.group["rounding"])
         if noisy and index not in places:
             places[index] = place_of(param)
         around = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.batch import Work
-from hf_relopt.lns.rounding import ROUNDED_DTYPES
+from hf_relopt.lns.rounding import rounds_stochastically
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.rules import RULES
 from hf_relopt.optim.state import State, as_scalar, widest
@@ -34,7 +34,7 @@ def work_of(
     """
     rule, device = RULES[group["rule"]], params[0].device
     numel = torch.tensor([param.numel() for param in params], dtype=widest(device))
-    noisy = params[0].dtype in ROUNDED_DTYPES and group["rounding"] != "nearest"
+    noisy = rounds_stochastically(params[0].dtype, group["rounding"])
     for param, number in zip(params, indices, strict=True):
         if noisy and number not in places:
             places[number] = place_of(param)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import set_seed
 
-import hf_relopt
 from tests.benchmarks.scripts import records, sentences, start
 
 TEXT = "the cat sat on the mat and ate. it was a very good rat, says the cat.\n"
@@ -238,10 +236,6 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(load) -> None:
         assert not torch.equal(before[name], dict(model.named_parameters())[name])
 
 
-@pytest.mark.skipif(
-    "direction" not in inspect.signature(hf_relopt.Fromage).parameters,
-    reason="Fromage has no directions yet",
-)
 @pytest.mark.parametrize("name", ["adamh", "muonh"])
 def test_on_the_sphere_matrices_keep_their_norm_and_adamw_has_the_rest(load, name: str) -> None:
     spec = load("optimizer_spec")
