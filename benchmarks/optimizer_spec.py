@@ -15,7 +15,9 @@ import torch
 OURS = ("fromage", "fromage_spectral", "fromage_momentum", "madam")
 # On the sphere: AdamW's or Muon's direction in our frame, AdamW for the rest.
 SPHERES = ("adamh", "muonh")
-NAMES = (*OURS, *SPHERES, "adamw", "muon", "sgd")
+# Madam as the paper does not have it, to see whether it is missing anything.
+WITH_MOMENTUM = "madam_momentum"
+NAMES = (*OURS, *SPHERES, WITH_MOMENTUM, "adamw", "muon", "sgd")
 WARMUP = 100
 
 
@@ -39,7 +41,7 @@ class OptimizerSpec:
     @property
     def relative(self) -> bool:
         """Is the step a fraction of the weights? Such optimizers need no warm-up."""
-        return self.name in OURS or self.name in SPHERES
+        return self.name in (*OURS, *SPHERES, WITH_MOMENTUM)
 
     def without(self, *names: str) -> OptimizerSpec:
         """The same optimizer without these options."""
@@ -103,6 +105,10 @@ def build_optimizer(
 
         return muon_and_adamw(model, options, defaults)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if spec.name == WITH_MOMENTUM:
+        from madam_momentum import MadamWithMomentum
+
+        return MadamWithMomentum(weights, **options)
     if spec.name == "sgd":
         return torch.optim.SGD(weights, momentum=options.pop("momentum", 0.9), **options)
     return torch.optim.AdamW(weights, fused=True, **{**defaults, **options})

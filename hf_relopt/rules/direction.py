@@ -7,8 +7,8 @@
 
 The orthogonal factor of M = A S B^T (its singular value decomposition) is A B^T: all singular
 values become one. Muon follows it (Jordan et al., 2024); here a fixed number of matrix
-multiplications approximates it, with the polynomials of "The Polar Express" (Amsel, Persson,
-Musco, Gower; 2025; arXiv 2505.16932).
+multiplications approximates it, with polynomials as in "The Polar Express" (Amsel, Persson, Musco,
+Gower; 2025; arXiv 2505.16932).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from hf_relopt.rules.madam import SMALLEST_SQUARE
 
-# (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one after the other, for singular values in
-# [0.001, 1]. They come out in [0.846, 1.124].
+# (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one after the other. Each is the best of its
+# degree for the interval that the one before leaves, the first for singular values in [0.004, 1];
+# in the end they are in [0.873, 1.127].
 _POLYNOMIALS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (8.340980668025974, -24.59736786940365, 18.223024852918456),
+    (3.9779944234377087, -2.9654342081377387, 0.5642720010276877),
+    (3.3274785412878574, -2.4952367968355644, 0.5108133677613138),
+    (2.3085645777761497, -1.675994456278577, 0.41957392878072947),
 )
 # Rounding must not push a singular value out of an interval: each polynomial is stretched by it.
 _SAFETY = 1.01
@@ -66,14 +66,14 @@ def adam(
 
 
 def orthogonal_factor(matrices: Tensor) -> Tensor:
-    """The orthogonal factor of each matrix, by five polynomials in it.
+    """The orthogonal factor of each matrix, by four polynomials in it.
 
-    With s_i the singular values, those that are at least (sum s_i^4)^(1/4) / 1000 come out in
-    [0.84, 1.13], smaller ones as at most 980 times what they were over that, and zero as zero.
-    bfloat16 is rougher: [0.8, 1.2] from a hundredth on, and up to 1.4 for what is smaller.
+    With s_i the singular values, those that are at least 0.004 (sum s_i^4)^(1/4) come out in
+    [0.84, 1.13], smaller ones as at most 245 times what they were over that, and zero as zero.
+    bfloat16 is rougher: [0.8, 1.15] from a hundredth on.
 
     Args:
-        matrices: [..., m, n], worked on in their own dtype.
+        matrices: [m, n] or [count, m, n], worked on in their own dtype.
     Returns: the same shape and dtype.
     """
     tall = matrices.size(-2) > matrices.size(-1)
@@ -94,8 +94,9 @@ def _iterate(x: Tensor) -> Tensor:
     """
     square = x @ x.mT
     # |X X^T|^(1/2) is no less than the largest singular value, and much nearer to it than |X|.
-    norm = _positive(torch.linalg.matrix_norm(square.float(), keepdim=True)).to(x.dtype)
-    x, square = x / norm.sqrt(), square / norm
+    norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    norm = _positive(norm)
+    x, square = x * norm.rsqrt().to(x.dtype), square * norm.reciprocal().to(x.dtype)
     first = 0
     for length in _runs(x):
         square = x @ x.mT if first else square
@@ -106,21 +107,29 @@ def _iterate(x: Tensor) -> Tensor:
 
 def _runs(x: Tensor) -> tuple[int, ...]:
     if x.size(-1) < 2 * x.size(-2):
-        return (1, 1, 1, 1, 1)
-    return (2, 3) if x.dtype is torch.bfloat16 else (5,)
+        return (1,) * len(_POLYNOMIALS)
+    return (2, 2) if x.dtype is torch.bfloat16 else (4,)
 
 
 def _run(x: Tensor, square: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
     """Some of the polynomials, given X X^T; X is multiplied once."""
     gathered = None
     for place, (a, b, c) in enumerate(polynomials):
-        p = b / _SAFETY**3 * square + c / _SAFETY**5 * (square @ square)
+        p = _multiply_add(square, square, square, b / _SAFETY**3, c / _SAFETY**5)
+        if len(polynomials) == 1:
+            return _multiply_add(x, p, x, a / _SAFETY, 1.0)
         p.diagonal(dim1=-2, dim2=-1).add_(a / _SAFETY)
         gathered = p if gathered is None else p @ gathered
         if place + 1 < len(polynomials):
             square = (p @ square) @ p
     assert gathered is not None
     return gathered @ x
+
+
+def _multiply_add(term: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:
+    """beta term + alpha left @ right, rounded once and in one pass."""
+    together = torch.addmm if term.dim() == 2 else torch.baddbmm
+    return together(term, left, right, beta=beta, alpha=alpha)
 
 
 def _positive(norm: Tensor) -> Tensor:

@@ -258,6 +258,26 @@ def test_on_the_sphere_matrices_keep_their_norm_and_adamw_has_the_rest(load, nam
     assert matrix.norm().item() == pytest.approx(norm, rel=1e-5)
 
 
+def test_madam_with_a_first_moment_of_no_memory_is_madam(load) -> None:
+    spec = load("optimizer_spec")
+    found = []
+    for word in ("madam:p_scale=2", "madam_momentum:p_scale=2,momentum=0", "madam_momentum"):
+        model = small_gpt2(load)
+        parsed = spec.optimizer_spec(word)
+        optimizer = spec.build_optimizer(parsed, model, betas=(0.9, 0.99), weight_decay=0.1)
+        assert parsed.relative and spec.rate_in_use(parsed, optimizer) == 0.01
+        for step in range(5):
+            tokens = torch.arange(8)[None].roll(step)
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        # Gradients of attention's biases are partly rounding noise, which both would normalise.
+        named = [weight for name, weight in model.named_parameters() if "c_attn.bias" not in name]
+        found.append(torch.cat([weight.detach().flatten() for weight in named]))
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found[0], found[2], rtol=1e-3)
+
+
 def test_three_schedules_have_names_and_a_fourth_is_refused(load) -> None:
     schedule = load("optimizer_spec").schedule
     factor = schedule("warmup_linear", 300)
