@@ -48,7 +48,8 @@ class MadamWithMomentum(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state["step"] = 0
-            state["momentum"], state["second_moment"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            state["momentum"] = torch.zeros_like(weight)
+            state["second_moment"] = torch.zeros_like(weight)
             state["first_rms"] = weight.square().mean().sqrt()
         state["step"] += 1
         decay, beta = group["momentum"], group["beta"]

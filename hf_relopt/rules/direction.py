@@ -127,7 +127,7 @@ def _run(x: Tensor, square: Tensor, polynomials: Sequence[tuple[float, float, fl
 
 
 def _multiply_add(term: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:
-    """beta term + alpha left @ right, rounded once and in one pass."""
+    """Returns beta term + alpha left @ right, rounded once."""
     together = torch.addmm if term.dim() == 2 else torch.baddbmm
     return together(term, left, right, beta=beta, alpha=alpha)
 
