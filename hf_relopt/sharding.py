@@ -159,7 +159,7 @@ def one_per_row(param: Tensor, value: float) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     placements = [
-        placement if placement.is_shard(0) else Replicate()
+        placement if _cuts_rows_apart(placement) else Replicate()
         for placement in param.placements  # type: ignore[attr-defined]
     ]
     part = local(param)
@@ -176,12 +176,15 @@ def one_per_row(param: Tensor, value: float) -> Tensor:
 
 def rows_are_whole(param: Tensor) -> bool:
     """True if a rank that has a part of a row has all of it."""
-    if not is_sharded(param):
-        return True
-    return all(
-        placement.is_replicate() or placement.is_shard(0)
+    return not is_sharded(param) or all(
+        placement.is_replicate() or _cuts_rows_apart(placement)
         for placement in param.placements  # type: ignore[attr-defined]
     )
+
+
+def _cuts_rows_apart(placement: Any) -> bool:
+    # FSDP2 leaves a placement of its own where tensor parallelism has cut the same dimension.
+    return getattr(placement, "dim", None) == 0
 
 
 def reachable(tensor: Tensor, param: Tensor) -> Tensor:

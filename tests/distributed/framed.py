@@ -6,6 +6,7 @@ of matrices. Only the iteration is inexact: it rounds differently for other stac
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from hf_relopt import Fromage
+from hf_relopt import Fromage, create_optimizer
 from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.sharding import place_of
 from tests.distributed.ranks import run_checks
 from tests.distributed.sharded import compare, same_training, world
 
@@ -235,6 +239,39 @@ def tensor_parallel_matrices_are_refused() -> None:
     )
 
 
+def rows_are_whole_under_fsdp_with_tensor_parallelism() -> None:
+    """An embedding that both cut by rows: FSDP2 marks that with a placement of its own."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 4), nn.Tanh())
+    many = copy.deepcopy(one)
+    plan = {
+        "0": RowwiseParallel(input_layouts=Replicate()),
+        "1": ColwiseParallel(),
+        "2": RowwiseParallel(),
+    }
+    parallelize_module(many, mesh["tp"], plan)
+    fully_shard(many, mesh=mesh["fsdp"])
+    assert "_StridedShard" in str(many[0].weight.placements)
+    pair = [create_optimizer(model, "fromage_momentum") for model in (one, many)]
+    row = mesh.get_local_rank("fsdp")
+    for step in range(10):
+        # Not every token in every step: the others' rows rest.
+        tokens = torch.randint(11, (8,), generator=torch.Generator().manual_seed(step))
+        for model, optimizer, part in ((one, pair[0], tokens), (many, pair[1], tokens[row::2])):
+            optimizer.zero_grad()
+            model(part).square().mean().backward()
+            optimizer.step()
+    for a, c in zip(one.parameters(), many.parameters(), strict=True):
+        torch.testing.assert_close(c.full_tensor().detach(), a.detach(), rtol=1e-5, atol=1e-6)
+    weight, (whole, own) = many[0].weight, [each.state_dict()["state"][0] for each in pair]
+    torch.testing.assert_close(own["anchor_norm"].full_tensor(), whole["anchor_norm"])
+    # Noise and blocks go by where a part begins.
+    part, place = weight.to_local(), place_of(weight)
+    assert place is not None and len(part) in (2, 3)
+    assert torch.equal(weight.full_tensor()[place.first[0] :][: len(part)], part)
+
+
 ON_ANY = (
     frames_equal_one_process,
     low_precision_momentum_has_the_same_bits,
@@ -245,7 +282,11 @@ ON_ANY = (
     whole_experts_stay_where_they_are,
     spectral_models_train_alike,
 )
-ON_FOUR = (hsdp_exchanges_over_shards_only, tensor_parallel_matrices_are_refused)
+ON_FOUR = (
+    hsdp_exchanges_over_shards_only,
+    tensor_parallel_matrices_are_refused,
+    rows_are_whole_under_fsdp_with_tensor_parallelism,
+)
 # Three ranks cut everything unevenly; what does not hang on that is seen on two.
 ON_THREE = (
     frames_equal_one_process,
