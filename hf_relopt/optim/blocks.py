@@ -61,7 +61,7 @@ def step_blocks(
         BACKENDS[batch.group["backend"]].local_sums(
             [block.param for block in blocks],
             [block.direction for block in blocks],
-            "norms" if batch.frame.p_bound is None and not batch.frame.sphere else "cosine",
+            "cosine" if _is_bounded(batch) else "norms",
         )
         for batch, blocks in members
     ]
@@ -98,6 +98,10 @@ def _blocks(
         blocks.append(Block(tensor, own, towards, numel, inside))
         begin += size
     return blocks
+
+
+def _is_bounded(batch: Framed) -> bool:
+    return batch.memory != "vector" and (batch.frame.p_bound is not None or batch.frame.sphere)
 
 
 def _is_noisy(batch: Framed) -> bool:

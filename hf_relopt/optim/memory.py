@@ -120,25 +120,40 @@ def take_in(work: Work, decision: Decision, apply: Callable[[Batch], None]) -> N
 
 def directions(batch: Framed) -> list[Tensor]:
     """U of each parameter, as far as this rank's part of it says; "spectral" is momentum so far."""
-    return [_direction(batch, *each) for each in zip(batch.params, batch.states, strict=True)]
+    if batch.memory == "gradient":
+        return _gradients(batch)
+    momenta = [local(state["momentum"]).float() for state in batch.states]
+    if "second_moment" in batch.states[0]:
+        return _adam(batch, momenta)
+    if not batch.frame.nesterov:
+        return momenta
+    grads = [grad.float() for grad in _gradients(batch)]
+    return direction.nesterov(momenta, grads, decay=batch.frame.momentum)
 
 
-def _direction(batch: Framed, param: Tensor, state: State) -> Tensor:
-    frame, memory, maximize = batch.frame, batch.memory, batch.group["maximize"]
-    if memory == "gradient":
-        return -local_grad(param) if maximize else local_grad(param)
-    momentum = local(state["momentum"]).float()
-    if "second_moment" in state:
-        decays = (VECTOR_DECAY, VECTOR_BETA)
-        mu, beta = decays if memory == "vector" else (frame.momentum, frame.beta)
-        step = state["step"].to(widest(param.device))
-        return direction.adam(
-            momentum,
-            local(state["second_moment"]),
-            correction1=(1 - mu**step).float(),
-            correction2=(1 - beta**step).float(),
-        )
-    if not frame.nesterov:
-        return momentum
-    grad = local_grad(param).float()
-    return direction.nesterov(momentum, -grad if maximize else grad, decay=frame.momentum)
+def _gradients(batch: Framed) -> list[Tensor]:
+    grads = [local_grad(param) for param in batch.params]
+    return list(torch._foreach_neg(grads)) if batch.group["maximize"] else grads
+
+
+def _adam(batch: Framed, momenta: Sequence[Tensor]) -> list[Tensor]:
+    decays = (VECTOR_DECAY, VECTOR_BETA)
+    mu, beta = decays if batch.memory == "vector" else (batch.frame.momentum, batch.frame.beta)
+    steps = torch.stack([state["step"] for state in batch.states]).to(widest(momenta[0].device))
+    corrections = (1 - mu**steps).float(), (1 - beta**steps).float()
+    seconds = [local(state["second_moment"]) for state in batch.states]
+    if batch.memory != "vector":
+        each = zip(momenta, seconds, *corrections, strict=True)
+        return [direction.adam(m, v, correction1=c1, correction2=c2) for m, v, c1, c2 in each]
+    # Vectors are many and small: end to end they cost what one of them does.
+    sizes = [momentum.numel() for momentum in momenta]
+    counts = torch.tensor(sizes).to(momenta[0].device, non_blocking=True)
+    first, second = (c.repeat_interleave(counts, output_size=sum(sizes)) for c in corrections)
+    found = direction.adam(
+        torch.cat([momentum.reshape(-1) for momentum in momenta]),
+        torch.cat([moment.reshape(-1) for moment in seconds]),
+        correction1=first,
+        correction2=second,
+    )
+    parts = zip(found.split(sizes), momenta, strict=True)
+    return [part.view(momentum.shape) for part, momentum in parts]

@@ -51,9 +51,9 @@ def take_in_square(
     return momentum * decay + grad * (1 - decay), new
 
 
-def nesterov(momentum: Tensor, grad: Tensor, *, decay: float) -> Tensor:
-    """A look ahead: the momentum as it would be after this gradient once more."""
-    return torch.lerp(grad, momentum, decay)
+def nesterov(momenta: Sequence[Tensor], grads: Sequence[Tensor], *, decay: float) -> list[Tensor]:
+    """A look ahead: each momentum as it would be after its gradient once more."""
+    return list(torch._foreach_lerp(grads, momenta, decay))
 
 
 def adam(
@@ -79,7 +79,7 @@ def orthogonal_factor(matrices: Tensor) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # Sums of squares have no room for gradients of 1e-30 or 1e30.
-    x = x / _positive(torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True))
+    x = x / _positive(x.abs().amax(dim=(-2, -1), keepdim=True))
     x = _iterate(x)
     return x.mT if tall else x
 
