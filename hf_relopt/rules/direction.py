@@ -53,7 +53,7 @@ def take_in_square(
 
 def nesterov(momenta: Sequence[Tensor], grads: Sequence[Tensor], *, decay: float) -> list[Tensor]:
     """A look ahead: each momentum as it would be after its gradient once more."""
-    return list(torch._foreach_lerp(grads, momenta, decay))
+    return list(torch._foreach_lerp(list(grads), list(momenta), decay))
 
 
 def adam(
