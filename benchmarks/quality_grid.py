@@ -52,7 +52,7 @@ DEFAULT = {
     # A factor of two between rates: the aim is a best rate that moves by no more than that.
     "widths": [
         "fromage_spectral",
-        *_rates("fromage_spectral", "2.5e-3", "5e-3", "2e-2", "4e-2"),
+        *_rates("fromage_spectral", "5e-3", "1e-2", "4e-2", "8e-2"),
         *_rates("adamw", "1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2"),
     ],
 }

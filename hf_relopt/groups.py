@@ -49,12 +49,14 @@ class Preset:
         others: options of roles that are not in ``roles``.
         roles: options by role.
         cut: roles whose fused weights are cut into their matrices.
+        from_scratch_lr: the rate of an untrained model if nobody gives one.
     """
 
     rule: str
     others: Mapping[str, Any]
     roles: Mapping[str, Mapping[str, Any]]
     cut: tuple[str, ...]
+    from_scratch_lr: float
 
 
 @dataclass(frozen=True)

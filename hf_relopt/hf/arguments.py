@@ -15,7 +15,7 @@ from hf_relopt.optim.create import OPTIMIZERS, default_lr
 from hf_relopt.optim.options import check_options
 from hf_relopt.optim.presets import rule_of_name
 
-# In the messages about weight decay. Presets are bounded by 3 as they stand.
+# In the messages about weight decay. Presets are bounded by 2 as they stand.
 _BOUNDS = {"fromage": "p_bound=1.0", "madam": "p_scale=3.0"}
 
 
@@ -41,7 +41,7 @@ def check(args: Any) -> None:
         raise ConfigError(
             f"weight_decay is {args.weight_decay!r}; {name} takes only 0: it keeps the norms of "
             f"weights by itself. Drop --weight_decay, and use --optim_args "
-            f"{_BOUNDS.get(name, 'p_bound=2.0')} to bound the weights."
+            f"{_BOUNDS.get(name, 'p_bound=1.5')} to bound the weights."
         )
     guards.check_arguments(args)
 
@@ -57,7 +57,7 @@ def resolve_lr(args: Any, model: nn.Module, given: float | None) -> float:
     elif args.learning_rate != default:
         lr, why = args.learning_rate, "as given"
     else:
-        lr, evidence = _as_rank_zero_sees_it(*default_lr(model))
+        lr, evidence = _as_rank_zero_sees_it(*default_lr(model, str(name_of(args))))
         why = (
             f"since none was given and {evidence}; a rate of {default:g} cannot be told from the "
             "default of the arguments, --optim_args lr=... forces one"

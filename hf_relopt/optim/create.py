@@ -29,14 +29,16 @@ FINE_TUNING_LR = 0.001
 ADAPTER_LR = 0.03
 
 
-def default_lr(model: nn.Module) -> tuple[float, str]:
+def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
     """The rate if nobody gives one, and why."""
     if groups.has_adapters(model):
         return ADAPTER_LR, "the model has LoRA adapters to train, which start from zero"
     pretrained, evidence = groups.looks_pretrained(model)
     if pretrained:
         return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
-    return FROM_SCRATCH_LR, f"the model looks untrained: {evidence}"
+    preset = PRESETS.get(optim)
+    lr = preset.from_scratch_lr if preset else FROM_SCRATCH_LR
+    return lr, f"the model looks untrained: {evidence}"
 
 
 def plan(
@@ -53,7 +55,7 @@ def plan(
         model: tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
         lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
-            pretrained, else 0.01.
+            pretrained, else 0.01, for presets 0.02.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see :class:`Fromage` and :class:`Madam`. They win over a
@@ -67,7 +69,7 @@ def plan(
     for name in options:
         if name not in OPTIONS[rule] or name == "lr":
             raise unknown_option(rule, name)
-    lr = default_lr(model)[0] if lr is None else lr
+    lr = default_lr(model, optim)[0] if lr is None else lr
     check_options(rule, {**options, "lr": lr})
     check_request(optim, options)
     for target, changes in (overrides or {}).items():

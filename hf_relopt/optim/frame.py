@@ -21,7 +21,7 @@ SCALES = ("tensor", "row", "block")
 # of the first steps down; AdamW is run so for small language models.
 VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
 # Where steps add up, a bound is part of the rule: see rules/fromage.py.
-P_BOUND = 3.0
+P_BOUND = 2.0
 LARGEST_P_BOUND = 10.0
 
 

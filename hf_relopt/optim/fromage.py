@@ -32,7 +32,7 @@ class Fromage(RelativeOptimizer):
             for embeddings; rows without gradient are left alone), or of each "block".
         bound: "sphere" keeps each norm as it was at the first step; None leaves it to ``p_bound``.
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
-            bound under the paper's rule, and for 3.0 in all other cases, where successive steps may
+            bound under the paper's rule, and for 2.0 in all other cases, where successive steps may
             add up. Tensors that start at zero have none.
         momentum: its decay, in [0, 1); None: 0.95, or 0.9 for "adam".
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".

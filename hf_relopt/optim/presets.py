@@ -18,6 +18,9 @@ def _preset(direction: str) -> Preset:
         others={"direction": direction},
         roles={"embedding": _BY_ROW, "head": _BY_ROW},
         cut=("matrix",),
+        # As good as any from .01 on in small runs of 1,500 and 2,000 steps, and better in shorter
+        # ones: benchmarks/results/quality_widths_cpu_202611.md.
+        from_scratch_lr=0.02,
     )
 
 

@@ -17,8 +17,15 @@ def build(args, model=None):
     return optimizer, lr
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
-@pytest.mark.parametrize(("trained", "expected"), [(False, 0.01), (True, 0.001)])
+@pytest.mark.parametrize(
+    ("optim", "trained", "expected"),
+    [
+        ("fromage", False, 0.01),
+        ("madam", False, 0.01),
+        ("fromage_spectral", False, 0.02),
+        *[(optim, True, 0.001) for optim in ("fromage", "madam", "fromage_spectral")],
+    ],
+)
 def test_default_rate_is_ours_and_is_written_back(optim, trained, expected, tmp_path, said):
     args = arguments(tmp_path, optim=optim)
     model = pretrained(gpt2()) if trained else gpt2()

@@ -39,15 +39,19 @@ def test_the_name_makes_the_class_with_the_class_s_options(name, cls):
 @pytest.mark.parametrize(
     ("given", "expected", "evidence"),
     [
-        ({}, 0.01, "untrained"),
+        ({}, None, "untrained"),
         ({"trained": True}, 0.001, "1.weight"),
         ({"trained": True, "lora": True}, 0.03, "LoRA"),
     ],
 )
-@pytest.mark.parametrize("name", ["fromage", "madam"])
-def test_default_rate_follows_the_model(name, given, expected, evidence):
+@pytest.mark.parametrize(
+    ("name", "from_scratch"),
+    [("fromage", 0.01), ("madam", 0.01), ("fromage_spectral", 0.02), ("fromage_momentum", 0.02)],
+)
+def test_default_rate_follows_the_model(name, from_scratch, given, expected, evidence):
     net = model(**given)
-    lr, why = default_lr(net)
+    expected = expected or from_scratch
+    lr, why = default_lr(net, name)
     assert lr == expected
     assert evidence in why
     assert {g["lr"] for g in create_optimizer(net, name).param_groups} == {expected}
@@ -57,7 +61,7 @@ def test_default_rate_follows_the_model(name, given, expected, evidence):
 def test_adapters_that_are_frozen_do_not_count():
     net = model(lora=True)
     net.adapter.requires_grad_(False)
-    assert default_lr(net)[0] == 0.01
+    assert default_lr(net, "fromage")[0] == 0.01
 
 
 def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():

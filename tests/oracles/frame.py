@@ -110,7 +110,7 @@ def frame(
     scale = "tensor" if vector else scale
     paper = (direction, scale, bound) == ("gradient", "tensor", None)
     if p_bound is None and not paper:
-        p_bound = 3.0
+        p_bound = 2.0
     memory = _Memory(direction, momentum, nesterov, beta, w)
 
     def of_parts(array: Array) -> list[Array]:
