@@ -46,8 +46,8 @@ def check(args: Any) -> None:
     guards.check_arguments(args)
 
 
-def resolve_lr(args: Any, model: nn.Module, given: float | None) -> float:
-    """The rate to train with; written back into ``args`` so that logs and cards are true.
+def resolve_lr(args: Any, name: str, model: nn.Module, given: float | None) -> float:
+    """The rate to train with optimizer ``name``; written back into ``args`` so that logs and cards are true.
 
     A rate in optim_args wins; then one in ``args`` that is not its class's default; then ours.
     """
@@ -57,7 +57,7 @@ def resolve_lr(args: Any, model: nn.Module, given: float | None) -> float:
     elif args.learning_rate != default:
         lr, why = args.learning_rate, "as given"
     else:
-        lr, evidence = _as_rank_zero_sees_it(*default_lr(model, str(name_of(args))))
+        lr, evidence = _as_rank_zero_sees_it(*default_lr(model, name))
         why = (
             f"since none was given and {evidence}; a rate of {default:g} cannot be told from the "
             "default of the arguments, --optim_args lr=... forces one"

@@ -91,7 +91,7 @@ def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
     arguments.check(args)
     guards.check_launch(model)
     said = optim_args.parse(name, args.optim_args)
-    lr = arguments.resolve_lr(args, model, said.lr)
+    lr = arguments.resolve_lr(args, name, model, said.lr)
     options = dict(said.options)
     if follows_spectral(name, options) and guards.every_process_has_all_weights(model):
         options.setdefault("share_work", True)

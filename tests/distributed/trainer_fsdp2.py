@@ -221,7 +221,7 @@ def all_ranks_take_the_rate_of_the_one_that_has_weights() -> None:
     if dist.get_rank() > 0:
         model.to("meta")
         assert default_lr(model, "fromage")[0] == 0.001, "it is judged by where it comes from"
-    assert resolve_lr(args, model, None) == 0.01, "its norm gains are untrained"
+    assert resolve_lr(args, "fromage", model, None) == 0.01, "its norm gains are untrained"
     del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
 
 
