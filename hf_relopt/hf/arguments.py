@@ -47,7 +47,7 @@ def check(args: Any) -> None:
 
 
 def resolve_lr(args: Any, name: str, model: nn.Module, given: float | None) -> float:
-    """The rate to train with optimizer ``name``; written back into ``args`` so that logs and cards are true.
+    """The rate for optimizer ``name``; written back into ``args``: logs and cards are to be true.
 
     A rate in optim_args wins; then one in ``args`` that is not its class's default; then ours.
     """
