@@ -86,7 +86,7 @@ def compare(
             a.grad = grad
             c.grad = distribute(grad, mesh, placements) if isinstance(c, DTensor) else grad.clone()
         one.step()
-        # "compiled" runs under no dispatch mode, and under one every step takes several times as long.
+        # "compiled" runs under no dispatch mode, and a step under one takes several times as long.
         if options.get("backend") == "compiled" or 2 <= step < STEPS - 1:
             many.step()
             continue
