@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from hf_relopt.rules import madam
+
 
 class MadamWithMomentum(torch.optim.Optimizer):
     """W ← W exp(−η sign(W) ĝ) with ĝ = m̂/√v̂, m the mean of gradients; as Madam in all else.
@@ -47,20 +49,30 @@ class MadamWithMomentum(torch.optim.Optimizer):
     def _step(self, weight: Tensor, group: dict[str, float]) -> None:
         state = self.state[weight]
         if not state:
-            state["step"] = 0
+            state["step"] = torch.zeros((), dtype=torch.float64)
             state["momentum"] = torch.zeros_like(weight)
             state["second_moment"] = torch.zeros_like(weight)
-            state["first_rms"] = weight.square().mean().sqrt()
+            state["first_norm"] = weight.norm().double()
         state["step"] += 1
-        decay, beta = group["momentum"], group["beta"]
+        decay = group["momentum"]
         m = state["momentum"].lerp_(weight.grad, 1 - decay)
-        v = state["second_moment"].lerp_(weight.grad.square(), 1 - beta)
-        m_hat = m / (1 - decay ** state["step"])
-        v_hat = v / (1 - beta ** state["step"])
-        bound = group["g_bound"]
-        ghat = torch.where(v_hat > 0, m_hat / v_hat.sqrt(), 0.0).clamp_(-bound, bound)
-        size = weight.abs()
-        most = torch.maximum(size, group["p_scale"] * state["first_rms"])
-        grown = torch.minimum(size * torch.exp(-group["lr"] * weight.sign() * ghat), most)
-        added = weight - group["lr"] * group["min_scale"] * ghat
-        weight.copy_(torch.where(state["first_rms"] > 0, grown * weight.sign(), added))
+        v = state["second_moment"].lerp_(weight.grad.square(), 1 - group["beta"])
+        coefficients = madam.coefficients(
+            lr=torch.tensor(group["lr"]),
+            step=state["step"],
+            anchor_norm=state["first_norm"],
+            numel=torch.tensor(float(weight.numel())),
+            beta=group["beta"],
+            p_scale=group["p_scale"],
+        )
+        # v has taken the gradient in: Madam's rule is to divide by it, and to leave it.
+        new, _ = madam.update(
+            weight,
+            m / (1 - decay ** int(state["step"])),
+            v,
+            **coefficients,
+            beta=1.0,
+            g_bound=group["g_bound"],
+            min_scale=group["min_scale"],
+        )
+        weight.copy_(new)

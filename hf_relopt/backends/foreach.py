@@ -7,7 +7,7 @@ rule, so the equation is the same code in every backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,10 +72,10 @@ def _apply_together(batch: Batch, indices: list[int]) -> None:
     if len(indices) == 1:
         return loop.apply_one(batch, indices[0])
     params = [batch.params[i] for i in indices]
-    flat = _end_to_end(params)
-    grad = _end_to_end([batch.grads[i] for i in indices])
+    flat = end_to_end(params)
+    grad = end_to_end([batch.grads[i] for i in indices])
     buffers = [[batch.buffers[i][k] for i in indices] for k in range(len(batch.buffers[0]))]
-    flat_buffers = tuple(_end_to_end(tensors) for tensors in buffers)
+    flat_buffers = tuple(end_to_end(tensors) for tensors in buffers)
     spread = _Spread(params, indices)
     scalars = Scalars(
         {k: v if v.dim() == 0 else spread(v) for k, v in batch.coefficients.items()},
@@ -90,9 +90,9 @@ def _apply_together(batch: Batch, indices: list[int]) -> None:
     rule_step(
         batch.update, flat, grad, flat_buffers, scalars, position, batch.constants, batch.maximize
     )
-    _copy_back(params, flat)
+    torch._foreach_copy_(params, apart(flat, params))
     for tensors, flat_buffer in zip(buffers, flat_buffers, strict=True):
-        _copy_back(tensors, flat_buffer)
+        torch._foreach_copy_(tensors, apart(flat_buffer, tensors))
     return None
 
 
@@ -120,12 +120,12 @@ class _Spread:
         return (counted - self._repeat(starts - begin)).to(torch.int32)
 
 
-def _end_to_end(tensors: list[Tensor]) -> Tensor:
+def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries of ``tensors`` in one dimension, as a copy."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _copy_back(tensors: list[Tensor], flat: Tensor) -> None:
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(
-        tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-    )
+def apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of ``flat`` in the shapes of the tensors that were laid end to end in it."""
+    parts = flat.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.batch import Batch, Decision, Work
+from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
@@ -149,11 +150,5 @@ def _adam(batch: Framed, momenta: Sequence[Tensor]) -> list[Tensor]:
     sizes = [momentum.numel() for momentum in momenta]
     counts = torch.tensor(sizes).to(momenta[0].device, non_blocking=True)
     first, second = (c.repeat_interleave(counts, output_size=sum(sizes)) for c in corrections)
-    found = direction.adam(
-        torch.cat([momentum.reshape(-1) for momentum in momenta]),
-        torch.cat([moment.reshape(-1) for moment in seconds]),
-        correction1=first,
-        correction2=second,
-    )
-    parts = zip(found.split(sizes), momenta, strict=True)
-    return [part.view(momentum.shape) for part, momentum in parts]
+    together = end_to_end(momenta), end_to_end(seconds)
+    return apart(direction.adam(*together, correction1=first, correction2=second), momenta)

@@ -108,7 +108,7 @@ def _iterate(x: Tensor) -> Tensor:
 def _runs(x: Tensor) -> tuple[int, ...]:
     if x.size(-1) < 2 * x.size(-2):
         return (1,) * len(_POLYNOMIALS)
-    return (2, 2) if x.dtype is torch.bfloat16 else (4,)
+    return (2, 2) if x.dtype is torch.bfloat16 else (len(_POLYNOMIALS),)
 
 
 def _run(x: Tensor, square: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:

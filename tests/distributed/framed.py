@@ -6,7 +6,6 @@ of matrices. Only the iteration is inexact: it rounds differently for other stac
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
 from typing import Any
@@ -15,16 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
-from hf_relopt import Fromage, create_optimizer
+from hf_relopt import Fromage
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.sharding import place_of
 from tests.distributed.ranks import run_checks
-from tests.distributed.sharded import compare, same_training, world
+from tests.distributed.sharded import compare, cut_both_ways, same_training, train_both, world
 
 # Settings, and how many collectives a step takes.
 FRAMED: dict[str, tuple[dict[str, Any], int]] = {
@@ -244,26 +242,18 @@ def rows_are_whole_under_fsdp_with_tensor_parallelism() -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
     torch.manual_seed(0)
     one = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 4), nn.Tanh())
-    many = copy.deepcopy(one)
     plan = {
         "0": RowwiseParallel(input_layouts=Replicate()),
         "1": ColwiseParallel(),
         "2": RowwiseParallel(),
     }
-    parallelize_module(many, mesh["tp"], plan)
-    fully_shard(many, mesh=mesh["fsdp"])
+    many = cut_both_ways(one, plan, mesh)
     assert "_StridedShard" in str(many[0].weight.placements)
-    pair = [create_optimizer(model, "fromage_momentum") for model in (one, many)]
-    row = mesh.get_local_rank("fsdp")
-    for step in range(10):
-        # Not every token in every step: the others' rows rest.
-        tokens = torch.randint(11, (8,), generator=torch.Generator().manual_seed(step))
-        for model, optimizer, part in ((one, pair[0], tokens), (many, pair[1], tokens[row::2])):
-            optimizer.zero_grad()
-            model(part).square().mean().backward()
-            optimizer.step()
-    for a, c in zip(one.parameters(), many.parameters(), strict=True):
-        torch.testing.assert_close(c.full_tensor().detach(), a.detach(), rtol=1e-5, atol=1e-6)
+
+    def tokens(generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(11, (8,), generator=generator)  # not all: the others' rows rest
+
+    pair = train_both(one, many, "fromage_momentum", mesh, tokens)
     weight, (whole, own) = many[0].weight, [each.state_dict()["state"][0] for each in pair]
     torch.testing.assert_close(own["anchor_norm"].full_tensor(), whole["anchor_norm"])
     # Noise and blocks go by where a part begins.

@@ -18,7 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_relopt import Fromage, Madam, create_optimizer, groups
@@ -441,22 +446,41 @@ def fsdp_with_tensor_parallelism_is_exact() -> None:
         compare(name, mesh, [Shard(0), Shard(1)], torch.bfloat16, collectives=2)
     torch.manual_seed(0)
     one = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4), nn.Tanh())
+    many = cut_both_ways(one, {"0": ColwiseParallel(), "2": RowwiseParallel()}, mesh)
+    for optim in ("fromage", "madam"):
+        train_both(one, many, optim, mesh, lambda generator: torch.randn(8, 6, generator=generator))
+
+
+def cut_both_ways(one: nn.Module, plan: dict[str, ParallelStyle], mesh: DeviceMesh) -> nn.Module:
+    """A copy of ``one`` under tensor parallelism and FSDP2, over a mesh of "fsdp" and "tp"."""
     many = copy.deepcopy(one)
-    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
     parallelize_module(many, mesh["tp"], plan)
     fully_shard(many, mesh=mesh["fsdp"])
     assert {param.device_mesh.ndim for param in many.parameters()} == {2}
-    for optim in ("fromage", "madam"):
-        pair = [create_optimizer(model, optim, 0.02) for model in (one, many)]
-        for step in range(10):
-            inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
-            row = mesh.get_local_rank("fsdp")
-            for model, optimizer, rows in ((one, pair[0], inputs), (many, pair[1], inputs[row::2])):
-                optimizer.zero_grad()
-                model(rows).square().mean().backward()
-                optimizer.step()
-        for a, c in zip(one.parameters(), many.parameters(), strict=True):
-            torch.testing.assert_close(c.full_tensor().detach(), a.detach(), rtol=1e-5, atol=1e-6)
+    return many
+
+
+def train_both(
+    one: nn.Module,
+    many: nn.Module,
+    optim: str,
+    mesh: DeviceMesh,
+    inputs_of: Callable[[torch.Generator], torch.Tensor],
+) -> list[torch.optim.Optimizer]:
+    """Ten steps of a model in one process and of its copy over ranks end alike."""
+    pair: list[torch.optim.Optimizer] = [
+        create_optimizer(each, optim, 0.02) for each in (one, many)
+    ]
+    row = mesh.get_local_rank("fsdp")
+    for step in range(10):
+        inputs = inputs_of(torch.Generator().manual_seed(step))
+        for model, optimizer, rows in ((one, pair[0], inputs), (many, pair[1], inputs[row::2])):
+            optimizer.zero_grad()
+            model(rows).square().mean().backward()
+            optimizer.step()
+    for a, c in zip(one.parameters(), many.parameters(), strict=True):
+        torch.testing.assert_close(c.full_tensor().detach(), a.detach(), rtol=1e-5, atol=1e-6)
+    return pair
 
 
 ON_ANY = (
