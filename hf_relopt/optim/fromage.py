@@ -32,9 +32,9 @@ class Fromage(RelativeOptimizer):
             for embeddings; rows without gradient are left alone), or of each "block".
         bound: "sphere" keeps each norm as it was at the first step; None leaves it to ``p_bound``.
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
-            bound under the paper's rule, and for 2.0 in all other cases, where successive steps may
-            add up. Tensors that start at zero have none.
-        momentum: its decay, in [0, 1); None: 0.95, or 0.9 for "adam".
+            bound under the paper's rule; in all other cases, where successive steps may add up, for
+            1.0 by row and 4.0 else. Tensors that start at zero have none.
+        momentum: its decay, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
         beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.
         split_dim: the dimension along which scale "block" cuts; None: 0.

@@ -110,7 +110,7 @@ def frame(
     scale = "tensor" if vector else scale
     paper = (direction, scale, bound) == ("gradient", "tensor", None)
     if p_bound is None and not paper:
-        p_bound = 2.0
+        p_bound = 1.0 if scale == "row" else 4.0
     memory = _Memory(direction, momentum, nesterov, beta, w)
 
     def of_parts(array: Array) -> list[Array]:
@@ -154,8 +154,7 @@ class _Memory:
         like: Array,
     ) -> None:
         self.kind = direction
-        usual = 0.9 if direction == "adam" else 0.95
-        self.mu = usual if momentum is None else momentum
+        self.mu = 0.9 if momentum is None else momentum
         self.nesterov = nesterov is None or nesterov
         self.beta = 0.999 if beta is None else beta
         names = {"gradient": (), "adam": ("momentum", "second_moment")}
