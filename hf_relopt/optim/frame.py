@@ -22,9 +22,9 @@ MOMENTUM = 0.9
 # Moments of the vectors' own direction. A second moment that forgets quickly follows the gradients
 # of the first steps down; AdamW is run so for small language models.
 VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
-# Where steps add up, a bound is part of the rule: see rules/fromage.py. Matrices are made with norms
-# that suit no width in particular (GPT-2: entries of 0.02 at each) and have to grow, by more the
-# narrower they are. Rows of an embedding do not, and learn a short text by heart if they may.
+# Where steps add up, a bound is part of the rule: see rules/fromage.py. Matrices start at norms
+# that suit no width in particular (GPT-2: entries of 0.02 at each); the narrower they are, the
+# more they have to grow. Rows of an embedding do not, and learn a short text by heart if they may.
 P_BOUND, ROW_P_BOUND = 4.0, 1.0
 LARGEST_P_BOUND = 10.0
 
