@@ -59,6 +59,17 @@ def _directions(optimizer: Any) -> str:
     return f", along {' and '.join(words)}" if set(used) - {"gradient"} else ""
 
 
+def _bounds(optimizer: Any) -> list[str]:
+    """The values of ``p_bound`` that Fromage's matrices are held by, most parameters first."""
+    return _by_size(
+        (str(frame_of(group).p_bound), param)
+        for group in optimizer.param_groups
+        if group.get("rule") == "fromage" and frame_of(group).p_bound is not None
+        for param in group["params"]
+        if not is_vector(param)
+    )
+
+
 def _by_size(pairs: Iterable[tuple[str, Tensor]]) -> list[str]:
     """The words that tensors are paired with, those of most parameters first."""
     sizes: dict[str, int] = {}
@@ -76,9 +87,12 @@ def _options(optimizer: Any) -> str:
     hidden = {"params", "param_names", "role", "rule", "lr", "initial_lr", "fused", "foreach",
               "capturable", "differentiable", "maximize", "decoupled_weight_decay",
               "backend", "shapes_crc32"}  # fmt: skip
+    read = _in_force(largest)
+    if "p_bound" in read:  # presets hold rows and matrices by different ones
+        read["p_bound"] = " and ".join(_bounds(optimizer)) or None
     shown = [
         f"{name} {value}"
-        for name, value in _in_force(largest).items()
+        for name, value in read.items()
         if name not in hidden and value is not None
     ]
     return f" ({', '.join(shown)})" if shown else ""
