@@ -6,7 +6,7 @@ Four tasks, one results file each:
     wordpieces   a GPT-2 of 4 layers, 256 wide, on the word pieces of --train_file; measured on
                  --valid_file; 1,500 steps
     sst2         MiniLM fine-tuned on --train_file (TSV), measured on --valid_file; 600 steps
-    widths       the first task at five sizes and several rates; 1,000 steps: does one suit all?
+    widths       the first task at five sizes and several rates; 2,000 steps: does one suit all?
 
     python benchmarks/quality.py --task shakespeare --train_file tinyshakespeare.txt
     python benchmarks/quality.py --task shakespeare --train_file tinyshakespeare.txt \\

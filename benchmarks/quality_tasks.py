@@ -86,7 +86,7 @@ FACTS = {
     ),
     "widths": Facts(
         "One rate for every size",
-        1000,
+        2000,
         "validation_loss",
         "nats per character",
         "GPT-2 of five sizes (layers x width, heads 32 wide) on the characters of a text; context "
