@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
+from hf_relopt.presets import Preset
 
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
@@ -38,25 +39,6 @@ class Entry:
     zero_start: bool
     tied: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What an optimizer that is a name for settings gives to each role.
-
-    Attributes:
-        rule: that all follow.
-        others: options of roles that are not in ``roles``.
-        roles: options by role.
-        cut: roles whose fused weights are cut into their matrices.
-        from_scratch_lr: the rate of an untrained model if nobody gives one.
-    """
-
-    rule: str
-    others: Mapping[str, Any]
-    roles: Mapping[str, Mapping[str, Any]]
-    cut: tuple[str, ...]
-    from_scratch_lr: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +71,8 @@ class Plan:
         rows: list[tuple[str, ...]] = [("role", "follows", "lr", "tensors", "parameters", "first")]
         lines: dict[Any, list[Entry]] = {}
         for entry in self.entries:
-            lines.setdefault((entry.role, self._follows(entry), _lr(entry)), []).append(entry)
+            lr = f"{peak_lr(entry.options):g}"
+            lines.setdefault((entry.role, self._follows(entry), lr), []).append(entry)
         for (role, follows, lr), entries in lines.items():
             numel = sum(entry.param.numel() for entry in entries)
             rows.append((role, follows, lr, str(len(entries)), f"{numel:,}", _first(entries)))
@@ -139,11 +122,10 @@ def build(
                 used.add(target)
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
-            chosen.update(preset.roles.get(role, preset.others), rule=preset.rule)
+            chosen.update(preset.options_of(role, {**(options or {}), **said}), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, name, module, param))
-            chosen.update(options or {})
         chosen.update(said)
         skip = chosen.pop("skip", False)
         entry = Entry(name, param, role, _is_zero(param), tied, chosen)
@@ -267,8 +249,10 @@ def _key(options: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _lr(entry: Entry) -> str:
-    return f"{float(entry.options['lr']):g}"
+def peak_lr(group: Mapping[str, Any]) -> float:
+    """The rate that the weights of a group follow, or that a schedule of theirs starts from."""
+    scale = group.get("lr_scale")
+    return float(group.get("initial_lr", group["lr"])) * (1.0 if scale is None else scale)
 
 
 def _first(entries: list[Entry]) -> str:

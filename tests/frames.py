@@ -34,6 +34,7 @@ NEW_KEYS = (
     "split_dim",
     "split_sizes",
     "momentum_dtype",
+    "lr_scale",
 )
 
 each_backend = pytest.mark.parametrize("backend", ["loop", "foreach"])

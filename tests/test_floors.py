@@ -27,6 +27,7 @@ FLOORS = {
     "lns": 1,
     "sharding": 2,
     "groups": 2,
+    "presets": 1,
     "fused": 2,
     "backends": 2,
     "nn": 2,

@@ -120,14 +120,14 @@ def _add_model(
 
 
 def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
-    from hf_relopt.groups import follows
+    from hf_relopt.groups import follows, peak_lr
 
     rows = [
         {
             "role": group["role"],
             "rule": group["rule"],
             "follows": follows(group["params"][0][1], group),
-            "lr": float(group["lr"]),
+            "lr": peak_lr(group),
             "tensors": len(group["params"]),
             "parameters": sum(param.numel() for _, param in group["params"]),
             "first": group["params"][0][0],

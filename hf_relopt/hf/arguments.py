@@ -13,7 +13,7 @@ from hf_relopt.hf import guards, optim_args
 from hf_relopt.hf.log import logger
 from hf_relopt.optim.create import OPTIMIZERS, default_lr
 from hf_relopt.optim.options import check_options
-from hf_relopt.optim.presets import rule_of_name
+from hf_relopt.presets import rule_of_name
 
 # In the messages about weight decay. Presets are bounded by 2 as they stand.
 _BOUNDS = {"fromage": "p_bound=1.0", "madam": "p_scale=3.0"}

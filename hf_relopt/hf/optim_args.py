@@ -8,8 +8,8 @@ from typing import Any
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.create import check_override, check_request
 from hf_relopt.optim.options import OPTIONS, bad_value, parse_value
-from hf_relopt.optim.presets import rule_of_name
 from hf_relopt.optim.rules import RULES
+from hf_relopt.presets import rule_of_name
 
 
 @dataclass(frozen=True)

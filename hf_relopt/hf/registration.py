@@ -22,7 +22,7 @@ from hf_relopt.hf.log import logger
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.create import OPTIMIZERS, from_plan
 from hf_relopt.optim.create import plan as make_plan
-from hf_relopt.optim.presets import follows_spectral
+from hf_relopt.presets import follows_spectral
 
 SUPPORTED = "5.4 to 5.23"
 

@@ -15,8 +15,8 @@ from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.fromage import Fromage
 from hf_relopt.optim.madam import Madam
 from hf_relopt.optim.options import OPTIONS, check_options, check_together, unknown_option
-from hf_relopt.optim.presets import PRESETS, rule_of_name
 from hf_relopt.optim.rules import RULES
+from hf_relopt.presets import PRESETS, rule_of_name
 
 OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
     "fromage": Fromage,
@@ -115,8 +115,9 @@ def check_name(optim: str) -> None:
 def check_request(optim: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError if options contradict each other for some weight, whatever the model."""
     preset, rule = PRESETS.get(optim), rule_of_name(optim)
-    for own in (preset.others, *preset.roles.values()) if preset else ({},):
-        check_together(rule, {**_defaults(rule), **own, **options, "params": []})
+    roles = ("matrix", *preset.roles) if preset else ()
+    for own in [preset.options_of(role, options) for role in roles] if preset else [options]:
+        check_together(rule, {**_defaults(rule), **own, "params": []})
 
 
 def _defaults(rule: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ MOMENTUM = 0.9
 VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
 # Where steps add up, a bound is part of the rule: see rules/fromage.py. Matrices start at norms
 # that suit no width in particular (GPT-2: entries of 0.02 at each); the narrower they are, the
-# more they have to grow. Rows of an embedding do not, and learn a short text by heart if they may.
-P_BOUND, ROW_P_BOUND = 4.0, 1.0
+# more they have to grow.
+P_BOUND = 4.0
 LARGEST_P_BOUND = 10.0
 
 
@@ -206,7 +206,7 @@ def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame
             "grow until nothing is learnt. Use 2.0 to 4.0."
         )
     if p_bound is None and given["bound"] is None and not paper:
-        p_bound = ROW_P_BOUND if scale == "row" else P_BOUND
+        p_bound = P_BOUND
     return Frame(
         direction=direction,
         scale=scale,

@@ -32,8 +32,10 @@ class Fromage(RelativeOptimizer):
             for embeddings; rows without gradient are left alone), or of each "block".
         bound: "sphere" keeps each norm as it was at the first step; None leaves it to ``p_bound``.
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
-            bound under the paper's rule; in all other cases, where successive steps may add up, for
-            1.0 by row and 4.0 else. Tensors that start at zero have none.
+            bound under the paper's rule, and for 4.0 in all other cases, where successive steps may
+            add up. Tensors that start at zero have none.
+        lr_scale: what part of ``lr`` a group follows, in (0, 1]; None: all of it. A schedule or a
+            loop may still set one rate for all groups.
         momentum: its decay, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
         beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.
@@ -71,6 +73,7 @@ class Fromage(RelativeOptimizer):
         scale: str = "tensor",
         bound: str | None = None,
         p_bound: float | None = None,
+        lr_scale: float | None = None,
         momentum: float | None = None,
         nesterov: bool | None = None,
         beta: float | None = None,
@@ -93,6 +96,7 @@ class Fromage(RelativeOptimizer):
             scale=scale,
             bound=bound,
             p_bound=p_bound,
+            lr_scale=lr_scale,
             momentum=momentum,
             nesterov=nesterov,
             beta=beta,

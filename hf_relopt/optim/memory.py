@@ -15,7 +15,7 @@ from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
 from hf_relopt.optim.rules import MEMORIES, memory_of
-from hf_relopt.optim.state import State, as_scalar, widest
+from hf_relopt.optim.state import State, rate_of, widest
 from hf_relopt.rules import direction
 from hf_relopt.sharding import Place, local, local_grad, place_of
 
@@ -104,7 +104,7 @@ def memory_work(
             device, non_blocking=True
         ),
         index=numbers.to(device, non_blocking=True) if noisy else None,
-        lr=as_scalar(group["lr"], device),
+        lr=rate_of(group, device),
         sums="grad",
         decide=GroupRule.of(group, dtype, memory),
         update=rule.update,

@@ -64,6 +64,12 @@ _FROMAGE: dict[str, Option] = {
         lambda value: value > 0,
         "use 1.0 as the paper does for small nets, 2.0 to 3.0 for transformers, or None",
     ),
+    "lr_scale": number(
+        None,
+        "None or 0 < lr_scale <= 1 (what part of lr this group follows)",
+        lambda value: 0 < value <= 1,
+        "leave it out, or use 0.5 for half of the rate",
+    ),
     "min_scale": MIN_SCALE,
 }
 

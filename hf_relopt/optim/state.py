@@ -53,6 +53,12 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def rate_of(group: Mapping[str, Any], device: torch.device) -> Tensor:
+    """The rate of a group's steps, 0-dim."""
+    lr, scale = as_scalar(group["lr"], device), group.get("lr_scale")
+    return lr if scale is None else lr * scale
+
+
 def as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
     """``value`` as a 0-dim tensor on ``device``, without waiting for it."""
     if isinstance(value, Tensor):

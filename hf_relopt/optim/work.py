@@ -12,7 +12,7 @@ from hf_relopt.backends.batch import Work
 from hf_relopt.lns.rounding import rounds_stochastically
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.rules import RULES
-from hf_relopt.optim.state import State, as_scalar, widest
+from hf_relopt.optim.state import State, rate_of, widest
 from hf_relopt.sharding import Place, Sums, local, local_grad, place_of
 
 
@@ -46,7 +46,7 @@ def work_of(
         state=[{name: state[name] for name in rule.scalars} for state in states],
         numel=numel.to(device, non_blocking=True),
         index=torch.tensor(indices).to(device, non_blocking=True) if noisy else None,
-        lr=as_scalar(group["lr"], device),
+        lr=rate_of(group, device),
         sums=sums,
         decide=GroupRule.of(group, params[0].dtype),
         update=rule.update,

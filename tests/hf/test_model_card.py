@@ -102,7 +102,8 @@ def test_the_direction_is_named_and_nothing_that_is_not_read(tmp_path):
     for words in ("None", "beta", "split", "scale tensor", "direction", "nesterov"):
         assert words not in line, line
     table = text.split("## What each weight follows")[1]
-    for row in ("embedding | fromage, momentum, by row", "matrix | fromage, spectral, 3 blocks",
+    for row in ("embedding | fromage, momentum, by row | 0.01",
+                "matrix | fromage, spectral, 3 blocks | 0.02",
                 "vector | fromage, entry by entry"):  # fmt: skip
         assert f"| {row} |" in table
     assert "fromage" in ModelCard(text).data.tags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,25 @@ def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend
     run(optimizer, params, (4,))
     for param, old, count in zip(params, before, counts, strict=True):
         assert same_bits(param, old) and float(state_of(optimizer, param)["step"]) == count + 1
+
+
+@each_backend
+@each_pair
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_group_may_follow_a_part_of_the_rate(
+    kind: Callable[[float], Any], direction: str, scale: str, backend: str
+) -> None:
+    """As the rate were that part, and a rate that is changed for all groups keeps it."""
+    ends = []
+    for lr, lr_scale in ((0.1, None), (0.2, 0.5)):
+        params, groups = frame_of(torch.float32, direction, scale)
+        optimizer = Fromage(groups, lr=kind(lr), lr_scale=lr_scale, backend=backend)
+        run(optimizer, params, (1, 2))
+        for group in optimizer.param_groups:
+            group["lr"] = kind(lr / 4)
+        run(optimizer, params, (3,))
+        ends.append(params)
+    assert_close(ends[0], ends[1], torch.float32)
 
 
 @each_backend

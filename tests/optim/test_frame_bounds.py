@@ -106,8 +106,7 @@ def test_correlated_gradients_cannot_make_a_norm_run_away() -> None:
         each = parts(to_numpy(param), group["scale"], group["split_dim"], group["split_sizes"])
         entries = np.array([part.size for part in each])
         if param.dim() > 1 and first.any():
-            bound = 1.0 if group["scale"] == "row" else 4.0
-            assert now == pytest.approx(bound * first, rel=1e-4), where
+            assert now == pytest.approx(4.0 * first, rel=1e-4), where
         else:
             size = (
                 np.maximum(first / np.sqrt(entries), MIN_SCALE) if param.dim() == 1 else MIN_SCALE

@@ -16,6 +16,7 @@ CLASSES = {"fromage": Fromage, "madam": Madam}
 NUMBERS = {
     "lr",
     "p_bound",
+    "lr_scale",
     "min_scale",
     "momentum",
     "beta",

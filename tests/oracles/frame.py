@@ -90,6 +90,7 @@ def frame(
     scale: str = "tensor",
     bound: str | None = None,
     p_bound: float | None = None,
+    lr_scale: float | None = None,
     momentum: float | None = None,
     nesterov: bool | None = None,
     beta: float | None = None,
@@ -110,7 +111,7 @@ def frame(
     scale = "tensor" if vector else scale
     paper = (direction, scale, bound) == ("gradient", "tensor", None)
     if p_bound is None and not paper:
-        p_bound = 1.0 if scale == "row" else 4.0
+        p_bound = 4.0
     memory = _Memory(direction, momentum, nesterov, beta, w)
 
     def of_parts(array: Array) -> list[Array]:
@@ -119,7 +120,8 @@ def frame(
     def anchors(array: Array) -> Array:
         return np.array([norm(part) for part in of_parts(array)])
 
-    for grad, eta in zip(grads, rates(lr, len(grads)), strict=True):
+    for grad, common in zip(grads, rates(lr, len(grads)), strict=True):
+        eta = common * (1.0 if lr_scale is None else lr_scale)
         if gradient_counts(path, w, grad, anchors):
             path.step += 1
             g = np.asarray(grad, dtype=np.float64) * (-1.0 if maximize else 1.0)

@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from hf_relopt.groups import Preset
+
+@dataclass(frozen=True)
+class Preset:
+    """What an optimizer that is a name for settings gives to each role.
+
+    Attributes:
+        rule: that all follow.
+        others: options of roles that are not in ``roles``.
+        roles: options by role.
+        cut: roles whose fused weights are cut into their matrices.
+        from_scratch_lr: the rate of an untrained model if nobody gives one.
+    """
+
+    rule: str
+    others: Mapping[str, Any]
+    roles: Mapping[str, Mapping[str, Any]]
+    cut: tuple[str, ...]
+    from_scratch_lr: float
+
+    def options_of(self, role: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a role follows where ``given``, which wins, was asked for."""
+        own = dict(self.roles.get(role, self.others))
+        if given.get("bound") is not None:
+            own.pop("p_bound", None)
+        if "lr" in given:
+            own.pop("lr_scale", None)
+        return {**own, **given}
+
 
 # Of an embedding's rows a step may touch few, and those by their own size; a head is its mirror
 # image. Neither maps one space of features to another, where equal singular values make sense.
 _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
+# Where every row takes a whole step, most of it is noise, and several passes over a short text are
+# learnt by heart: half a step, and no longer rows than at first, end better on both counts
+# (benchmarks/results/quality_wordpieces_cpu_202611.md).
+_EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_scale": 0.5, "p_bound": 1.0}
 
 
 def _preset(direction: str) -> Preset:
     return Preset(
         rule="fromage",
         others={"direction": direction},
-        roles={"embedding": _BY_ROW, "head": _BY_ROW},
+        roles={"embedding": _EMBEDDING, "head": _BY_ROW},
         cut=("matrix",),
         # As good as any from .01 on in small runs of 1,500 and 2,000 steps, and better in shorter
         # ones: benchmarks/results/quality_widths_cpu_202611.md.
