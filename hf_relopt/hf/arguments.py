@@ -15,7 +15,7 @@ from hf_relopt.optim.create import OPTIMIZERS, default_lr
 from hf_relopt.optim.options import check_options
 from hf_relopt.presets import rule_of_name
 
-# In the messages about weight decay. Presets are bounded by 2 as they stand.
+# In the messages about weight decay. Presets are bounded as they stand, embeddings closely.
 _BOUNDS = {"fromage": "p_bound=1.0", "madam": "p_scale=3.0"}
 
 
@@ -41,7 +41,7 @@ def check(args: Any) -> None:
         raise ConfigError(
             f"weight_decay is {args.weight_decay!r}; {name} takes only 0: it keeps the norms of "
             f"weights by itself. Drop --weight_decay, and use --optim_args "
-            f"{_BOUNDS.get(name, 'p_bound=1.5')} to bound the weights."
+            f"{_BOUNDS.get(name, 'matrix.p_bound=2.0')} to bound the weights."
         )
     guards.check_arguments(args)
 

@@ -75,7 +75,7 @@ def test_rate_out_of_range_is_refused_when_the_arguments_are_built(lr, tmp_path)
 
 @pytest.mark.parametrize(
     ("optim", "remedy"),
-    [("fromage", "p_bound=1.0"), ("madam", "p_scale"), ("fromage_spectral", "p_bound=1.5")],
+    [("fromage", "p_bound=1.0"), ("madam", "p_scale"), ("fromage_spectral", "matrix.p_bound=2.0")],
 )
 def test_weight_decay_is_refused_with_the_remedy(optim, remedy, tmp_path):
     with pytest.raises(ConfigError) as error:
