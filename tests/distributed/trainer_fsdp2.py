@@ -94,8 +94,11 @@ def trainer_shards_and_equals_ddp() -> None:
         for name, tensor in ends[0].items():
             torch.testing.assert_close(ends[1][name], tensor, rtol=close, atol=close, msg=name)
         for ddp, fsdp2 in zip(*logs, strict=True):
-            for figure in ("loss", "learning_rate", "relative_update", "at_bound"):
-                assert abs(ddp[figure] - fsdp2[figure]) <= 1e-4 * abs(ddp[figure]), (figure, ddp)
+            # The keys' biases count in relative_update, and their steps are of rounding noise.
+            near = {"loss": 1e-4, "learning_rate": 0.0, "relative_update": 1e-3, "at_bound": 1e-4}
+            for figure, rel in near.items():
+                difference = abs(ddp[figure] - fsdp2[figure])
+                assert difference <= rel * abs(ddp[figure]), (figure, ddp, fsdp2)
 
 
 def trainer_resumes_with_the_same_bits() -> None:

@@ -43,7 +43,7 @@ class PoisonOnce(TrainerCallback):
 @pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
 @pytest.mark.parametrize(
     ("optim", "lr"),
-    [("fromage", 0.05), ("madam", 0.2), ("fromage_spectral", 0.05), ("fromage_momentum", 0.05)],
+    [("fromage", 0.05), ("madam", 0.2), ("fromage_spectral", 0.1), ("fromage_momentum", 0.1)],
 )
 def test_training_lowers_the_loss(trainer, optim, lr, tmp_path, said):
     args = arguments(tmp_path, optim=optim, max_steps=16, logging_steps=4, learning_rate=lr)
