@@ -51,7 +51,7 @@ def _preset(direction: str) -> Preset:
         roles={"embedding": _EMBEDDING, "head": _BY_ROW},
         cut=("matrix",),
         # As good as any from .01 on in small runs of 1,500 and 2,000 steps, and better in shorter
-        # ones: benchmarks/results/quality_widths_cpu_202611.md.
+        # ones: benchmarks/results/quality_widths_short_cpu_202611.md.
         from_scratch_lr=0.02,
     )
 
