@@ -38,9 +38,9 @@ class Preset:
 # Of an embedding's rows a step may touch few, and those by their own size; a head is its mirror
 # image. Neither maps one space of features to another, where equal singular values make sense.
 _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
-# Where every row takes a whole step, most of it is noise, and several passes over a short text are
-# learnt by heart: half a step, and no longer rows than at first, end better on both counts
-# (benchmarks/results/quality_wordpieces_cpu_202611.md).
+# Where every row takes a whole step, much of it is noise: with half a step a model is sooner where
+# it ends. No row gets longer than it was, since a short text is learnt by heart in long ones
+# (docs/architecture.md has the figures).
 _EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_scale": 0.5, "p_bound": 1.0}
 
 
