@@ -33,6 +33,11 @@ STEPS = 6
 # Of weights after these steps; spectral directions come from an iteration that rounds differently
 # for other stacks of matrices.
 CLOSE = {"fromage": 1e-5, "madam": 1e-5, "fromage_spectral": 1e-4}
+# Rules that go entry by entry move the keys' biases by whole steps of rounding noise, and
+# relative_update counts these; `same_training` in sharded.py trains them.
+SKIPPED = {
+    optim: {"optim_args": "*.c_attn.bias.skip=true"} for optim in ("madam", "fromage_spectral")
+}
 
 
 def shard_from_now_on() -> None:
@@ -87,18 +92,18 @@ def trainer_shards_and_equals_ddp() -> None:
     for optim, close in CLOSE.items():
         ends, logs = [], []
         for fsdp in (False, True):
-            made = trainer(f"{optim}-{fsdp}", optim, fsdp, logging_steps=1)
+            made = trainer(
+                f"{optim}-{fsdp}", optim, fsdp, logging_steps=1, **SKIPPED.get(optim, {})
+            )
             made.train()
             ends.append(whole(made.model, sharded=fsdp))
             logs.append([entry for entry in made.state.log_history if "loss" in entry])
         for name, tensor in ends[0].items():
             torch.testing.assert_close(ends[1][name], tensor, rtol=close, atol=close, msg=name)
         for ddp, fsdp2 in zip(*logs, strict=True):
-            # The keys' biases count in relative_update, and their steps are of rounding noise.
-            near = {"loss": 1e-4, "learning_rate": 0.0, "relative_update": 1e-3, "at_bound": 1e-4}
-            for figure, rel in near.items():
-                difference = abs(ddp[figure] - fsdp2[figure])
-                assert difference <= rel * abs(ddp[figure]), (figure, ddp, fsdp2)
+            for figure in ("loss", "learning_rate", "relative_update", "at_bound"):
+                close_to = 1e-4 * abs(ddp[figure])
+                assert abs(ddp[figure] - fsdp2[figure]) <= close_to, (figure, ddp, fsdp2)
 
 
 def trainer_resumes_with_the_same_bits() -> None:
