@@ -71,7 +71,7 @@ class Plan:
         rows: list[tuple[str, ...]] = [("role", "follows", "lr", "tensors", "parameters", "first")]
         lines: dict[Any, list[Entry]] = {}
         for entry in self.entries:
-            lr = f"{peak_lr(entry.options):g}"
+            lr = f"{followed_lr(entry.options):g}"
             lines.setdefault((entry.role, self._follows(entry), lr), []).append(entry)
         for (role, follows, lr), entries in lines.items():
             numel = sum(entry.param.numel() for entry in entries)
@@ -126,6 +126,7 @@ def build(
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, name, module, param))
+            chosen.update(options or {})
         chosen.update(said)
         skip = chosen.pop("skip", False)
         entry = Entry(name, param, role, _is_zero(param), tied, chosen)
@@ -250,9 +251,14 @@ def _key(options: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def peak_lr(group: Mapping[str, Any]) -> float:
-    """The rate that the weights of a group follow, or that a schedule of theirs starts from."""
+    """The rate of a group, or the one that its schedule starts from."""
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def followed_lr(group: Mapping[str, Any]) -> float:
+    """What the group's weights follow of that."""
     scale = group.get("lr_scale")
-    return float(group.get("initial_lr", group["lr"])) * (1.0 if scale is None else scale)
+    return peak_lr(group) * (1.0 if scale is None else scale)
 
 
 def _first(entries: list[Entry]) -> str:

@@ -26,13 +26,13 @@ class Preset:
     from_scratch_lr: float
 
     def options_of(self, role: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What a role follows where ``given``, which wins, was asked for."""
+        """What a role has of this preset where ``given``, which wins, was asked for."""
         own = dict(self.roles.get(role, self.others))
         if given.get("bound") is not None:
             own.pop("p_bound", None)
         if "lr" in given:
             own.pop("lr_scale", None)
-        return {**own, **given}
+        return own
 
 
 # Of an embedding's rows a step may touch few, and those by their own size; a head is its mirror

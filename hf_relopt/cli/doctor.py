@@ -120,14 +120,14 @@ def _add_model(
 
 
 def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
-    from hf_relopt.groups import follows, peak_lr
+    from hf_relopt.groups import followed_lr, follows
 
     rows = [
         {
             "role": group["role"],
             "rule": group["rule"],
             "follows": follows(group["params"][0][1], group),
-            "lr": peak_lr(group),
+            "lr": followed_lr(group),
             "tensors": len(group["params"]),
             "parameters": sum(param.numel() for _, param in group["params"]),
             "first": group["params"][0][0],

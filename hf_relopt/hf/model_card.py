@@ -18,7 +18,7 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_relopt.groups import follows, peak_lr
+from hf_relopt.groups import followed_lr, follows
 from hf_relopt.hf.optimizer_words import RULES, peak_rate, rule_words, rules_in_use
 from hf_relopt.version import __version__
 
@@ -199,7 +199,7 @@ def _weights_section(optimizer: Any) -> str:
         (
             str(group.get("role", "")),
             follows(group["params"][0], group),
-            _number(peak_lr(group)),
+            _number(followed_lr(group)),
             f"{len(group['params']):,}",
             f"{sum(p.numel() for p in group['params']):,}",
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from hf_relopt.groups import peak_lr
 from hf_relopt.optim.frame import FRAME_OPTIONS, frame_of, is_vector
 
 if TYPE_CHECKING:
@@ -48,26 +49,22 @@ def rule_words(trainer: Trainer) -> list[str]:
 
 def _directions(optimizer: Any) -> str:
     """What Fromage's matrices follow, most parameters first; nothing for the gradient alone."""
-    used = _by_size(
-        (group["direction"], param)
-        for group in optimizer.param_groups
-        if group["rule"] == "fromage"
-        for param in group["params"]
-        if not is_vector(param)
-    )
+    used = _by_size((group["direction"], param) for group, param in _matrices(optimizer))
     words = [DIRECTIONS.get(direction, f"the {direction}") for direction in used]
     return f", along {' and '.join(words)}" if set(used) - {"gradient"} else ""
 
 
 def _bounds(optimizer: Any) -> list[str]:
     """The values of ``p_bound`` that Fromage's matrices are held by, most parameters first."""
-    return _by_size(
-        (str(frame_of(group).p_bound), param)
-        for group in optimizer.param_groups
-        if group.get("rule") == "fromage" and frame_of(group).p_bound is not None
-        for param in group["params"]
-        if not is_vector(param)
-    )
+    held = ((frame_of(group).p_bound, param) for group, param in _matrices(optimizer))
+    return _by_size((str(bound), param) for bound, param in held if bound is not None)
+
+
+def _matrices(optimizer: Any) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+    """Fromage's weights that are no vectors, with their groups."""
+    for group in optimizer.param_groups:
+        if group["rule"] == "fromage":
+            yield from ((group, param) for param in group["params"] if not is_vector(param))
 
 
 def _by_size(pairs: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -89,7 +86,7 @@ def _options(optimizer: Any) -> str:
               "backend", "shapes_crc32"}  # fmt: skip
     read = _in_force(largest)
     if "p_bound" in read:  # presets hold rows and matrices by different ones
-        read["p_bound"] = " and ".join(_bounds(optimizer)) or None
+        read["p_bound"] = " and ".join(_bounds(optimizer)) or read["p_bound"]
     shown = [
         f"{name} {value}"
         for name, value in read.items()
@@ -126,4 +123,4 @@ def peak_rate(trainer: Trainer) -> float:
     if not groups:
         return trainer.args.learning_rate
     largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
-    return float(largest.get("initial_lr", largest["lr"]))
+    return peak_lr(largest)

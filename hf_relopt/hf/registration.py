@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.groups import peak_lr
 from hf_relopt.hf import arguments, guards, optim_args
 from hf_relopt.hf.log import logger
 from hf_relopt.optim.base import RelativeOptimizer
@@ -109,8 +110,7 @@ def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
 
 def _adopt_saved_lr(args: Any, place: int, optimizer: torch.optim.Optimizer) -> None:
     """After a resume the checkpoint's rate is in force: let ``args`` say so."""
-    group = optimizer.param_groups[place]
-    lr = float(group.get("initial_lr", group["lr"]))
+    lr = peak_lr(optimizer.param_groups[place])
     if lr != args.learning_rate:
         logger.info("resumed: learning rate %g, from the checkpoint.", lr)
         args.learning_rate = lr

@@ -116,8 +116,8 @@ def check_request(optim: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError if options contradict each other for some weight, whatever the model."""
     preset, rule = PRESETS.get(optim), rule_of_name(optim)
     roles = ("matrix", *preset.roles) if preset else ()
-    for own in [preset.options_of(role, options) for role in roles] if preset else [options]:
-        check_together(rule, {**_defaults(rule), **own, "params": []})
+    for own in [preset.options_of(role, options) for role in roles] if preset else [{}]:
+        check_together(rule, {**_defaults(rule), **own, **options, "params": []})
 
 
 def _defaults(rule: str) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""Presets: what each role gets of one, and what a user's own words do to that."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_relopt import create_optimizer, plan
+from hf_relopt.presets import PRESETS, follows_spectral, rule_of_name
+
+EMBEDDING = {"direction": "momentum", "scale": "row", "p_bound": 1.0, "lr_scale": 0.5}
+
+
+def gpt2(tied: bool = True) -> nn.Module:
+    size = {"vocab_size": 8, "n_positions": 4, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**size, **tokens, tie_word_embeddings=tied))
+
+
+def of_role(role: str, optim: str = "fromage_spectral", **given: object) -> dict[str, object]:
+    model = gpt2(tied=False)
+    optimizer = create_optimizer(model, optim, 0.02, **given)
+    (group,) = [group for group in optimizer.param_groups if group["role"] == role]
+    return group
+
+
+@pytest.mark.parametrize("optim", PRESETS)
+def test_embeddings_are_held_and_take_half_a_step_and_untied_heads_do_not(optim: str) -> None:
+    embedding, head = of_role("embedding", optim), of_role("head", optim)
+    assert {name: embedding[name] for name in EMBEDDING} == EMBEDDING
+    assert (head["scale"], head["p_bound"], head["lr_scale"]) == ("row", None, None)
+    assert embedding["lr"] == head["lr"] == 0.02
+
+
+@pytest.mark.parametrize("optim", PRESETS)
+def test_the_plan_shows_the_rate_that_is_followed(optim: str) -> None:
+    rates = {line.split()[0]: line.split("by row")[-1].split()[0]
+             for line in str(plan(gpt2(tied=False), optim, 0.02)).splitlines()
+             if "by row" in line}  # fmt: skip
+    assert rates == {"embedding": "0.01", "head": "0.02"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"p_bound": 3.0}, {"p_bound": 3.0}),
+        ({"lr_scale": 1.0}, {"lr_scale": 1.0}),
+        ({"bound": "sphere"}, {"bound": "sphere", "p_bound": None}),
+        ({"overrides": {"embedding": {"bound": "sphere"}}}, {"bound": "sphere", "p_bound": None}),
+        ({"overrides": {"embedding": {"p_bound": 2.0}}}, {"p_bound": 2.0}),
+        ({"overrides": {"embedding": {"lr": 0.003}}}, {"lr": 0.003, "lr_scale": None}),
+        (
+            {"overrides": {"embedding": {"lr": 0.003, "lr_scale": 0.25}}},
+            {"lr": 0.003, "lr_scale": 0.25},
+        ),
+    ],
+)
+def test_a_user_s_words_win_and_take_what_they_replace_away(
+    given: dict[str, object], expected: dict[str, object]
+) -> None:
+    group = of_role("embedding", **given)
+    whole = {**EMBEDDING, "lr": 0.02, "bound": None, **expected}
+    assert {name: group[name] for name in whole} == whole
+
+
+def test_names_that_are_no_presets_are_rules_of_their_own() -> None:
+    assert [rule_of_name(name) for name in ("madam", *PRESETS)] == ["madam", "fromage", "fromage"]
+    assert follows_spectral("fromage_spectral", {})
+    assert not follows_spectral("fromage_spectral", {"direction": "momentum"})
+    assert not follows_spectral("fromage_momentum", {})
+    assert follows_spectral("fromage", {"direction": "spectral"})
