@@ -95,7 +95,8 @@ def build_optimizer(
     if spec.name in OURS:
         from hf_relopt import create_optimizer
 
-        return create_optimizer(model, spec.name, **options)
+        overrides = _overrides(options)
+        return create_optimizer(model, spec.name, overrides=overrides, **options)
     if spec.name in SPHERES:
         from sphere import sphere_and_adamw
 
@@ -112,6 +113,15 @@ def build_optimizer(
     if spec.name == "sgd":
         return torch.optim.SGD(weights, momentum=options.pop("momentum", 0.9), **options)
     return torch.optim.AdamW(weights, fused=True, **{**defaults, **options})
+
+
+def _overrides(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take names with a dot out of `options`: a role or name pattern, then its option."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in [name for name in options if "." in name]:
+        target, _, option = name.rpartition(".")
+        found.setdefault(target, {})[option] = options.pop(name)
+    return found
 
 
 def rate_in_use(spec: OptimizerSpec, optimizer: torch.optim.Optimizer) -> float:
