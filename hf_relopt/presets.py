@@ -32,6 +32,8 @@ class Preset:
             own.pop("p_bound", None)
         if "lr" in given:
             own.pop("lr_scale", None)
+        if given.get("direction", own["direction"]) != own["direction"]:
+            own.pop("momentum", None)
         return own
 
 
@@ -39,9 +41,9 @@ class Preset:
 # image. Neither maps one space of features to another, where equal singular values make sense.
 _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
 # Where every row takes a whole step, much of it is noise: with half a step a model is sooner where
-# it ends. No row gets longer than it was, since a short text is learnt by heart in long ones
-# (docs/architecture.md has the figures).
-_EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_scale": 0.5, "p_bound": 1.0}
+# it ends. No row gets longer than it was, and its momentum is a mean over more batches: a short
+# text is learnt by heart in long rows that follow a few (docs/architecture.md has the figures).
+_EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_scale": 0.5, "p_bound": 1.0, "momentum": 0.95}
 
 
 def _preset(direction: str) -> Preset:

@@ -9,7 +9,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hf_relopt import create_optimizer, plan
 from hf_relopt.presets import PRESETS, follows_spectral, rule_of_name
 
-EMBEDDING = {"direction": "momentum", "scale": "row", "p_bound": 1.0, "lr_scale": 0.5}
+EMBEDDING = {
+    "direction": "momentum",
+    "scale": "row",
+    "p_bound": 1.0,
+    "lr_scale": 0.5,
+    "momentum": 0.95,
+}
 
 
 def gpt2(tied: bool = True) -> nn.Module:
@@ -29,7 +35,8 @@ def of_role(role: str, optim: str = "fromage_spectral", **given: object) -> dict
 def test_embeddings_are_held_and_take_half_a_step_and_untied_heads_do_not(optim: str) -> None:
     embedding, head = of_role("embedding", optim), of_role("head", optim)
     assert {name: embedding[name] for name in EMBEDDING} == EMBEDDING
-    assert (head["scale"], head["p_bound"], head["lr_scale"]) == ("row", None, None)
+    assert head["scale"] == "row"
+    assert {head[name] for name in ("p_bound", "lr_scale", "momentum")} == {None}
     assert embedding["lr"] == head["lr"] == 0.02
 
 
@@ -46,6 +53,17 @@ def test_the_plan_shows_the_rate_that_is_followed(optim: str) -> None:
     [
         ({"p_bound": 3.0}, {"p_bound": 3.0}),
         ({"lr_scale": 1.0}, {"lr_scale": 1.0}),
+        ({"momentum": 0.8}, {"momentum": 0.8}),
+        ({"direction": "gradient"}, {"direction": "gradient", "momentum": None}),
+        ({"direction": "momentum"}, {"direction": "momentum"}),
+        (
+            {"overrides": {"embedding": {"direction": "adam"}}},
+            {"direction": "adam", "momentum": None},
+        ),
+        (
+            {"overrides": {"embedding": {"direction": "adam", "momentum": 0.8}}},
+            {"direction": "adam", "momentum": 0.8},
+        ),
         ({"bound": "sphere"}, {"bound": "sphere", "p_bound": None}),
         ({"overrides": {"embedding": {"bound": "sphere"}}}, {"bound": "sphere", "p_bound": None}),
         ({"overrides": {"embedding": {"p_bound": 2.0}}}, {"p_bound": 2.0}),
