@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
-from hf_relopt.presets import Preset
+from hf_relopt.presets import TASK_HEAD, Preset
 
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
@@ -122,7 +122,9 @@ def build(
                 used.add(target)
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
-            chosen.update(preset.options_of(role, {**(options or {}), **said}), rule=preset.rule)
+            kind = TASK_HEAD if role == "head" and _is_of_a_task(model, param) else role
+            asked = {**(options or {}), **said}
+            chosen.update(preset.options_of(kind, asked, lr), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, name, module, param))
@@ -172,13 +174,18 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
     return (True, f"it was loaded from {source}") if source else (False, "it has no source")
 
 
+def is_vector(param: Tensor) -> bool:
+    """True for biases, gains and scalars: at most one dimension is longer than one."""
+    return sum(size > 1 for size in param.shape) <= 1
+
+
 def follows(param: Tensor, options: Mapping[str, Any]) -> str:
     """What a weight with these options (``rule`` among them) follows, in words."""
     rule = options["rule"]
     direction, scale = options.get("direction", "gradient"), options.get("scale", "tensor")
     if rule != "fromage" or (direction, scale) == ("gradient", "tensor"):
         return rule
-    if sum(size > 1 for size in param.shape) <= 1:
+    if is_vector(param):
         return rule if direction == "gradient" else f"{rule}, entry by entry"
     sizes = options.get("split_sizes")
     if isinstance(sizes, int):
@@ -230,6 +237,16 @@ def _is_head(model: nn.Module, name: str) -> bool:
         return False
     local = name.removeprefix("base_model.model.") if inner is not model else name
     return not local.startswith(f"{prefix}.")
+
+
+def _is_of_a_task(model: nn.Module, head: Tensor) -> bool:
+    """True if a head is no vector and gives something else than scores for a vocabulary."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    unwrap: Any = getattr(model, "get_base_model", None)
+    inner: Any = model if unwrap is None else unwrap()
+    words = getattr(inner, "get_output_embeddings", None)
+    return not is_vector(head) and (words is None or words() is None)
 
 
 def _is_zero(param: Tensor) -> bool:

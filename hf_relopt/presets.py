@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+# A classifier's or a regression's: it has a few rows and often no training yet.
+TASK_HEAD = "task head"
+_HEAD_START, _UNTRAINED = 10.0, 0.01
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -14,7 +20,7 @@ class Preset:
     Attributes:
         rule: that all follow.
         others: options of roles that are not in ``roles``.
-        roles: options by role.
+        roles: options by role; "task head": a head that is no vocabulary's.
         cut: roles whose fused weights are cut into their matrices.
         from_scratch_lr: the rate of an untrained model if nobody gives one.
     """
@@ -25,9 +31,13 @@ class Preset:
     cut: tuple[str, ...]
     from_scratch_lr: float
 
-    def options_of(self, role: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What a role has of this preset where ``given``, which wins, was asked for."""
+    def options_of(
+        self, role: str, given: Mapping[str, Any], lr: float | Tensor = 0.0
+    ) -> dict[str, Any]:
+        """What a role has of this preset at ``lr`` where ``given``, which wins, was asked for."""
         own = dict(self.roles.get(role, self.others))
+        if role == TASK_HEAD:
+            own["lr_scale"] = task_head_lr_scale(float(lr))
         if given.get("bound") is not None:
             own.pop("p_bound", None)
         if "lr" in given:
@@ -46,11 +56,19 @@ _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
 _EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_scale": 0.5, "p_bound": 1.0, "momentum": 0.95}
 
 
+def task_head_lr_scale(lr: float) -> float | None:
+    """How many times the rate the head of a task follows: ten, but no further than 0.01.
+
+    Below that a model is fine-tuned, and its head is not: most often it was made a moment ago.
+    """
+    return None if lr >= _UNTRAINED or not lr else min(_HEAD_START, _UNTRAINED / lr)
+
+
 def _preset(direction: str) -> Preset:
     return Preset(
         rule="fromage",
         others={"direction": direction},
-        roles={"embedding": _EMBEDDING, "head": _BY_ROW},
+        roles={"embedding": _EMBEDDING, "head": _BY_ROW, TASK_HEAD: _BY_ROW},
         cut=("matrix",),
         # As good as any from .01 on in small runs of 1,500 and 2,000 steps, and better in shorter
         # ones: benchmarks/results/quality_widths_short_cpu_202611.md.

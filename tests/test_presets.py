@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from hf_relopt import create_optimizer, plan
+from hf_relopt.groups import followed_lr
 from hf_relopt.presets import PRESETS, follows_spectral, rule_of_name
 
+PRESET = "fromage_spectral"
 EMBEDDING = {
     "direction": "momentum",
     "scale": "row",
@@ -24,7 +27,13 @@ def gpt2(tied: bool = True) -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(**size, **tokens, tie_word_embeddings=tied))
 
 
-def of_role(role: str, optim: str = "fromage_spectral", **given: object) -> dict[str, object]:
+def classifier() -> nn.Module:
+    config = gpt2().config
+    config.pad_token_id = 0
+    return GPT2ForSequenceClassification(config)
+
+
+def of_role(role: str, optim: str = PRESET, **given: object) -> dict[str, object]:
     model = gpt2(tied=False)
     optimizer = create_optimizer(model, optim, 0.02, **given)
     (group,) = [group for group in optimizer.param_groups if group["role"] == role]
@@ -46,6 +55,45 @@ def test_the_plan_shows_the_rate_that_is_followed(optim: str) -> None:
              for line in str(plan(gpt2(tied=False), optim, 0.02)).splitlines()
              if "by row" in line}  # fmt: skip
     assert rates == {"embedding": "0.01", "head": "0.02"}
+
+
+@pytest.mark.parametrize(
+    ("lr", "followed"),
+    [(0.0, 0.0), (1e-4, 1e-3), (1e-3, 1e-2), (3e-3, 1e-2), (0.01, 0.01), (0.02, 0.02)],
+)
+@pytest.mark.parametrize("optim", PRESETS)
+def test_the_head_of_a_task_goes_ahead_in_fine_tuning(
+    optim: str, lr: float, followed: float
+) -> None:
+    """Ten times the rate, up to that of untrained weights; a vocabulary's head has been trained."""
+    for model, expected in ((classifier(), followed), (gpt2(tied=False), lr)):
+        for given in (lr, torch.tensor(lr)):
+            groups = create_optimizer(model, optim, given).param_groups
+            (head,) = [group for group in groups if group["role"] == "head"]
+            assert head["lr"] is given or head["lr"] == lr
+            assert followed_lr(head) == pytest.approx(expected)
+    (own,) = [
+        group
+        for group in create_optimizer(
+            classifier(), optim, lr, overrides={"head": {"lr": 2e-3}}
+        ).param_groups
+        if group["role"] == "head"
+    ]
+    assert (own["lr"], own["lr_scale"]) == (2e-3, None)
+
+
+def test_a_head_with_one_output_steps_entry_by_entry_at_the_rate() -> None:
+    """Its step is a part of ``min_scale`` and not of its entries, however small these are."""
+    config = gpt2().config
+    config.num_labels, config.pad_token_id = 1, 0
+    groups = create_optimizer(GPT2ForSequenceClassification(config), PRESET, 1e-3).param_groups
+    assert {followed_lr(group) for group in groups if group["role"] == "head"} == {1e-3}
+
+
+def test_the_paper_s_rule_has_one_rate() -> None:
+    for optim in ("fromage", "madam"):
+        groups = create_optimizer(classifier(), optim, 1e-3).param_groups
+        assert {followed_lr(group) for group in groups} == {1e-3}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_relopt.groups import peak_lr
-from hf_relopt.optim.frame import FRAME_OPTIONS, frame_of, is_vector
+from hf_relopt.groups import is_vector, peak_lr
+from hf_relopt.optim.frame import FRAME_OPTIONS, frame_of
 
 if TYPE_CHECKING:
     from transformers import Trainer

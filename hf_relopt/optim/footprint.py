@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.groups import CUTTING, Plan
-from hf_relopt.optim.frame import is_vector
+from hf_relopt.groups import CUTTING, Plan, is_vector
 from hf_relopt.optim.options import OPTIONS
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import SCALARS, anchors

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.groups import is_vector
 from hf_relopt.optim.option import Option, flag, none_or, number, one_of, parse_bool
 
 DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
@@ -236,11 +237,6 @@ def _refuse_unread(given: Mapping[str, Any]) -> None:
                 f"{name} is {given[name]!r} with scale {given['scale']!r}, which cuts nothing. "
                 "Leave it out, or use scale='block'."
             )
-
-
-def is_vector(param: Tensor) -> bool:
-    """True for biases, gains and scalars: at most one dimension is longer than one."""
-    return sum(size > 1 for size in param.shape) <= 1
 
 
 def check_frame(group: Mapping[str, Any]) -> None:

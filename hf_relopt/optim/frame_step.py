@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.groups import is_vector
 from hf_relopt.optim.blocks import step_blocks
-from hf_relopt.optim.frame import frame_of, is_vector
+from hf_relopt.optim.frame import frame_of
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, directions
 from hf_relopt.optim.rows import step_rows

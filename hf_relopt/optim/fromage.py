@@ -34,8 +34,8 @@ class Fromage(RelativeOptimizer):
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
             bound under the paper's rule, and for 4.0 in all other cases, where successive steps may
             add up. Tensors that start at zero have none.
-        lr_scale: what part of ``lr`` a group follows, in (0, 1]; None: all of it. A schedule or a
-            loop may still set one rate for all groups.
+        lr_scale: how many times ``lr`` a group follows, in (0, 100] and with ``lr`` below 1 in
+            product; None: once. A schedule or a loop may still set one rate for all groups.
         momentum: its decay, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
         beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.options import check_options
+from hf_relopt.optim.options import check_options, check_rate
 
 
 def as_list(params: Any) -> list[Any]:
@@ -74,6 +74,7 @@ def check_lr(group: Mapping[str, Any]) -> None:
     """Check a float ``lr`` that a schedule may have set; a tensor stays on its device."""
     if not isinstance(group["lr"], Tensor):
         check_options(group["rule"], {"lr": group["lr"]})
+        check_rate(group["rule"], group)
 
 
 def check_gradient(param: Tensor, group: Mapping[str, Any], place: int) -> None:

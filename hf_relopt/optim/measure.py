@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.frame import is_vector
+from hf_relopt.groups import is_vector
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import widest
 from hf_relopt.sharding import local, sum_over_shards

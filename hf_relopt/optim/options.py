@@ -66,8 +66,8 @@ _FROMAGE: dict[str, Option] = {
     ),
     "lr_scale": number(
         None,
-        "None or 0 < lr_scale <= 1 (what part of lr this group follows)",
-        lambda value: 0 < value <= 1,
+        "None or 0 < lr_scale <= 100 (how many times lr this group follows)",
+        lambda value: 0 < value <= 100,
         "leave it out, or use 0.5 for half of the rate",
     ),
     "min_scale": MIN_SCALE,
@@ -135,8 +135,24 @@ def check_together(rule: str, group: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: as above.
     """
+    check_rate(rule, group)
     if rule == "fromage":
         check_frame(group)
+
+
+def check_rate(rule: str, group: Mapping[str, Any]) -> None:
+    """Check that what a group follows of its rate is a fraction, too.
+
+    Raises:
+        ConfigError: as above.
+    """
+    scale = group.get("lr_scale")
+    if scale is not None and not float(group["lr"]) * scale < 1:
+        raise ConfigError(
+            f"lr_scale is {scale!r} where lr is {float(group['lr']):g}; {rule} takes a product "
+            f"below 1 (a fraction of the weights' size). Remedy: use an lr below {1 / scale:g}, or "
+            "a smaller lr_scale."
+        )
 
 
 def bad_value(rule: str, name: str, value: object, option: Option) -> ConfigError:

@@ -134,3 +134,17 @@ def test_foreign_keys_pass_and_slips_do_not():
     for slip in ("p_bonud", "min_scales", "backends", "p_scale", "betas"):
         with pytest.raises(ConfigError, match=slip):
             refuse_swallowed("fromage", {slip: 1})
+
+
+@pytest.mark.parametrize("lr", [0.03, torch.tensor(0.03)])
+def test_a_rate_and_its_scale_stay_a_fraction(lr: float | torch.Tensor) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    says = r"lr_scale is 50.0 where lr is 0.03; fromage takes a product below 1 .*an lr below 0.02"
+    with pytest.raises(ConfigError, match=says):
+        Fromage([weight], lr=lr, lr_scale=50.0)
+    optimizer = Fromage([weight], lr=0.01, lr_scale=50.0)
+    optimizer.param_groups[0]["lr"] = 0.03  # as a schedule may
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ConfigError, match=says):
+        optimizer.step()
+    assert torch.equal(weight, torch.ones_like(weight))
