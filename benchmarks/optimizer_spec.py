@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,11 +126,11 @@ def _overrides(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def rate_in_use(spec: OptimizerSpec, optimizer: torch.optim.Optimizer) -> float:
-    """The rate that `spec` gave or that was taken for it; not that of weights left to AdamW."""
+    """The rate that `spec` gave or that was taken for it; not that of overridden weights."""
     if spec.lr is not None:
         return float(spec.lr)
-    groups = optimizer.param_groups
-    return float(next(group["lr"] for group in groups if group.get("rule") != "adamw"))
+    groups = (group for group in optimizer.param_groups if group.get("rule") != "adamw")
+    return float(statistics.mode(group["lr"] for group in groups))
 
 
 def options_in_use(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
-from hf_relopt.presets import TASK_HEAD, Preset
+from hf_relopt.presets import TASK_HEAD, Preset, rule_of_name
+from hf_relopt.roles import is_for_a_task, is_vector, role_of
 
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
-
-ROLES = ("matrix", "embedding", "head", "conv", "lora", "vector", "scalar")
 
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -28,7 +27,7 @@ class Entry:
 
     Attributes:
         name: its first name in the model; ``tied`` holds the others.
-        role: one of ROLES.
+        role: one of roles.ROLES.
         zero_start: all of its entries are zero now.
         options: ``rule`` and ``lr``, and whatever the overrides say.
     """
@@ -71,7 +70,7 @@ class Plan:
         rows: list[tuple[str, ...]] = [("role", "follows", "lr", "tensors", "parameters", "first")]
         lines: dict[Any, list[Entry]] = {}
         for entry in self.entries:
-            lr = f"{followed_lr(entry.options):g}"
+            lr = f"{followed_lr(self._options(entry)):g}"
             lines.setdefault((entry.role, self._follows(entry), lr), []).append(entry)
         for (role, follows, lr), entries in lines.items():
             numel = sum(entry.param.numel() for entry in entries)
@@ -83,8 +82,12 @@ class Plan:
         title = f"{self.optim}: {len(self.entries)} tensors, {total:,} parameters"
         return "\n".join([title, *_table(rows)])
 
+    def _options(self, entry: Entry) -> dict[str, Any]:
+        common = self.options if entry.options["rule"] == rule_of_name(self.optim) else {}
+        return {**common, **entry.options}
+
     def _follows(self, entry: Entry) -> str:
-        words = follows(entry.param, {**self.options, **entry.options})
+        words = follows(entry.param, self._options(entry))
         from_zero = entry.zero_start and entry.options["rule"] != "adamw"
         return f"{words}, from zero by min_scale" if from_zero else words
 
@@ -114,7 +117,7 @@ def build(
     entries: list[Entry] = []
     skipped: list[Entry] = []
     for name, param, tied, module in _trainable(model):
-        role = _role(model, name, tied, param, module)
+        role = role_of(model, name, tied, param, module)
         chosen: dict[str, Any] = {"rule": optim, "lr": lr}
         said: dict[str, Any] = {}
         for target, changes in overrides.items():
@@ -122,8 +125,8 @@ def build(
                 used.add(target)
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
-            kind = TASK_HEAD if role == "head" and _is_of_a_task(model, param) else role
-            asked = {**(options or {}), **said}
+            ahead = role == "head" and is_for_a_task(model) and not is_vector(param)
+            kind, asked = TASK_HEAD if ahead else role, {**(options or {}), **said}
             chosen.update(preset.options_of(kind, asked, lr), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):
@@ -174,11 +177,6 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
     return (True, f"it was loaded from {source}") if source else (False, "it has no source")
 
 
-def is_vector(param: Tensor) -> bool:
-    """True for biases, gains and scalars: at most one dimension is longer than one."""
-    return sum(size > 1 for size in param.shape) <= 1
-
-
 def follows(param: Tensor, options: Mapping[str, Any]) -> str:
     """What a weight with these options (``rule`` among them) follows, in words."""
     rule = options["rule"]
@@ -206,47 +204,6 @@ def _trainable(
             names.setdefault(named, []).append(name)
     for param, (first, *tied) in names.items():
         yield first, param, tuple(tied), model.get_submodule(first.rpartition(".")[0])
-
-
-def _role(
-    model: nn.Module, name: str, tied: tuple[str, ...], param: Tensor, module: nn.Module
-) -> str:
-    if param.dim() == 0 or param.numel() == 1:
-        return "scalar"
-    if ".lora_" in name or name.startswith("lora_"):
-        return "lora"
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding"
-    if param.dim() == 1:
-        return "vector"
-    if any(_is_head(model, n) for n in (name, *tied)):
-        return "head"
-    return "conv" if isinstance(module, nn.modules.conv._ConvNd) else "matrix"
-
-
-def _is_head(model: nn.Module, name: str) -> bool:
-    """Transformers keeps the body under ``base_model_prefix``; what lies beside it is the head."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return _is_head(model.module, name.removeprefix("module."))
-    unwrap: Any = getattr(model, "get_base_model", None)
-    inner = model if unwrap is None else unwrap()
-    if ".modules_to_save." in name:
-        return True
-    prefix = getattr(inner, "base_model_prefix", "")
-    if not prefix or not hasattr(inner, prefix) or getattr(inner, prefix) is inner:
-        return False
-    local = name.removeprefix("base_model.model.") if inner is not model else name
-    return not local.startswith(f"{prefix}.")
-
-
-def _is_of_a_task(model: nn.Module, head: Tensor) -> bool:
-    """True if a head is no vector and gives something else than scores for a vocabulary."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    unwrap: Any = getattr(model, "get_base_model", None)
-    inner: Any = model if unwrap is None else unwrap()
-    words = getattr(inner, "get_output_embeddings", None)
-    return not is_vector(head) and (words is None or words() is None)
 
 
 def _is_zero(param: Tensor) -> bool:

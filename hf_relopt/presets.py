@@ -61,7 +61,9 @@ def task_head_lr_scale(lr: float) -> float | None:
 
     Below that a model is fine-tuned, and its head is not: most often it was made a moment ago.
     """
-    return None if lr >= _UNTRAINED or not lr else min(_HEAD_START, _UNTRAINED / lr)
+    if lr >= _UNTRAINED:
+        return None
+    return min(_HEAD_START, _UNTRAINED / lr) if lr else _HEAD_START
 
 
 def _preset(direction: str) -> Preset:

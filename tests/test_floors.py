@@ -28,6 +28,7 @@ FLOORS = {
     "sharding": 2,
     "groups": 2,
     "presets": 1,
+    "roles": 1,
     "fused": 2,
     "backends": 2,
     "nn": 2,

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hf_relopt import ConfigError, Fromage, create_optimizer, plan
-from hf_relopt.groups import ROLES, looks_pretrained
+from hf_relopt.groups import looks_pretrained
+from hf_relopt.roles import ROLES
 
 
 class Body(nn.Module):
@@ -212,6 +213,14 @@ def test_a_model_on_the_meta_device_can_be_planned():
 
 def test_the_head_is_known_through_dataparallel():
     assert roles(nn.DataParallel(Model()))["module.classifier.weight"] == "head"
+
+
+def test_the_head_is_known_through_compile():
+    assert roles(torch.compile(Model())) == {f"_orig_mod.{n}": r for n, r in EXPECTED.items()}
+
+
+def test_the_plan_shows_a_rate_that_all_follow_a_multiple_of():
+    assert "0.01" in str(plan(Model(), "fromage", 1e-3, lr_scale=10.0)).splitlines()[2].split()
 
 
 def test_pretrained_is_known_by_its_norms_then_by_its_source():

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
 
 from hf_relopt import create_optimizer, plan
 from hf_relopt.groups import followed_lr
@@ -88,6 +99,25 @@ def test_a_head_with_one_output_steps_entry_by_entry_at_the_rate() -> None:
     config.num_labels, config.pad_token_id = 1, 0
     groups = create_optimizer(GPT2ForSequenceClassification(config), PRESET, 1e-3).param_groups
     assert {followed_lr(group) for group in groups if group["role"] == "head"} == {1e-3}
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_it_is_the_head_of_a_task_and_nothing_else_is(wrap: Callable[..., Any]) -> None:
+    chosen = plan(wrap(classifier()), PRESET, 1e-3)
+    ahead = [entry.name for entry in chosen.entries if entry.options.get("lr_scale") == 10.0]
+    assert [name.split(".", 1)[1] for name in ahead] == ["score.weight"]
+
+
+def test_a_vocabulary_s_head_and_a_decoder_stay_with_the_rest() -> None:
+    tiny = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    masked = BertForMaskedLM(BertConfig(vocab_size=8, num_hidden_layers=1, **tiny))
+    decoder = {"decoder_hidden_size": 8, "decoder_intermediate_size": 8}
+    small = {"image_size": 4, "patch_size": 2, "num_hidden_layers": 1, **tiny, **decoder}
+    heads = {"decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    for model in (gpt2(tied=False), masked, ViTMAEForPreTraining(ViTMAEConfig(**small, **heads))):
+        entries = plan(model, PRESET, 1e-3).entries
+        assert "head" in {entry.role for entry in entries}
+        assert {entry.options.get("lr_scale") for entry in entries} <= {None, 0.5}
 
 
 def test_the_paper_s_rule_has_one_rate() -> None:

@@ -60,6 +60,12 @@ def _bounds(optimizer: Any) -> list[str]:
     return _by_size((str(bound), param) for bound, param in held if bound is not None)
 
 
+def _momenta(optimizer: Any) -> list[str]:
+    """Decays of the momenta of Fromage's matrices, those of most parameters first."""
+    read = ((frame_of(group), param) for group, param in _matrices(optimizer))
+    return _by_size((f"{f.momentum:g}", param) for f, param in read if f.direction != "gradient")
+
+
 def _matrices(optimizer: Any) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     """Fromage's weights that are no vectors, with their groups."""
     for group in optimizer.param_groups:
@@ -82,11 +88,13 @@ def _options(optimizer: Any) -> str:
         return ""
     largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
     hidden = {"params", "param_names", "role", "rule", "lr", "initial_lr", "fused", "foreach",
-              "capturable", "differentiable", "maximize", "decoupled_weight_decay",
+              "lr_scale", "capturable", "differentiable", "maximize", "decoupled_weight_decay",
               "backend", "shapes_crc32"}  # fmt: skip
     read = _in_force(largest)
     if "p_bound" in read:  # presets hold rows and matrices by different ones
         read["p_bound"] = " and ".join(_bounds(optimizer)) or read["p_bound"]
+    if read.get("momentum") is not None:  # and have different momenta for them
+        read["momentum"] = " and ".join(_momenta(optimizer)) or read["momentum"]
     shown = [
         f"{name} {value}"
         for name, value in read.items()

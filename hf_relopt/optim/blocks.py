@@ -10,11 +10,11 @@ from torch import Tensor
 
 from hf_relopt.backends import BACKENDS
 from hf_relopt.backends.batch import Batch, compute_dtype
-from hf_relopt.groups import is_vector
 from hf_relopt.lns.rounding import noise_keys, rounds_stochastically
 from hf_relopt.optim.decision import with_anchors
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
+from hf_relopt.roles import is_vector
 from hf_relopt.rules import fromage
 from hf_relopt.sharding import (
     Place,

@@ -117,7 +117,7 @@ def check_request(optim: str, options: Mapping[str, Any]) -> None:
     preset, rule = PRESETS.get(optim), rule_of_name(optim)
     roles = ("matrix", *preset.roles) if preset else ()
     for own in [preset.options_of(role, options) for role in roles] if preset else [{}]:
-        check_together(rule, {**_defaults(rule), **own, **options, "params": []})
+        check_together(rule, {**_defaults(rule), **own, **options, "params": [], "lr": 0.0})
 
 
 def _defaults(rule: str) -> dict[str, Any]:

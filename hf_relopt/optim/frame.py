@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.groups import is_vector
 from hf_relopt.optim.option import Option, flag, none_or, number, one_of, parse_bool
+from hf_relopt.roles import is_vector
 
 DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
 SCALES = ("tensor", "row", "block")

@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.errors import UnsupportedSetup
-from hf_relopt.groups import is_vector
 from hf_relopt.optim.blocks import step_blocks
 from hf_relopt.optim.frame import frame_of
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, directions
 from hf_relopt.optim.rows import step_rows
 from hf_relopt.optim.spectral import make_spectral
+from hf_relopt.roles import is_vector
 from hf_relopt.sharding import Place, cut_of, is_sharded, parts_of, rows_are_whole
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.

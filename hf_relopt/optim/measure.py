@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.groups import is_vector
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import widest
+from hf_relopt.roles import is_vector
 from hf_relopt.sharding import local, sum_over_shards
 
 # A weight is at its bound if it is there to within float32 rounding.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.batch import Update
-from hf_relopt.groups import is_vector
 from hf_relopt.optim.frame import Frame, frame_of
+from hf_relopt.roles import is_vector
 from hf_relopt.rules import adamw, direction, fromage, madam
 from hf_relopt.sharding import Sums, WholeNorms
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.groups import is_vector
 from hf_relopt.optim.frame import frame_of
 from hf_relopt.optim.rules import rule_of
+from hf_relopt.roles import is_vector
 from hf_relopt.sharding import one_per_row
 
 State = dict[str, Tensor]
