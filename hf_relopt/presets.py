@@ -72,8 +72,8 @@ def _preset(direction: str) -> Preset:
         others={"direction": direction},
         roles={"embedding": _EMBEDDING, "head": _BY_ROW, TASK_HEAD: _BY_ROW},
         cut=("matrix",),
-        # As good as any from .01 on in small runs of 1,500 and 2,000 steps, and better in shorter
-        # ones: benchmarks/results/quality_widths_short_cpu_202611.md.
+        # The best of .01, .02 and .04 at five sizes after 2,000 steps, and better than .01 after
+        # fewer: benchmarks/results/quality_widths_cpu_202611.md and the short one beside it.
         from_scratch_lr=0.02,
     )
 
