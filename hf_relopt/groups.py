@@ -70,7 +70,7 @@ class Plan:
         rows: list[tuple[str, ...]] = [("role", "follows", "lr", "tensors", "parameters", "first")]
         lines: dict[Any, list[Entry]] = {}
         for entry in self.entries:
-            lr = f"{followed_lr(self._options(entry)):g}"
+            lr = f"{followed_lr(self.options_of(entry)):g}"
             lines.setdefault((entry.role, self._follows(entry), lr), []).append(entry)
         for (role, follows, lr), entries in lines.items():
             numel = sum(entry.param.numel() for entry in entries)
@@ -82,12 +82,13 @@ class Plan:
         title = f"{self.optim}: {len(self.entries)} tensors, {total:,} parameters"
         return "\n".join([title, *_table(rows)])
 
-    def _options(self, entry: Entry) -> dict[str, Any]:
+    def options_of(self, entry: Entry) -> dict[str, Any]:
+        """The options in force for an entry: its own, over the optimizer's if it has its rule."""
         common = self.options if entry.options["rule"] == rule_of_name(self.optim) else {}
         return {**common, **entry.options}
 
     def _follows(self, entry: Entry) -> str:
-        words = follows(entry.param, self._options(entry))
+        words = follows(entry.param, self.options_of(entry))
         from_zero = entry.zero_start and entry.options["rule"] != "adamw"
         return f"{words}, from zero by min_scale" if from_zero else words
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-# A classifier's or a regression's: it has a few rows and often no training yet.
+# Of a classifier or a question answerer: it has a few rows and often no training yet.
 TASK_HEAD = "task head"
 _HEAD_START, _UNTRAINED = 10.0, 0.01
 
@@ -20,7 +20,7 @@ class Preset:
     Attributes:
         rule: that all follow.
         others: options of roles that are not in ``roles``.
-        roles: options by role; "task head": a head that is no vocabulary's.
+        roles: options by role; TASK_HEAD: see roles.is_for_a_task.
         cut: roles whose fused weights are cut into their matrices.
         from_scratch_lr: the rate of an untrained model if nobody gives one.
     """

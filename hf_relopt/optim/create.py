@@ -77,7 +77,7 @@ def plan(
     preset = PRESETS.get(optim)
     chosen = groups.build(model, optim, lr, overrides=overrides, options=options, preset=preset)
     for entry in chosen.entries:
-        own = {**(options if entry.options["rule"] == rule else {}), **entry.options}
+        own = chosen.options_of(entry)
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": [entry.param]})
     return chosen
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.groups import CUTTING, Plan, is_vector
+from hf_relopt.groups import CUTTING, Plan
 from hf_relopt.optim.options import OPTIONS
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import SCALARS, anchors
 from hf_relopt.presets import PRESETS, rule_of_name
+from hf_relopt.roles import is_vector
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
