@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_relopt.roles import bare
+
 _QKV = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn")
 _GATE_UP = ("gate_up_proj", "w1w3")
 # Modules that interleave heads under a name from above, unless all heads share keys and values.
@@ -49,9 +51,7 @@ def split_of(model: nn.Module, name: str, module: nn.Module, param: Tensor) -> d
 
 def _config(model: nn.Module) -> Any:
     """The configuration of the text model, if there is one."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return _config(model.module)
-    config = getattr(model, "config", None)
+    config = getattr(bare(model)[0], "config", None)
     text: Any = getattr(config, "get_text_config", None)
     return config if text is None else text()
 

@@ -37,27 +37,27 @@ def is_vector(param: Tensor) -> bool:
 
 def is_for_a_task(model: nn.Module) -> bool:
     """True if the head classifies or answers questions, and so is most often new to the model."""
-    return _TASK.search(type(_bare(model)[0]).__name__) is not None
+    return _TASK.search(type(bare(model)[0]).__name__) is not None
+
+
+def bare(model: nn.Module, name: str = "") -> tuple[nn.Module, str]:
+    """The model that DataParallel, DDP, torch.compile and PEFT wrap, and what it calls a weight."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return bare(model.module, name.removeprefix("module."))
+    compiled = model._modules.get("_orig_mod")
+    if compiled is not None:
+        return bare(compiled, name.removeprefix("_orig_mod."))
+    unwrap: Any = getattr(model, "get_base_model", None)
+    base = model if unwrap is None else unwrap()
+    return (model, name) if base is model else (base, name.removeprefix("base_model.model."))
 
 
 def _is_head(model: nn.Module, name: str) -> bool:
     """Transformers keeps the body under ``base_model_prefix``; what lies beside it is the head."""
-    inner, local = _bare(model, name)
+    inner, local = bare(model, name)
     if ".modules_to_save." in name:
         return True
     prefix = getattr(inner, "base_model_prefix", "")
     if not prefix or not hasattr(inner, prefix) or getattr(inner, prefix) is inner:
         return False
     return not local.startswith(f"{prefix}.")
-
-
-def _bare(model: nn.Module, name: str = "") -> tuple[nn.Module, str]:
-    """The model that DataParallel, DDP, torch.compile and PEFT wrap, and what it calls a weight."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return _bare(model.module, name.removeprefix("module."))
-    compiled = model._modules.get("_orig_mod")
-    if compiled is not None:
-        return _bare(compiled, name.removeprefix("_orig_mod."))
-    unwrap: Any = getattr(model, "get_base_model", None)
-    base = model if unwrap is None else unwrap()
-    return (model, name) if base is model else (base, name.removeprefix("base_model.model."))

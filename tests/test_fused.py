@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,9 +120,14 @@ def test_three_steps_lower_the_loss(name: str) -> None:
     assert all(bool(torch.isfinite(param).all()) for param in model.parameters())
 
 
-def test_a_wrapper_does_not_hide_how_many_heads_share_keys() -> None:
-    bare, wrapped = follows(build("phi3")), follows(nn.DataParallel(build("phi3")))
-    assert wrapped == {f"module.{name}": words for name, words in bare.items()}
+@pytest.mark.parametrize(
+    ("prefix", "wrap"), [("module", nn.DataParallel), ("_orig_mod", torch.compile)]
+)
+def test_a_wrapper_does_not_hide_how_many_heads_share_keys(
+    prefix: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    bare, wrapped = follows(build("phi3")), follows(wrap(build("phi3")))
+    assert wrapped == {f"{prefix}.{name}": words for name, words in bare.items()}
 
 
 def test_half_as_many_keys_are_not_two_equal_parts() -> None:
