@@ -53,7 +53,7 @@ def transform_whole(
     copies: list[int] = []
     mine: list[int] = []
     whole: list[Tensor] = []
-    together = _processes() > 1
+    together = processes() > 1
     for number, matrix in enumerate(matrices):
         if matrix.cut is not None:
             groups.setdefault(matrix.cut.group, []).append(number)
@@ -87,7 +87,8 @@ def owners(work: Sequence[float], ranks: int) -> list[int]:
     return chosen
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many processes the run has: those of torch.distributed, or this one."""
     dist = torch.distributed
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -98,7 +99,7 @@ class _Copies:
     def __init__(self, matrices: Sequence[Matrix], numbers: Sequence[int]) -> None:
         self._matrices = matrices
         self.numbers = numbers
-        self._ranks, self._rank = _processes(), torch.distributed.get_rank()
+        self._ranks, self._rank = processes(), torch.distributed.get_rank()
         self._owner = owners([matrix.work for matrix in matrices], self._ranks)
         self.mine = [n for n, o in zip(numbers, self._owner, strict=True) if o == self._rank]
 

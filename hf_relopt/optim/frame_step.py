@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.optim.blocks import step_blocks
+from hf_relopt.optim.exchange import processes
 from hf_relopt.optim.frame import frame_of
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, directions
@@ -24,6 +25,8 @@ from hf_relopt.sharding import Place, cut_of, is_sharded, parts_of, rows_are_who
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26
+# Where processes share the work, each has as many, up to this part of the whole.
+_SHARED_PORTION = 1 / 8
 
 
 def step_framed(
@@ -85,29 +88,46 @@ def _portions(batches: Sequence[Framed]) -> Iterator[list[Framed]]:
     of, and these must not decide where a collective begins.
     """
     for sharded in (True, False):
-        yield from _cut_by_size(
-            batches,
-            sorted(
-                (index, b, t)
-                for b, batch in enumerate(batches)
-                for t, index in enumerate(batch.indices)
-                if is_sharded(batch.params[t]) is sharded
-            ),
+        members = sorted(
+            (index, b, t)
+            for b, batch in enumerate(batches)
+            for t, index in enumerate(batch.indices)
+            if is_sharded(batch.params[t]) is sharded
         )
+        sizes = [_entries(batches[b].params[t]) for _, b, t in members]
+        limit = _PORTION if sharded else _copies_at_once(batches, sum(sizes))
+        yield from _cut_by_size(batches, members, sizes, limit)
+
+
+def _entries(param: Tensor) -> int:
+    """Entries that a rank holds of ``param``, or the rank that holds most."""
+    return -(-param.numel() // parts_of(param))
+
+
+def _copies_at_once(batches: Sequence[Framed], entries: int) -> int:
+    """Entries in a portion of whole tensors that have ``entries`` together.
+
+    Whoever shares the work needs a matrix for each process, which may be more than fit in one
+    portion. Each holds the results of all, so that there is a limit.
+    """
+    if not any(batch.frame.share_work for batch in batches):
+        return _PORTION
+    return max(_PORTION, min(_PORTION * processes(), int(entries * _SHARED_PORTION)))
 
 
 def _cut_by_size(
-    batches: Sequence[Framed], members: Sequence[tuple[int, int, int]]
+    batches: Sequence[Framed],
+    members: Sequence[tuple[int, int, int]],
+    sizes: Sequence[int],
+    limit: int,
 ) -> Iterator[list[Framed]]:
     portion: dict[int, list[int]] = {}
     entries = 0
-    for _, b, t in members:
-        param = batches[b].params[t]
-        numel = -(-param.numel() // parts_of(param))
-        if portion and entries + numel > _PORTION:
+    for (_, b, t), size in zip(members, sizes, strict=True):
+        if portion and entries + size > limit:
             yield [batches[b].only(places) for b, places in portion.items()]
             portion, entries = {}, 0
         portion.setdefault(b, []).append(t)
-        entries += numel
+        entries += size
     if portion:
         yield [batches[b].only(places) for b, places in portion.items()]

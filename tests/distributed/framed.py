@@ -170,6 +170,33 @@ def copies_share_the_work() -> None:
             assert all(torch.equal(copy, c) for copy in every), "replicas went apart"
 
 
+def shared_portions_have_work_for_every_process() -> None:
+    """Copies too large for one portion: each process still has a matrix in it, up to an eighth."""
+    from hf_relopt.optim import frame_step, spectral
+
+    ranks, seen = dist.get_world_size(), []
+    original, whole_portion = spectral.orthogonal_factor, frame_step._PORTION
+
+    def counted(stack: torch.Tensor) -> torch.Tensor:
+        seen.append(len(stack))
+        return original(stack)
+
+    params = [nn.Parameter(torch.randn(6, 5)) for _ in range(16 * ranks)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    spectral.orthogonal_factor, frame_step._PORTION = counted, params[0].numel()
+    try:
+        for count, portions in ((16 * ranks, 16), (8, 8)):
+            seen.clear()
+            with CommDebugMode() as comm:
+                Fromage(params[:count], direction="spectral", share_work=True).step()
+            assert comm.get_total_counts() == portions, comm.get_comm_counts()
+            if portions == 16:
+                assert seen == [1] * 16, "some process had two matrices of a portion, or none"
+    finally:
+        spectral.orthogonal_factor, frame_step._PORTION = original, whole_portion
+
+
 def whole_experts_stay_where_they_are() -> None:
     """Five experts, cut by expert: no rank needs another's."""
     mesh = world()
@@ -269,6 +296,7 @@ ON_ANY = (
     blocks_lie_across_ranks,
     the_work_is_spread,
     copies_share_the_work,
+    shared_portions_have_work_for_every_process,
     whole_experts_stay_where_they_are,
     spectral_models_train_alike,
 )
@@ -283,6 +311,7 @@ ON_THREE = (
     blocks_lie_across_ranks,
     the_work_is_spread,
     copies_share_the_work,
+    shared_portions_have_work_for_every_process,
 )
 CHECKS = {2: ON_ANY, 3: ON_THREE, 4: ON_FOUR}
 
