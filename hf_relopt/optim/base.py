@@ -27,10 +27,11 @@ from hf_relopt.optim.options import (
     refuse_swallowed,
     unknown_option,
 )
+from hf_relopt.optim.places import Places
 from hf_relopt.optim.rules import RULES, rule_of
 from hf_relopt.optim.state import new_state
 from hf_relopt.optim.work import work_of
-from hf_relopt.sharding import Place, is_sharded, refuse_inexact, takes_part, whole_norms
+from hf_relopt.sharding import is_sharded, refuse_inexact, takes_part, whole_norms
 
 _NOTHING_TO_DO = (
     "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call "
@@ -236,14 +237,13 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
     def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
         rule = rule_of(group, params[0])
+        states = [self.state[param] for param in params]
         if rule.framed:
-            states = [self.state[param] for param in params]
             return memory_work(group, params, indices, states, self._places)
         sums = rule.sums(group)
         # Weights' norms only if the rule or an anchor needs them.
         if sums == "grad" and rule.anchored and not self._anchored.issuperset(indices):
             sums = "norms"
-        states = [self.state[param] for param in params]
         return work_of(group, params, indices, states, sums, self._places)
 
     def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
@@ -295,5 +295,5 @@ class RelativeOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Look at shapes, places and anchors again in the next step."""
         self._checked_shapes = False
-        self._places: dict[int, Place | None] = {}
+        self._places = Places()
         self._anchored: set[int] = set()

@@ -14,6 +14,7 @@ from hf_relopt.lns.rounding import noise_keys, rounds_stochastically
 from hf_relopt.optim.decision import with_anchors
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
+from hf_relopt.optim.places import Places
 from hf_relopt.roles import is_vector
 from hf_relopt.rules import fromage
 from hf_relopt.sharding import (
@@ -21,7 +22,6 @@ from hf_relopt.sharding import (
     WholeNorms,
     local,
     local_grad,
-    place_of,
     rows_are_whole,
     sum_over_shards,
     whole_norms,
@@ -47,7 +47,7 @@ class Block:
 
 def step_blocks(
     portion: Sequence[tuple[Framed, list[Tensor]]],
-    places: dict[int, Place | None],
+    places: Places,
     measurement: Measurement | None,
 ) -> None:
     """Step every tensor along its direction."""
@@ -74,17 +74,14 @@ def step_blocks(
         _apply(batch, blocks, _decided(batch, blocks, norm), measurement)
 
 
-def _blocks(
-    batch: Framed, tensor: int, direction: Tensor, places: dict[int, Place | None]
-) -> list[Block]:
+def _blocks(batch: Framed, tensor: int, direction: Tensor, places: Places) -> list[Block]:
     param, number, frame = batch.params[tensor], batch.indices[tensor], batch.frame
     part = local(param.detach())
     in_blocks = frame.scale == "block" and not is_vector(param)
-    if number not in places and (in_blocks or _is_noisy(batch)):
-        places[number] = place_of(param)
+    place = places.of(number, param) if in_blocks or _is_noisy(batch) else None
     if not in_blocks:
-        return [Block(tensor, part, direction, param.numel(), places.get(number))]
-    dim, place = frame.split_dim, places[number]
+        return [Block(tensor, part, direction, param.numel(), place)]
+    dim = frame.split_dim
     corner = (0,) * param.dim() if place is None else place.first
     blocks, begin = [], 0
     for size in frame.blocks(param.shape):

@@ -18,10 +18,11 @@ from hf_relopt.optim.exchange import processes
 from hf_relopt.optim.frame import frame_of
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, directions
+from hf_relopt.optim.places import Places
 from hf_relopt.optim.rows import step_rows
 from hf_relopt.optim.spectral import make_spectral
 from hf_relopt.roles import is_vector
-from hf_relopt.sharding import Place, cut_of, is_sharded, parts_of, rows_are_whole
+from hf_relopt.sharding import cut_of, is_sharded, parts_of, rows_are_whole
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26
@@ -31,13 +32,13 @@ _SHARED_PORTION = 1 / 8
 
 def step_framed(
     batches: Sequence[Framed],
-    places: dict[int, Place | None],
+    places: Places,
     measurement: Measurement | None,
 ) -> None:
     """Step every parameter of ``batches``.
 
     Args:
-        places: where parts of sharded tensors lie, by number; completed here.
+        places: where parts of sharded tensors lie.
         measurement: takes note of each tensor's step, or None.
     """
     for portion in _portions(batches):
@@ -46,7 +47,7 @@ def step_framed(
 
 def _step_portion(
     portion: Sequence[Framed],
-    places: dict[int, Place | None],
+    places: Places,
     measurement: Measurement | None,
 ) -> None:
     """Directions live no longer than this."""

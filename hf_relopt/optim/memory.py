@@ -14,10 +14,11 @@ from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
+from hf_relopt.optim.places import Places
 from hf_relopt.optim.rules import MEMORIES, memory_of
 from hf_relopt.optim.state import State, rate_of, widest
 from hf_relopt.rules import direction
-from hf_relopt.sharding import Place, local, local_grad, place_of
+from hf_relopt.sharding import local, local_grad
 
 # The memory is rounded with noise of its own: numbers beyond those of any parameter.
 _MEMORY_NUMBERS = 2**32
@@ -75,7 +76,7 @@ def memory_work(
     params: Sequence[Tensor],
     indices: Sequence[int],
     states: Sequence[State],
-    places: dict[int, Place | None],
+    places: Places,
 ) -> Work:
     """The work of taking gradients in: the memory is what changes."""
     frame, device = frame_of(group), params[0].device
@@ -85,9 +86,6 @@ def memory_work(
     remembered = [local(state["momentum"]) for state in states] if rule.buffers else None
     dtype = remembered[0].dtype if remembered else params[0].dtype
     noisy = remembered is not None and dtype in ROUNDED_DTYPES
-    for param, number in zip(params, indices, strict=True):
-        if noisy and number not in places:
-            places[number] = place_of(param)
     numbers = torch.tensor(indices) + _MEMORY_NUMBERS
     constants: dict[str, object] = {}
     if remembered:
@@ -98,7 +96,10 @@ def memory_work(
         params=remembered or [local(param) for param in params],
         grads=[local_grad(param) for param in params],
         buffers=[tuple(local(state[name]) for name in rule.buffers[1:]) for state in states],
-        places=[places[number] if noisy else None for number in indices],
+        places=[
+            places.of(number, param) if noisy else None
+            for number, param in zip(indices, params, strict=True)
+        ],
         state=[{name: state[name] for name in rule.scalars} for state in states],
         numel=torch.tensor([param.numel() for param in params], dtype=widest(device)).to(
             device, non_blocking=True

@@ -14,29 +14,29 @@ from hf_relopt.lns.rounding import noise_keys, rounds_stochastically
 from hf_relopt.optim.decision import with_anchors
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
+from hf_relopt.optim.places import Places
 from hf_relopt.optim.state import widest
 from hf_relopt.rules import fromage
-from hf_relopt.sharding import Place, local, local_grad, place_of
+from hf_relopt.sharding import Place, local, local_grad
 
 
 def step_rows(
     batch: Framed,
     directions: list[Tensor],
-    places: dict[int, Place | None],
+    places: Places,
     measurement: Measurement | None,
 ) -> None:
     """Step every tensor of ``batch`` along its direction. No rank needs another's rows."""
     for t, (param, index) in enumerate(zip(batch.params, batch.indices, strict=True)):
         noisy = rounds_stochastically(param.dtype, batch.group["rounding"])
-        if noisy and index not in places:
-            places[index] = place_of(param)
+        place = places.of(index, param) if noisy else None
         around = (
             nullcontext()
             if measurement is None
             else measurement.around(param, index, batch.group, batch.states[t])
         )
         with around:
-            _step(batch, t, directions[t], places.get(index), noisy)
+            _step(batch, t, directions[t], place, noisy)
 
 
 def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: bool) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from hf_relopt.backends.batch import Work
 from hf_relopt.lns.rounding import rounds_stochastically
 from hf_relopt.optim.decision import GroupRule
+from hf_relopt.optim.places import Places
 from hf_relopt.optim.rules import RULES
 from hf_relopt.optim.state import State, rate_of, widest
-from hf_relopt.sharding import Place, Sums, local, local_grad, place_of
+from hf_relopt.sharding import Sums, local, local_grad
 
 
 def work_of(
@@ -22,27 +23,26 @@ def work_of(
     indices: Sequence[int],
     states: Sequence[State],
     sums: Sums,
-    places: dict[int, Place | None],
+    places: Places,
 ) -> Work:
     """Gather what a step of these parameters needs.
 
     Args:
         indices: their numbers in the optimizer.
         sums: what is to be summed in this step.
-        places: where parts of sharded tensors lie, by number; completed here, since looking it up
-            costs more than the sums do.
+        places: where parts of sharded tensors lie.
     """
     rule, device = RULES[group["rule"]], params[0].device
     numel = torch.tensor([param.numel() for param in params], dtype=widest(device))
     noisy = rounds_stochastically(params[0].dtype, group["rounding"])
-    for param, number in zip(params, indices, strict=True):
-        if noisy and number not in places:
-            places[number] = place_of(param)
     return Work(
         params=[local(param) for param in params],
         grads=[local_grad(param) for param in params],
         buffers=[tuple(local(state[name]) for name in rule.buffers) for state in states],
-        places=[places[number] if noisy else None for number in indices],
+        places=[
+            places.of(number, param) if noisy else None
+            for number, param in zip(indices, params, strict=True)
+        ],
         state=[{name: state[name] for name in rule.scalars} for state in states],
         numel=numel.to(device, non_blocking=True),
         index=torch.tensor(indices).to(device, non_blocking=True) if noisy else None,
