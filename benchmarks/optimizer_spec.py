@@ -53,7 +53,7 @@ class OptimizerSpec:
         """The word it was read from, in one fixed spelling."""
         if not self.options:
             return self.name
-        return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.options)
+        return self.name + ":" + ",".join(f"{key}={_word(value)}" for key, value in self.options)
 
 
 def optimizer_spec(text: str) -> OptimizerSpec:
@@ -72,6 +72,10 @@ def optimizer_spec(text: str) -> OptimizerSpec:
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is not option=value")
         options[key] = _value(value)
     return OptimizerSpec(name, tuple(sorted(options.items())))
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _value(text: str) -> Any:

@@ -20,6 +20,8 @@ def test_a_spec_is_read_into_options_and_back_into_one_spelling(load) -> None:
     assert dict(spec.options) == {"lr": 0.03, "p_scale": 5.0, "backend": "loop"}
     assert str(spec) == "madam:backend=loop,lr=0.03,p_scale=5.0" == str(read(str(spec)))
     assert read("fromage:p_bound=null").options == (("p_bound", None),)
+    again = read(str(read("fromage:p_bound=null,nesterov=false,direction=momentum")))
+    assert dict(again.options) == {"p_bound": None, "nesterov": False, "direction": "momentum"}
     assert read("fromage").lr is None
 
 
