@@ -32,9 +32,8 @@ DEFAULT = {
         *_rates("muon", "5e-3", "1e-2", "2e-2"),
         *_FROM_SCRATCH,
     ],
-    # AdamW is best at 1e-3 here, so that rate must not be the lowest.
     "wordpieces": [
-        *_rates("adamw", "5e-4", "1e-3", "2e-3", "3e-3", "6e-3"),
+        *_rates("adamw", "5e-4", "1e-3", "1.5e-3", "2e-3", "3e-3"),
         *_rates("muon", "2e-3", "5e-3", "1e-2"),
         *_FROM_SCRATCH,
     ],
