@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -20,6 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from hf_relopt import Fromage
 from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.optim import frame_step, spectral
 from hf_relopt.sharding import place_of
 from tests.distributed.ranks import run_checks
 from tests.distributed.sharded import compare, cut_both_ways, same_training, train_both, world
@@ -89,13 +93,29 @@ def blocks_lie_across_ranks() -> None:
             assert len(anchors[0]) == 3
 
 
+@contextmanager
+def factors_counted(portion: int | None = None) -> Iterator[list[int]]:
+    """How many matrices this rank stacks, each time; in portions of so many entries, if given."""
+    seen: list[int] = []
+    original = spectral.orthogonal_factor
+
+    def counted(stack: torch.Tensor) -> torch.Tensor:
+        seen.append(len(stack))
+        return original(stack)
+
+    entries = frame_step._PORTION if portion is None else portion
+    with (
+        mock.patch.object(spectral, "orthogonal_factor", counted),
+        mock.patch.object(frame_step, "_PORTION", entries),
+    ):
+        yield seen
+
+
 def the_work_is_spread() -> None:
     """Twelve equal matrices: each rank orthogonalises its share, and only that.
 
     A plain tensor that one rank alone has a gradient of must not decide where portions begin.
     """
-    from hf_relopt.optim import frame_step, spectral
-
     mesh, ranks = world(), dist.get_world_size()
     params = [
         nn.Parameter(distribute_tensor(torch.randn(6, 5), mesh, [Shard(0)])) for _ in range(12)
@@ -105,39 +125,17 @@ def the_work_is_spread() -> None:
         param.grad = torch.ones_like(param)
     if dist.get_rank() == 0:
         plain.grad = torch.ones_like(plain)
-    seen = []
-    original = spectral.orthogonal_factor
-
-    def counted(stack: torch.Tensor) -> torch.Tensor:
-        seen.append(len(stack))
-        return original(stack)
-
-    whole_portion = frame_step._PORTION
-    spectral.orthogonal_factor = counted
-    try:
-        six = 6 * params[0].numel() // ranks
-        for portion, portions in ((whole_portion, 1), (six, 2)):
-            frame_step._PORTION = portion
-            seen.clear()
-            with CommDebugMode() as comm:
-                Fromage([plain, *params], direction="spectral").step()
-            assert sum(seen) == 12 // ranks + (dist.get_rank() == 0), seen
-            assert comm.get_total_counts() == 1 + 3 * portions, comm.get_comm_counts()
-    finally:
-        spectral.orthogonal_factor, frame_step._PORTION = original, whole_portion
+    six = 6 * params[0].numel() // ranks
+    for portion, portions in ((None, 1), (six, 2)):
+        with factors_counted(portion) as seen, CommDebugMode() as comm:
+            Fromage([plain, *params], direction="spectral").step()
+        assert sum(seen) == 12 // ranks + (dist.get_rank() == 0), seen
+        assert comm.get_total_counts() == 1 + 3 * portions, comm.get_comm_counts()
 
 
 def copies_share_the_work() -> None:
     """As under DDP: the same weights and gradients everywhere, each direction made once."""
-    from hf_relopt.optim import spectral
-
-    ranks, seen = dist.get_world_size(), []
-    original = spectral.orthogonal_factor
-
-    def counted(stack: torch.Tensor) -> torch.Tensor:
-        seen.append(len(stack))
-        return original(stack)
-
+    ranks = dist.get_world_size()
     shapes = [*[(6, 5)] * 6, (4, 7, 3), (9, 2), (5,), (8, 8)]
     for dtype in (torch.float32, torch.bfloat16):
         generator = torch.Generator().manual_seed(0)
@@ -152,13 +150,8 @@ def copies_share_the_work() -> None:
                 a.grad = torch.randn(a.shape, generator=generator).to(dtype)
                 c.grad = a.grad.clone()
             pair[0].step()
-            seen.clear()
-            spectral.orthogonal_factor = counted
-            try:
-                with CommDebugMode() as comm:
-                    pair[1].step()
-            finally:
-                spectral.orthogonal_factor = original
+            with factors_counted() as seen, CommDebugMode() as comm:
+                pair[1].step()
             assert comm.get_total_counts() == 1, comm.get_comm_counts()
             assert 0 < sum(seen) < len(shapes) - 1 if ranks > 1 else True, seen
         for a, c in zip(one, many, strict=True):
@@ -172,29 +165,16 @@ def copies_share_the_work() -> None:
 
 def shared_portions_have_work_for_every_process() -> None:
     """Copies too large for one portion: each process still has a matrix in it, up to an eighth."""
-    from hf_relopt.optim import frame_step, spectral
-
-    ranks, seen = dist.get_world_size(), []
-    original, whole_portion = spectral.orthogonal_factor, frame_step._PORTION
-
-    def counted(stack: torch.Tensor) -> torch.Tensor:
-        seen.append(len(stack))
-        return original(stack)
-
+    ranks = dist.get_world_size()
     params = [nn.Parameter(torch.randn(6, 5)) for _ in range(16 * ranks)]
     for param in params:
         param.grad = torch.ones_like(param)
-    spectral.orthogonal_factor, frame_step._PORTION = counted, params[0].numel()
-    try:
-        for count, portions in ((16 * ranks, 16), (8, 8)):
-            seen.clear()
-            with CommDebugMode() as comm:
-                Fromage(params[:count], direction="spectral", share_work=True).step()
-            assert comm.get_total_counts() == portions, comm.get_comm_counts()
-            if portions == 16:
-                assert seen == [1] * 16, "some process had two matrices of a portion, or none"
-    finally:
-        spectral.orthogonal_factor, frame_step._PORTION = original, whole_portion
+    for count, portions in ((16 * ranks, 16), (8, 8)):
+        with factors_counted(params[0].numel()) as seen, CommDebugMode() as comm:
+            Fromage(params[:count], direction="spectral", share_work=True).step()
+        assert comm.get_total_counts() == portions, comm.get_comm_counts()
+        if portions == 16:
+            assert seen == [1] * 16, "some process had two matrices of a portion, or none"
 
 
 def whole_experts_stay_where_they_are() -> None:
