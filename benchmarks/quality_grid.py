@@ -48,6 +48,11 @@ DEFAULT = {
         "fromage_spectral",
         "fromage_momentum",
     ],
+    "gpt2": [
+        "fromage_spectral",
+        *_rates("adamw", "3e-4", "6e-4", "1.2e-3"),
+        "muon:lr=2e-3,adamw_lr=1e-3",
+    ],
     # A factor of two between rates: the aim is a best rate that moves by no more than that.
     "widths": [
         "fromage_spectral",

@@ -133,7 +133,9 @@ def table(records: list[Record]) -> str:
     header = ["optimizer", "lr", "accuracy, %" if accuracy else "validation loss", "range"]
     header += ["seeds", "minus AdamW's best", "steps to AdamW's best loss, %"]
     header += ["validation loss"] if accuracy else []
-    return markdown_table([*header, "state, bytes per weight", "CPU s"], rows)
+    header += ["state, bytes per weight"]
+    header += ["GPU s", "peak GiB"] if "peak_bytes" in all_of_them[0].first else ["CPU s"]
+    return markdown_table(header, rows)
 
 
 def _row(entry: Entry, winner: bool, family: list[Entry], adamw: Entry | None) -> list[str]:
@@ -154,7 +156,10 @@ def _row(entry: Entry, winner: bool, family: list[Entry], adamw: Entry | None) -
     if entry.measure == "accuracy":
         cells.append(f"{entry.mean('valid_loss'):.3f}")
     cells.append(f"{entry.first['state_bytes_per_weight']:.2f}")
-    return [*cells, f"{statistics.median(entry.values('seconds')):.0f}"]
+    cells.append(f"{statistics.median(entry.values('seconds')):.0f}")
+    if "peak_bytes" in entry.first:
+        cells.append(f"{max(entry.values('peak_bytes')) / 2**30:.1f}")
+    return cells
 
 
 def _against(entry: Entry, adamw: Entry | None, digits: int) -> tuple[str, str]:

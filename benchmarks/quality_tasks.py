@@ -1,4 +1,4 @@
-"""The four tasks of quality.py: their data, sizes, lengths, and what a page says of them."""
+"""The five tasks of quality.py: their data, sizes, lengths, and what a page says of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt2_text import Size, characters, text_task
 from sst2 import read_sentences, sst2_task
 from training import Task
 from transformers import AutoModelForSequenceClassification
-from word_pieces import word_pieces
+from word_pieces import kept_word_pieces, word_pieces
 
 # Heads are 32 wide at every size. Layers x width.
 WIDTHS = {
@@ -20,6 +20,9 @@ WIDTHS = {
     "2x512": Size(2, 512, 16),
     "8x64": Size(8, 64, 2),
 }
+GPT2 = Size(layers=12, width=768, heads=12, context=1024, batch=8)
+# A multiple of 64, which tensor cores want; GPT-2's own 50,257 is none.
+GPT2_VOCABULARY = 50_304
 BASE = "4x128"
 SMALLEST = "2x64"
 
@@ -84,6 +87,18 @@ FACTS = {
         "`muonh` have AdamW on embeddings, head and vectors.",
         True,
     ),
+    "gpt2": Facts(
+        "GPT-2 124M",
+        2000,
+        "validation_loss",
+        "nats per piece",
+        "GPT-2 with 12 layers, 12 heads, width 768, context 1,024, no dropout, tied embeddings; a "
+        f"byte-level BPE of {GPT2_VOCABULARY:,} pieces learnt from the training file; STEPS steps "
+        "of 8 x 1,024 pieces, passes in bfloat16 on a GPU, weights and steps in float32; the "
+        "source code of Python's standard library and of torch (`python_text.py`), every "
+        f"twentieth file held out to measure on; {_SCHEDULES}",
+        True,
+    ),
     "widths": Facts(
         "One rate for every size",
         2000,
@@ -107,6 +122,9 @@ def tasks(args: argparse.Namespace) -> dict[str, Task]:
         codes = word_pieces(_read(args.train_file), _read(args.valid_file))
         size = Size(layers=4, width=256, heads=4, context=128, batch=8)
         return {"": text_task(size, codes, args.batches)}
+    if args.task == "gpt2":
+        codes = kept_word_pieces(args.codes, args.train_file, args.valid_file, GPT2_VOCABULARY)
+        return {"": text_task(GPT2, codes, args.batches, args.device, args.compile)}
     codes = characters(_read(args.train_file))
     if args.task == "shakespeare":
         return {"": text_task(Size(), codes, args.batches)}

@@ -7,12 +7,12 @@ the same clipping of gradients to norm 1.0.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from clock import Clock
 from optimizer_spec import (
     OptimizerSpec,
     build_optimizer,
@@ -42,6 +42,7 @@ class Task:
         glance: (model) -> loss on a small part of it, the same in each run.
         baseline_schedule: schedule of AdamW, Muon and SGD; the others decay linearly to 0.
         defaults: options of AdamW and Muon (betas, weight_decay).
+        device: where the model lies.
     """
 
     make_model: Callable[[], nn.Module]
@@ -51,6 +52,7 @@ class Task:
     glance: Callable[[nn.Module], float]
     baseline_schedule: str
     defaults: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ class Run:
         lr: the rate of the first step, before the schedule.
         losses: training loss of every step.
         glances: pairs of a step (from 1) and the loss at a glance after it; empty without glances.
-        seconds: processor time of the training, measuring left out.
+        seconds: of the training, measuring left out: processor time on a CPU, the clock's on a GPU.
         options: numbers and words of each param group.
         state_bytes_per_weight: of the optimizer at the end.
         figures: what `Task.evaluate` gave at the end.
+        peak_bytes: of a GPU's memory during the training, measuring left out; None on a CPU.
     """
 
     lr: float
@@ -74,6 +77,7 @@ class Run:
     options: list[dict[str, Any]]
     state_bytes_per_weight: float
     figures: dict[str, float]
+    peak_bytes: int | None
 
 
 def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int = 0) -> Run:
@@ -88,7 +92,7 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
         glances: how many times to look at the validation loss on the way, evenly spread.
     """
     set_seed(seed)
-    model = task.make_model()
+    model = task.make_model().to(task.device)
     model.train()
     optimizer = build_optimizer(spec.without("schedule"), model, **task.defaults)
     lr, options = rate_in_use(spec, optimizer), options_in_use(optimizer)
@@ -97,9 +101,10 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     looks = {math.ceil(steps * look / glances) for look in range(1, glances + 1)}
-    losses, seen = torch.zeros(steps), []
+    losses, seen = torch.zeros(steps, device=task.device), []
+    _warm_up(model, task, steps, seed)
     set_seed(seed)
-    measuring, start = 0.0, time.process_time()
+    clock = Clock(task.device)
     for done, batch in enumerate(task.batches(steps, seed), start=1):
         loss = task.loss(model, batch)
         loss.backward()
@@ -109,21 +114,29 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
         optimizer.zero_grad(set_to_none=True)
         losses[done - 1] = loss.detach()
         if done in looks:
-            begin = time.process_time()
-            model.eval()
-            seen.append((done, round(task.glance(model), 4)))
-            model.train()
-            measuring += time.process_time() - begin
+            with clock.stopped():
+                model.eval()
+                seen.append((done, round(task.glance(model), 4)))
+                model.train()
         if done % max(1, steps // 10) == 0:
-            seconds = time.process_time() - start - measuring
-            _progress(spec, seed, losses[:done], seen, seconds)
-    seconds = time.process_time() - start - measuring
+            _progress(spec, seed, losses[:done], seen, clock.seconds())
+    seconds = clock.seconds()
     model.eval()
     figures = task.evaluate(model)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
     print(f"{spec} (lr {lr:g}) seed {seed}: {shown}", flush=True)
     state = state_bytes_per_weight(optimizer)
-    return Run(lr, losses, seen, round(seconds, 1), options, state, figures)
+    return Run(
+        lr, losses.cpu(), seen, round(seconds, 1), options, state, figures, clock.peak_bytes()
+    )
+
+
+def _warm_up(model: nn.Module, task: Task, steps: int, seed: int) -> None:
+    """One pass before the clock runs on a GPU, where libraries load and kernels are compiled."""
+    if task.device == "cpu":
+        return
+    task.loss(model, next(iter(task.batches(steps, seed)))).backward()
+    model.zero_grad(set_to_none=True)
 
 
 def curve(losses: Tensor) -> list[float]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from gpt2_text import Codes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 VOCABULARY = 4096
+# Lines whose pieces are in memory as Python objects at once.
+_LINES = 10_000
 
 
 def word_pieces(train: str, valid: str, vocabulary: int = VOCABULARY) -> Codes:
@@ -29,6 +34,30 @@ def word_pieces(train: str, valid: str, vocabulary: int = VOCABULARY) -> Codes:
     return Codes(_encode(tokenizer, train), _encode(tokenizer, valid), tokenizer.get_vocab_size())
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> torch.Tensor:
-    lines = tokenizer.encode_batch(text.splitlines(keepends=True))
-    return torch.tensor([piece for line in lines for piece in line.ids])
+def kept_word_pieces(path: Path, train: Path, valid: Path, vocabulary: int) -> Codes:
+    """As above, kept in a file: for long texts it takes minutes.
+
+    Args:
+        path: read if it is there, else written.
+        train, valid: files, read if that one is not there.
+        vocabulary: at most 65,536.
+    """
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        return Codes(kept["train"].int(), kept["valid"].int(), kept["vocabulary"])
+    texts = (text.read_text(encoding="utf-8") for text in (train, valid))
+    codes = word_pieces(*texts, vocabulary)
+    small = {"train": codes.train.to(torch.uint16), "valid": codes.valid.to(torch.uint16)}
+    torch.save({**small, "vocabulary": codes.vocabulary}, path)
+    return codes
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
+    lines = text.splitlines(keepends=True)
+    parts = []
+    for first in range(0, len(lines), _LINES):
+        pieces = tokenizer.encode_batch(lines[first : first + _LINES])
+        parts.append(
+            torch.tensor([piece for line in pieces for piece in line.ids], dtype=torch.int32)
+        )
+    return torch.cat(parts)

@@ -88,6 +88,46 @@ def test_word_pieces_train(
     assert record["key"]["task"] == "wordpieces" and 0 < record["validation_loss"] < 9
 
 
+def test_a_gpt2_trains_and_keeps_its_word_pieces(
+    load, monkeypatch: pytest.MonkeyPatch, text_file: Path, tmp_path: Path
+) -> None:
+    """The task of GPT-2 124M with a model that is not."""
+    monkeypatch.setattr(load("quality_tasks"), "GPT2", load("gpt2_text").Size(1, 32, 2, 8, 2))
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[::-1] * 30, encoding="utf-8")
+    arguments = ["--task", "gpt2", "--train_file", text_file, "--valid_file", other, "--steps", 2]
+    arguments += ["--batches", 1, "--optim", "adamw:lr=1e-3", "--out", tmp_path / "result"]
+    start(monkeypatch, load("quality"), *arguments)
+    (first,) = records(tmp_path / "result.jsonl")
+    assert first["key"]["task"] == "gpt2" and "peak_bytes" not in first
+    # The text itself is not read again.
+    text_file.write_text("", encoding="utf-8")
+    (tmp_path / "result.jsonl").unlink()
+    start(monkeypatch, load("quality"), *arguments)
+    (second,) = records(tmp_path / "result.jsonl")
+    assert second["validation_loss"] == first["validation_loss"]
+
+
+@pytest.mark.parametrize("extra", [["--device", "cuda"], ["--compile"], ["--codes", "kept"]])
+def test_what_is_for_gpt2_is_refused_elsewhere(
+    load, monkeypatch: pytest.MonkeyPatch, capsys, text_file: Path, extra: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        start(
+            monkeypatch,
+            load("quality"),
+            *("--task", "shakespeare", "--train_file", text_file, *extra),
+        )
+    assert "are for --task gpt2" in capsys.readouterr().err
+
+
+def test_a_table_of_a_gpu_has_its_seconds_and_its_memory(load) -> None:
+    record = {**run("adamw:lr=1e-3", 0, 3.5, []), "peak_bytes": 3 * 2**30}
+    table = load("quality_table").table([record])
+    assert "| GPU s | peak GiB |" in table
+    assert cells(table, "adamw:lr=0.001")[-2:] == ["1", "3.0"]
+
+
 def test_sst2_trains_and_ranks_by_accuracy(
     load, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path, tmp_path: Path
 ) -> None:
