@@ -32,7 +32,8 @@ def role_of(
 
 def is_vector(param: Tensor) -> bool:
     """True for biases, gains and scalars: at most one dimension is longer than one."""
-    return sum(size > 1 for size in param.shape) <= 1
+    shape = param.shape
+    return len(shape) < 2 or sum([size > 1 for size in shape]) <= 1
 
 
 def is_for_a_task(model: nn.Module) -> bool:

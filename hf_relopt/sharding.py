@@ -50,6 +50,9 @@ class Place:
 
 def is_sharded(param: Tensor) -> bool:
     """True for a DTensor, whatever its placements."""
+    # Asked a thousand times in a step, most often of these.
+    if type(param) is Tensor or type(param) is torch.nn.Parameter:
+        return False
     # DTensor's module is heavy; if nobody has imported it, no tensor can be one.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(param, module.DTensor)

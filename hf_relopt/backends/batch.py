@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -143,6 +144,15 @@ class Backend:
     step_alone: Callable[[Work], list[int]] | None = None
 
 
+@lru_cache(maxsize=1024)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that are the same in every step, on a device: [len(values)], not to be written to.
+
+    Made once, since the way there takes longer than a kernel.
+    """
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision the rule runs in: float64 for float64 weights, float32 for all others."""
     return torch.float64 if dtype is torch.float64 else torch.float32
@@ -186,10 +196,15 @@ def needs_noise(param: Tensor, keys: Tensor | None) -> bool:
 def piece_size(device: torch.device) -> int:
     """Entries worked on at once: what stays in a core's cache, or few enough to bound memory.
 
-    A rule holds up to eight float32 temporaries per entry, so an accelerator's 2^21 entries are
-    64 MB, and a CPU's 2^18 fit the second-level cache with room for the operands.
+    A rule holds up to eight float32 temporaries per entry, so an accelerator's 2^23 entries are
+    256 MB, and a CPU's 2^18 fit the second-level cache with room for the operands.
     """
-    return 2**18 if device.type == "cpu" else 2**21
+    return 2**18 if device.type == "cpu" else 2**23
+
+
+def small_size(device: torch.device) -> int:
+    """Entries up to which tensors are laid end to end: copying costs less than own kernels."""
+    return 2**15 if device.type == "cpu" else 2**18
 
 
 def first_position(place: Place | None, shape: torch.Size) -> int | None:

@@ -25,6 +25,7 @@ from hf_relopt.backends.batch import (
     Scalars,
     Update,
     Work,
+    constant,
     first_position,
     needs_noise,
     rule_step,
@@ -47,8 +48,9 @@ def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) ->
     small = sorted(set(range(len(pairs))) - set(large))
     if small:
         parts.append(sums.local_sums([params[i] for i in small], [grads[i] for i in small], what))
-    places = torch.tensor([*large, *small]).argsort().to(params[0].device, non_blocking=True)
-    return torch.cat(parts)[places]
+    order = [*large, *small]
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    return torch.cat(parts)[constant(back, torch.int64, params[0].device)]
 
 
 def _large_sums(pairs: Sequence[tuple[Tensor, Tensor]], what: Sums) -> Tensor:

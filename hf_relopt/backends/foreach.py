@@ -1,4 +1,4 @@
-"""Small tensors laid end to end and stepped together; large ones in pieces, as in the loop.
+"""Small tensors laid end to end and stepped together; large ones in pieces, or stacked.
 
 A model has many small tensors (biases, norm gains), and each would cost as many kernel launches as
 a large one. Laid end to end, with their scalars repeated per entry, they are one long tensor to the
@@ -12,29 +12,33 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hf_relopt.backends import loop
+from hf_relopt.backends import loop, stacks
 from hf_relopt.backends.batch import (
     Batch,
     Scalars,
+    constant,
     first_position,
     needs_noise,
     piece_size,
     rule_step,
+    small_size,
 )
-
-# A tensor is small while copying it costs less than launching its own kernels.
-_SMALL_PART_OF_PIECE = 8
 
 
 def apply(batch: Batch) -> None:
     """Run the rule for every tensor of the batch."""
     small: list[int] = []
-    limit = piece_size(batch.params[0].device) // _SMALL_PART_OF_PIECE
+    large: list[int] = []
+    device = batch.params[0].device
+    limit = small_size(device)
     for index, param in enumerate(batch.params):
-        if param.numel() > limit or not in_one_run(batch, index):
+        is_large = param.numel() > limit or not in_one_run(batch, index)
+        (large if is_large else small).append(index)
+    if stacks.are_worthwhile(device):
+        stacks.apply(batch, large)
+    else:
+        for index in large:
             loop.apply_one(batch, index)
-        else:
-            small.append(index)
     apply_small(batch, small)
 
 
@@ -102,8 +106,8 @@ class _Spread:
     def __init__(self, params: list[Tensor], indices: list[int]) -> None:
         device = params[0].device
         self._total = sum(param.numel() for param in params)
-        self._sizes = torch.tensor([p.numel() for p in params]).to(device, non_blocking=True)
-        self._places = self._repeat(torch.tensor(indices).to(device, non_blocking=True))
+        self._sizes = constant(tuple(p.numel() for p in params), torch.int64, device)
+        self._places = self._repeat(constant(tuple(indices), torch.int64, device))
 
     def __call__(self, per_tensor: Tensor) -> Tensor:
         return per_tensor.index_select(0, self._places)
@@ -114,7 +118,7 @@ class _Spread:
 
     def positions(self, firsts: list[int]) -> Tensor:
         """int32: each entry's place in its whole tensor, of which a part begins at ``firsts``."""
-        begin = torch.tensor(firsts).to(self._sizes.device, non_blocking=True)
+        begin = constant(tuple(firsts), torch.int64, self._sizes.device)
         starts = torch.cumsum(self._sizes, 0) - self._sizes
         counted = torch.arange(self._total, device=starts.device)
         return (counted - self._repeat(starts - begin)).to(torch.int32)
@@ -122,10 +126,14 @@ class _Spread:
 
 def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
     """All entries of ``tensors`` in one dimension, as a copy."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    # A view is not free: what is flat already needs none.
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in tensors])
 
 
 def apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of ``flat`` in the shapes of the tensors that were laid end to end in it."""
     parts = flat.split([tensor.numel() for tensor in like])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+    return [
+        part if tensor.dim() == 1 else part.view(tensor.shape)
+        for part, tensor in zip(parts, like, strict=True)
+    ]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.batch import piece_size, pieces
+from hf_relopt.backends import stacks
+from hf_relopt.backends.batch import constant, piece_size, pieces
 from hf_relopt.sharding import Sums
 
 # Entries that are summed at once, without a look for pieces.
@@ -25,8 +26,7 @@ def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) ->
     if what != "grad":
         columns.append(_norms(params))
     if what == "cosine":
-        inner = torch.stack([_dot(p, g) for p, g in zip(params, grads, strict=True)])
-        columns.append(cosine(columns[0], columns[1], inner))
+        columns.append(cosine(columns[0], columns[1], _dots(params, grads)))
     return torch.stack(columns, dim=1)
 
 
@@ -37,10 +37,35 @@ def cosine(grad_norm: Tensor, param_norm: Tensor, inner: Tensor) -> Tensor:
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    if tensors[0].device.type != "cpu":
+    if stacks.are_worthwhile(tensors[0].device):
         return torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))
     # The CPU's own float64 norm of a float32 tensor is nine times slower than this.
     return torch.stack([_dot(tensor, tensor) for tensor in tensors]).sqrt()
+
+
+def _dots(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
+    """<left, right> of each pair, float64 [T]."""
+    device = lefts[0].device
+    if not stacks.are_worthwhile(device):
+        return torch.stack([_dot(*pair) for pair in zip(lefts, rights, strict=True)])
+    limit = piece_size(device)
+    order: list[int] = []
+    found: list[Tensor] = []
+    sizes = [left.numel() for left in lefts]
+    for places in stacks.stacks([left.shape for left in lefts], sizes, limit):
+        order += places
+        if sizes[places[0]] > limit:
+            found += [_dot(lefts[place], rights[place]).view(1) for place in places]
+            continue
+        wide, other = (
+            torch.stack([tensors[place] for place in places])
+            .reshape(len(places), -1)
+            .to(torch.float64)
+            for tensors in (lefts, rights)
+        )
+        found.append((wide * other).sum(dim=1))
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    return torch.cat(found)[constant(back, torch.int64, device)]
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

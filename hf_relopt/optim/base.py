@@ -29,7 +29,7 @@ from hf_relopt.optim.options import (
 )
 from hf_relopt.optim.places import Places
 from hf_relopt.optim.rules import RULES, rule_of
-from hf_relopt.optim.state import new_state
+from hf_relopt.optim.state import new_state, numbers
 from hf_relopt.optim.work import work_of
 from hf_relopt.sharding import is_sharded, refuse_inexact, takes_part, whole_norms
 
@@ -215,7 +215,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         norms = whole_norms([batch[1] for batch in batches], [batch[2] for batch in batches], rows)
         framed: list[Framed] = []
         for (group, params, indices), work, norm in zip(batches, works, norms, strict=True):
-            kept = {name: [s[name].view(()) for s in work.state] for name in work.state[0]}
+            kept = {name: numbers(work.state, name) for name in work.state[0]}
             before = {name: torch.stack(each).to(norm.grad.dtype) for name, each in kept.items()}
             decision = work.decide(before, norm, work.numel, work.index, work.lr)
             for name, value in decision.state.items():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import BACKENDS
-from hf_relopt.backends.batch import Batch, compute_dtype
+from hf_relopt.backends.batch import Batch, compute_dtype, constant
 from hf_relopt.lns.rounding import noise_keys, rounds_stochastically
 from hf_relopt.optim.decision import with_anchors
+from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
 from hf_relopt.optim.places import Places
@@ -51,10 +52,7 @@ def step_blocks(
     measurement: Measurement | None,
 ) -> None:
     """Step every tensor along its direction."""
-    cut = [
-        (batch, [b for t in range(len(found)) for b in _blocks(batch, t, found[t], places)])
-        for batch, found in portion
-    ]
+    cut = [(batch, _blocks(batch, found, places)) for batch, found in portion]
     # A tensor of no experts has no blocks.
     members = [(batch, blocks) for batch, blocks in cut if blocks]
     rows = [
@@ -74,27 +72,55 @@ def step_blocks(
         _apply(batch, blocks, _decided(batch, blocks, norm), measurement)
 
 
-def _blocks(batch: Framed, tensor: int, direction: Tensor, places: Places) -> list[Block]:
-    param, number, frame = batch.params[tensor], batch.indices[tensor], batch.frame
-    part = local(param.detach())
-    in_blocks = frame.scale == "block" and not is_vector(param)
-    place = places.of(number, param) if in_blocks or _is_noisy(batch) else None
-    if not in_blocks:
-        return [Block(tensor, part, direction, param.numel(), place)]
+def _blocks(batch: Framed, directions: Sequence[Tensor], places: Places) -> list[Block]:
+    """All blocks of the batch's tensors, a tensor after the other."""
+    frame, noisy = batch.frame, _is_noisy(batch)
+    in_blocks = frame.scale == "block" and batch.memory != "vector"
+    blocks = []
+    for t, (param, direction) in enumerate(zip(batch.params, directions, strict=True)):
+        part = local(param.detach())
+        place = places.of(batch.indices[t], param) if in_blocks or noisy else None
+        if not in_blocks:
+            blocks.append(Block(t, part, direction, param.numel(), place))
+        elif part.shape == param.shape:
+            blocks += _whole_blocks(t, part, direction, frame)
+        else:
+            blocks += _parts_of_blocks(t, part, direction, frame, place, param.shape)
+    return blocks
+
+
+def _parts_of_blocks(
+    tensor: int,
+    part: Tensor,
+    direction: Tensor,
+    frame: Frame,
+    place: Place | None,
+    shape: torch.Size,
+) -> Iterator[Block]:
+    """The blocks where this rank has a part of the tensor, and so parts of some of them."""
     dim = frame.split_dim
-    corner = (0,) * param.dim() if place is None else place.first
-    blocks, begin = [], 0
-    for size in frame.blocks(param.shape):
+    corner = (0,) * len(shape) if place is None else place.first
+    begin = 0
+    for size in frame.blocks(shape):
         # What this rank has of the block, counted from where its own part begins.
         first = min(max(begin - corner[dim], 0), part.size(dim))
         last = min(max(begin + size - corner[dim], first), part.size(dim))
-        inside = Place(param.shape, (*corner[:dim], corner[dim] + first, *corner[dim + 1 :]))
+        inside = Place(shape, (*corner[:dim], corner[dim] + first, *corner[dim + 1 :]))
         length = last - first
         own, towards = part.narrow(dim, first, length), direction.narrow(dim, first, length)
-        numel = param.numel() // param.size(dim) * size
-        blocks.append(Block(tensor, own, towards, numel, inside))
+        numel = shape.numel() // shape[dim] * size
+        yield Block(tensor, own, towards, numel, inside)
         begin += size
-    return blocks
+
+
+def _whole_blocks(tensor: int, param: Tensor, direction: Tensor, frame: Frame) -> Iterator[Block]:
+    """The blocks where this rank has all of the tensor."""
+    dim, sizes, begin = frame.split_dim, frame.blocks(param.shape), 0
+    parts = zip(param.split(sizes, dim), direction.split(sizes, dim), strict=True)
+    for part, towards in parts:
+        corner = tuple(begin if d == dim else 0 for d in range(param.dim()))
+        yield Block(tensor, part, towards, part.numel(), Place(param.shape, corner))
+        begin += part.size(dim)
 
 
 def _is_bounded(batch: Framed) -> bool:
@@ -109,9 +135,8 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
     """What the step does with each block; anchors that were missing are made."""
     assert norms.param is not None
     device, group, dtype = norms.param.device, batch.group, norms.param.dtype
-    owner = torch.tensor([block.tensor for block in blocks]).to(device, non_blocking=True)
-    numel = torch.tensor([block.numel for block in blocks], dtype=dtype)
-    numel = numel.clamp(min=1).to(device, non_blocking=True)
+    owner = constant(tuple(block.tensor for block in blocks), torch.int64, device)
+    numel = constant(tuple(max(1, block.numel) for block in blocks), dtype, device)
     kept = [state["anchor_norm"] for state in batch.states]
     anchors = with_anchors(torch.cat(kept).to(dtype), norms.param, batch.finite[owner])
     torch._foreach_copy_(kept, list(anchors.split([len(each) for each in kept])))
@@ -134,7 +159,7 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
     learn = batch.learn[owner] & _touched(batch, blocks)
     keys = None
     if _is_noisy(batch):
-        number = torch.tensor(batch.indices).to(device, non_blocking=True)[owner]
+        number = constant(tuple(batch.indices), torch.int64, device)[owner]
         steps = torch.stack([state["step"] for state in batch.states])[owner]
         keys = noise_keys(group["seed"], number, steps)
     wide = compute_dtype(batch.params[0].dtype)

@@ -178,15 +178,16 @@ def frame_of(group: Mapping[str, Any]) -> Frame:
     Raises:
         ConfigError: options that contradict each other, or that nothing would read.
     """
-    sizes = group["split_sizes"]
-    values = {name: group[name] for name in FRAME_OPTIONS}
-    values["split_sizes"] = tuple(sizes) if isinstance(sizes, list) else sizes
-    return _frame(tuple(values.items()), group["p_bound"])
+    # Asked for each tensor in each step: a tuple of values is what is quickly looked up.
+    values = tuple([group[name] for name in FRAME_OPTIONS])
+    if isinstance(group["split_sizes"], list):
+        values = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    return _frame(values, group["p_bound"])
 
 
 @lru_cache(maxsize=256)  # a schedule may change the momentum in every step
-def _frame(options: tuple[tuple[str, Any], ...], p_bound: float | None) -> Frame:
-    given = dict(options)
+def _frame(values: tuple[Any, ...], p_bound: float | None) -> Frame:
+    given = dict(zip(FRAME_OPTIONS, values, strict=True))
     direction, scale = given["direction"], given["scale"]
     _refuse_unread(given)
     if given["bound"] == "sphere" and p_bound is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.batch import Batch, Decision, Work
+from hf_relopt.backends.batch import Batch, Decision, Work, constant
 from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim.decision import GroupRule
@@ -59,7 +59,7 @@ class Framed:
 
     def only(self, places: Sequence[int]) -> Framed:
         """The parameters at these places."""
-        chosen = torch.tensor(places).to(self.learn.device, non_blocking=True)
+        chosen = constant(tuple(places), torch.int64, self.learn.device)
         return Framed(
             self.group,
             [self.params[place] for place in places],
@@ -86,7 +86,7 @@ def memory_work(
     remembered = [local(state["momentum"]) for state in states] if rule.buffers else None
     dtype = remembered[0].dtype if remembered else params[0].dtype
     noisy = remembered is not None and dtype in ROUNDED_DTYPES
-    numbers = torch.tensor(indices) + _MEMORY_NUMBERS
+    numbers = tuple(_MEMORY_NUMBERS + index for index in indices)
     constants: dict[str, object] = {}
     if remembered:
         constants["decay"] = VECTOR_DECAY if memory == "vector" else frame.momentum
@@ -101,10 +101,8 @@ def memory_work(
             for number, param in zip(indices, params, strict=True)
         ],
         state=[{name: state[name] for name in rule.scalars} for state in states],
-        numel=torch.tensor([param.numel() for param in params], dtype=widest(device)).to(
-            device, non_blocking=True
-        ),
-        index=numbers.to(device, non_blocking=True) if noisy else None,
+        numel=constant(tuple(param.numel() for param in params), widest(device), device),
+        index=constant(numbers, torch.int64, device) if noisy else None,
         lr=rate_of(group, device),
         sums="grad",
         decide=GroupRule.of(group, dtype, memory),
@@ -149,7 +147,7 @@ def _adam(batch: Framed, momenta: Sequence[Tensor]) -> list[Tensor]:
         return [direction.adam(m, v, correction1=c1, correction2=c2) for m, v, c1, c2 in each]
     # Vectors are many and small: end to end they cost what one of them does.
     sizes = [momentum.numel() for momentum in momenta]
-    counts = torch.tensor(sizes).to(momenta[0].device, non_blocking=True)
+    counts = constant(tuple(sizes), torch.int64, momenta[0].device)
     first, second = (c.repeat_interleave(counts, output_size=sum(sizes)) for c in corrections)
     together = end_to_end(momenta), end_to_end(seconds)
     return apart(direction.adam(*together, correction1=first, correction2=second), momenta)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.exchange import Matrix, transform_whole
+from hf_relopt.optim.exchange import Matrix, processes, transform_whole
 from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.memory import Framed
 from hf_relopt.rules.direction import orthogonal_factor
@@ -42,9 +42,9 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
         if frame.in_experts and rows_are_whole(param):
             cut = None  # a rank has whole experts, and nothing to ask of the others
         part = part if cut is None else reachable(part, param)
-        if part.device.type not in ("cpu", "mps"):
+        shared = frame.share_work and not is_sharded(param) and processes() > 1
+        if (shared or cut is not None) and _is_accelerator(part.device):
             part = part.bfloat16()  # which it is to be in any case, and half as much to send
-        shared = frame.share_work and not is_sharded(param)
         matrices.append(Matrix(part, param.shape, cut, _work(frame, param.shape), shared))
         frames.append(frame)
 
@@ -55,6 +55,7 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
         directions[b][t] = factor.to(directions[b][t].device)
 
 
+@lru_cache(maxsize=1024)
 def _work(frame: Frame, shape: torch.Size) -> float:
     """Multiplications, up to a factor, of the iterations on a matrix of this shape."""
     blocks = _blocks(frame, torch.empty(shape, device="meta"))
@@ -65,25 +66,44 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
     """The orthogonal factor of each matrix, block by block; equal shapes go together."""
     # A row after the other, whatever the weights' layout is: blocks are to be views.
     whole = [matrix.contiguous() for matrix in whole]
-    results = [torch.empty_like(matrix) for matrix in whole]
-    shapes: dict[Any, list[tuple[Tensor, Tensor]]] = {}
-    for frame, matrix, result in zip(frames, whole, results, strict=True):
-        for block, target in zip(_blocks(frame, matrix), _blocks(frame, result), strict=True):
-            # The factor of a transpose is the factor's transpose: the smaller side comes first.
-            wide = (block, target) if block.size(0) <= block.size(1) else (block.mT, target.mT)
-            shapes.setdefault((block.device, wide[0].shape), []).append(wide)
-    for pairs in shapes.values():
-        if pairs[0][0].device.type == "cpu" and pairs[0][0].size(0) >= _LARGE:
-            for block, target in pairs:
-                target.copy_(orthogonal_factor(block.to(_dtype(block))))
-            continue
-        at_once = max(1, _STACKED // pairs[0][0].numel())
-        for first in range(0, len(pairs), at_once):
-            some = pairs[first : first + at_once]
-            stack = torch.stack([block for block, _ in some])
-            factors = orthogonal_factor(stack.to(_dtype(stack)))
-            torch._foreach_copy_([target for _, target in some], list(factors.unbind()))
-    return results
+    blocks = [_blocks(frame, matrix) for frame, matrix in zip(frames, whole, strict=True)]
+    shapes: dict[Any, list[tuple[int, int]]] = {}
+    for number, each in enumerate(blocks):
+        for place, block in enumerate(each):
+            shapes.setdefault((block.device, block.dtype, block.shape), []).append((number, place))
+    for members in shapes.values():
+        found = _factors_of_one_shape([blocks[number][place] for number, place in members])
+        for (number, place), factor in zip(members, found, strict=True):
+            blocks[number][place] = factor
+    return [
+        _put_together(frame, each).view(matrix.shape)
+        for frame, each, matrix in zip(frames, blocks, whole, strict=True)
+    ]
+
+
+def _factors_of_one_shape(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The same in bfloat16 on accelerators, in the blocks' own dtype elsewhere."""
+    first = blocks[0]
+    made = torch.bfloat16 if _is_accelerator(first.device) else first.dtype
+    if first.device.type == "cpu" and min(first.shape) >= _LARGE:
+        for block in blocks:
+            yield orthogonal_factor(block.to(_dtype(block))).to(made).contiguous()
+        return
+    at_once = max(1, _STACKED // max(1, first.numel()))
+    for start in range(0, len(blocks), at_once):
+        stack = torch.stack(list(blocks[start : start + at_once]))
+        yield from orthogonal_factor(stack.to(_dtype(stack))).to(made).contiguous().unbind()
+
+
+def _put_together(frame: Frame, blocks: list[Tensor]) -> Tensor:
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.stack(blocks) if frame.in_experts else torch.cat(blocks, dim=frame.split_dim)
+
+
+def _is_accelerator(device: torch.device) -> bool:
+    """True where matrices are multiplied in bfloat16 in any case."""
+    return device.type not in ("cpu", "mps")
 
 
 def _dtype(stack: Tensor) -> torch.dtype:
@@ -91,11 +111,10 @@ def _dtype(stack: Tensor) -> torch.dtype:
 
     The momentum is float32 in either case. What does not fill a CPU's units gains nothing there.
     """
-    if stack.device.type == "mps" or (stack.device.type == "cpu" and not _cpu_has_bfloat16()):
-        return stack.dtype
-    if stack.device.type == "cpu" and stack.size(-2) < _SMALLEST_LOW:
-        return stack.dtype
-    return torch.bfloat16
+    if _is_accelerator(stack.device):
+        return torch.bfloat16
+    fills = stack.device.type == "cpu" and min(stack.shape[-2:]) >= _SMALLEST_LOW
+    return torch.bfloat16 if fills and _cpu_has_bfloat16() else stack.dtype
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,12 @@ def anchors(group: Mapping[str, Any], param: Tensor) -> int:
         return 1
     frame = frame_of(group)
     return param.shape[0] if frame.scale == "row" else len(frame.blocks(param.shape))
+
+
+def numbers(states: Sequence[State], name: str) -> list[Tensor]:
+    """The one number that each state has under ``name``, 0-dim: an alias, to be written to."""
+    # Views are not free, and most have no dimension as they are.
+    return [s[name] if s[name].dim() == 0 else s[name].view(()) for s in states]
 
 
 def widest(device: torch.device) -> torch.dtype:

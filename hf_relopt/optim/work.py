@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.batch import Work
+from hf_relopt.backends.batch import Work, constant
 from hf_relopt.lns.rounding import rounds_stochastically
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.places import Places
@@ -33,7 +33,6 @@ def work_of(
         places: where parts of sharded tensors lie.
     """
     rule, device = RULES[group["rule"]], params[0].device
-    numel = torch.tensor([param.numel() for param in params], dtype=widest(device))
     noisy = rounds_stochastically(params[0].dtype, group["rounding"])
     return Work(
         params=[local(param) for param in params],
@@ -44,8 +43,8 @@ def work_of(
             for number, param in zip(indices, params, strict=True)
         ],
         state=[{name: state[name] for name in rule.scalars} for state in states],
-        numel=numel.to(device, non_blocking=True),
-        index=torch.tensor(indices).to(device, non_blocking=True) if noisy else None,
+        numel=constant(tuple(param.numel() for param in params), widest(device), device),
+        index=constant(tuple(indices), torch.int64, device) if noisy else None,
         lr=rate_of(group, device),
         sums=sums,
         decide=GroupRule.of(group, params[0].dtype),

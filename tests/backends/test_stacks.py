@@ -1,0 +1,99 @@
+"""Stacks of equal shapes step as the loop does; a CPU plays the accelerator here."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_relopt import create_optimizer
+from hf_relopt.backends import foreach, loop, stacks, sums
+from hf_relopt.backends.batch import Batch
+from hf_relopt.lns.rounding import noise_keys
+from hf_relopt.rules import fromage
+from hf_relopt.sharding import Place
+from tests.tensors import same_bits, set_gradients
+
+SHAPES = [(6, 5), (4, 3), (6, 5), (2, 2, 3), (6, 5), (4, 3), (6, 5)]
+
+
+def batch_of(dtype: torch.dtype, shapes: list[tuple[int, ...]], noisy: bool) -> Batch:
+    """A step whose third tensor may not move, and whose last one is a part of a larger one."""
+    generator = torch.Generator().manual_seed(5)
+    count = len(shapes)
+    places: list[Place | None] = [None] * count
+    places[-1] = Place(torch.Size((12, 5)), (6, 0))
+    numbers = torch.rand(3, count, generator=generator)
+    move = torch.ones(count, dtype=torch.bool)
+    move[2] = False
+    drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+    return Batch(
+        params=[tensor.to(dtype) for tensor in drawn],
+        # As bfloat16, which a direction is on an accelerator.
+        grads=[torch.randn(shape, generator=generator).bfloat16() for shape in shapes],
+        buffers=[() for _ in shapes],
+        places=places,
+        update=fromage.update,
+        coefficients=dict(zip(("shrink", "move", "grad_norm"), numbers, strict=True)),
+        constants={},
+        learn=move,
+        move=move,
+        keys=noise_keys(3, torch.arange(count), torch.ones(count)) if noisy else None,
+        maximize=True,
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 70, 10**6])
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stack_steps_as_the_loop_does(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, noisy: bool, limit: int
+) -> None:
+    monkeypatch.setattr(stacks, "piece_size", lambda device: limit)
+    one, other = (batch_of(dtype, SHAPES, noisy) for _ in "ab")
+    before = [param.clone() for param in one.params]
+    loop.apply(one)
+    stacks.apply(other, range(len(SHAPES)))
+    for start, param, twin in zip(before, one.params, other.params, strict=True):
+        assert same_bits(param, twin)
+        assert same_bits(start, param) == (start is before[2])
+
+
+def test_what_is_alike_is_put_together_up_to_a_limit() -> None:
+    found = list(stacks.stacks(["a", "b", "a", "a", "b"], [4, 9, 4, 4, 9], 8))
+    assert found == [[0, 2], [3], [1], [4]]
+    assert list(stacks.stacks(["none"] * 2, [0, 0], 8)) == [[0, 1]]
+
+
+def test_inner_products_of_stacks_are_those_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [*SHAPES, (), (0,), (40, 40)]
+    pairs = [[torch.randn(s, generator=generator) for s in shapes] for _ in "ab"]
+    # Columns cut from a larger tensor, as the blocks of a fused projection are.
+    pairs[0][2] = torch.randn(6, 15, generator=generator)[:, 5:10]
+    expected = sums.local_sums(*pairs, "cosine")
+    monkeypatch.setattr(stacks, "are_worthwhile", lambda device: True)
+    monkeypatch.setattr(sums, "piece_size", lambda device: 100)
+    found = sums.local_sums(*pairs, "cosine")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_momentum", "fromage_spectral"])
+def test_a_model_trains_alike_with_stacks(monkeypatch: pytest.MonkeyPatch, optim: str) -> None:
+    config = GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=3, n_head=2)
+    model = GPT2LMHeadModel(config)
+    twin = deepcopy(model)
+    for each, stacked in ((model, False), (twin, True)):
+        optimizer = create_optimizer(each, optim, 0.02)
+        monkeypatch.setattr(stacks, "are_worthwhile", lambda device, yes=stacked: yes)
+        if stacked:
+            monkeypatch.setattr(foreach, "small_size", lambda device: 500)
+        params = [param for param in each.parameters() if isinstance(param, nn.Parameter)]
+        for number in range(3):
+            set_gradients(params, number)
+            optimizer.step()
+    for param, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(param, other, rtol=1e-5, atol=1e-7)
