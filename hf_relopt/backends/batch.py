@@ -168,7 +168,26 @@ def rule_step(
     constants: dict[str, object],
     maximize: bool,
 ) -> None:
-    """Run the rule on one piece and write weights and state in place, each under its mask.
+    """Run the rule on one piece and write weights and state in place, each under its mask."""
+    new, *new_buffers = rule_results(
+        update, param, grad, buffers, scalars, position, constants, maximize
+    )
+    param.copy_(new)
+    for buffer, new_buffer in zip(buffers, new_buffers, strict=True):
+        buffer.copy_(new_buffer)
+
+
+def rule_results(
+    update: Update,
+    param: Tensor,
+    grad: Tensor,
+    buffers: tuple[Tensor, ...],
+    scalars: Scalars,
+    position: Tensor | None,
+    constants: dict[str, object],
+    maximize: bool,
+) -> list[Tensor]:
+    """What is to be in the place of weights and state after the step, each under its mask.
 
     torch.where decides, not a factor of 0 or 1: 0 * inf is NaN, and -0.0 - 0 * (-1) is +0.0.
     """
@@ -183,9 +202,11 @@ def rule_step(
         rounded = stochastic_round(new, param.dtype, noise(scalars.key, position))
     else:
         rounded = new.to(param.dtype)
-    param.copy_(torch.where(scalars.move, rounded, param))
-    for buffer, new_buffer in zip(buffers, new_buffers, strict=True):
-        buffer.copy_(torch.where(scalars.learn, new_buffer, buffer))
+    kept = zip(new_buffers, buffers, strict=True)
+    return [
+        torch.where(scalars.move, rounded, param),
+        *[torch.where(scalars.learn, new_buffer, buffer) for new_buffer, buffer in kept],
+    ]
 
 
 def needs_noise(param: Tensor, keys: Tensor | None) -> bool:

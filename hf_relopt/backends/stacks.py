@@ -19,7 +19,7 @@ from hf_relopt.backends.batch import (
     constant,
     needs_noise,
     piece_size,
-    rule_step,
+    rule_results,
 )
 
 
@@ -82,11 +82,11 @@ def _apply_stacked(batch: Batch, indices: Sequence[int]) -> None:
             (shape, (0,) * len(shape)) if place is None else (place.whole_shape, place.first)
         )
         position = Piece((params[0],), whole, first).positions()
-    rule_step(
+    results = rule_results(
         batch.update, param, grad, stacked, scalars, position, batch.constants, batch.maximize
     )
-    for targets, results in zip([params, *buffers], [param, *stacked], strict=True):
-        torch._foreach_copy_(targets, list(results.unbind()))
+    for targets, result in zip([params, *buffers], results, strict=True):
+        torch._foreach_copy_(targets, list(result.unbind()))
 
 
 def _pick(indices: Sequence[int], device: torch.device) -> slice | Tensor:

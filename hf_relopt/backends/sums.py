@@ -22,11 +22,14 @@ def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) ->
     """
     if params[0].device.type == "mps":
         return _scaled_sums(params, grads, what)
+    if what == "cosine" and stacks.are_worthwhile(params[0].device):
+        return _stacked_sums(params, grads)
     columns = [_norms(grads)]
     if what != "grad":
         columns.append(_norms(params))
     if what == "cosine":
-        columns.append(cosine(columns[0], columns[1], _dots(params, grads)))
+        inner = torch.stack([_dot(p, g) for p, g in zip(params, grads, strict=True)])
+        columns.append(cosine(columns[0], columns[1], inner))
     return torch.stack(columns, dim=1)
 
 
@@ -43,29 +46,35 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([_dot(tensor, tensor) for tensor in tensors]).sqrt()
 
 
-def _dots(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
-    """<left, right> of each pair, float64 [T]."""
-    device = lefts[0].device
-    if not stacks.are_worthwhile(device):
-        return torch.stack([_dot(*pair) for pair in zip(lefts, rights, strict=True)])
+def _stacked_sums(params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    """|g|, |W| and the cosine, for all tensors of one shape together: float64 [T, 3]."""
+    device = params[0].device
     limit = piece_size(device)
     order: list[int] = []
-    found: list[Tensor] = []
-    sizes = [left.numel() for left in lefts]
-    for places in stacks.stacks([left.shape for left in lefts], sizes, limit):
+    rows: list[Tensor] = []
+    sizes = [param.numel() for param in params]
+    for places in stacks.stacks([param.shape for param in params], sizes, limit):
         order += places
         if sizes[places[0]] > limit:
-            found += [_dot(lefts[place], rights[place]).view(1) for place in places]
+            rows += [_row_of_a_large_one(params[place], grads[place]) for place in places]
             continue
-        wide, other = (
+        w, g = (
             torch.stack([tensors[place] for place in places])
             .reshape(len(places), -1)
             .to(torch.float64)
-            for tensors in (lefts, rights)
+            for tensors in (params, grads)
         )
-        found.append((wide * other).sum(dim=1))
+        columns = [torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(w, dim=1)]
+        columns.append(cosine(columns[0], columns[1], w.mul_(g).sum(dim=1)))
+        rows.append(torch.stack(columns, dim=1))
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return torch.cat(found)[constant(back, torch.int64, device)]
+    return torch.cat(rows)[constant(back, torch.int64, device)]
+
+
+def _row_of_a_large_one(param: Tensor, grad: Tensor) -> Tensor:
+    columns = [_norms([grad]), _norms([param])]
+    columns.append(cosine(columns[0], columns[1], _dot(param, grad)))
+    return torch.stack(columns, dim=1)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

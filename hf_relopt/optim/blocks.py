@@ -78,7 +78,7 @@ def _blocks(batch: Framed, directions: Sequence[Tensor], places: Places) -> list
     in_blocks = frame.scale == "block" and batch.memory != "vector"
     blocks = []
     for t, (param, direction) in enumerate(zip(batch.params, directions, strict=True)):
-        part = local(param.detach())
+        part = local(param)
         place = places.of(batch.indices[t], param) if in_blocks or noisy else None
         if not in_blocks:
             blocks.append(Block(t, part, direction, param.numel(), place))

@@ -126,7 +126,8 @@ def _cpu_has_bfloat16() -> bool:
 
 def _blocks(frame: Frame, matrix: Tensor) -> list[Tensor]:
     """Views of a matrix's blocks as [rows, columns]."""
-    parts = matrix.split(frame.blocks(matrix.shape), frame.split_dim)
+    sizes = frame.blocks(matrix.shape)
+    parts = matrix.split(sizes, frame.split_dim) if frame.scale == "block" else (matrix,)
     if frame.in_experts:
         parts = tuple(part.squeeze(0) for part in parts)
     # A convolution's or an expert's dimensions after the first are its columns. They are contiguous
