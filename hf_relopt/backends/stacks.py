@@ -18,9 +18,12 @@ from hf_relopt.backends.batch import (
     Scalars,
     constant,
     needs_noise,
-    piece_size,
     rule_results,
 )
+
+# Entries of a stack. A rule holds up to six float32 temporaries of its size, 400 MB, at a time when
+# the activations of the passes are gone.
+LARGEST = 2**24
 
 
 def are_worthwhile(device: torch.device) -> bool:
@@ -52,7 +55,7 @@ def apply(batch: Batch, indices: Sequence[int]) -> None:
         for index, member in zip(indices, members, strict=True)
     ]
     sizes = [member.numel() for member in members]
-    for places in stacks(alike, sizes, piece_size(batch.params[0].device)):
+    for places in stacks(alike, sizes, LARGEST):
         if len(places) == 1:
             loop.apply_one(batch, indices[places[0]])
         else:

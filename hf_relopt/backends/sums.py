@@ -48,15 +48,16 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def _stacked_sums(params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     """|g|, |W| and the cosine, for all tensors of one shape together: float64 [T, 3]."""
-    device = params[0].device
-    limit = piece_size(device)
+    device, limit = params[0].device, stacks.LARGEST
     order: list[int] = []
     rows: list[Tensor] = []
     sizes = [param.numel() for param in params]
     for places in stacks.stacks([param.shape for param in params], sizes, limit):
         order += places
         if sizes[places[0]] > limit:
-            rows += [_row_of_a_large_one(params[place], grads[place]) for place in places]
+            (place,) = places
+            w, g = params[place], grads[place]
+            rows.append(torch.stack([*_norms([g, w]), _dot(w, g)]).unsqueeze(0))
             continue
         w, g = (
             torch.stack([tensors[place] for place in places])
@@ -64,17 +65,11 @@ def _stacked_sums(params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
             .to(torch.float64)
             for tensors in (params, grads)
         )
-        columns = [torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(w, dim=1)]
-        columns.append(cosine(columns[0], columns[1], w.mul_(g).sum(dim=1)))
-        rows.append(torch.stack(columns, dim=1))
+        norms = [torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(w, dim=1)]
+        rows.append(torch.stack([*norms, w.mul_(g).sum(dim=1)], dim=1))
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return torch.cat(rows)[constant(back, torch.int64, device)]
-
-
-def _row_of_a_large_one(param: Tensor, grad: Tensor) -> Tensor:
-    columns = [_norms([grad]), _norms([param])]
-    columns.append(cosine(columns[0], columns[1], _dot(param, grad)))
-    return torch.stack(columns, dim=1)
+    grad_norm, param_norm, inner = torch.cat(rows)[constant(back, torch.int64, device)].unbind(1)
+    return torch.stack([grad_norm, param_norm, cosine(grad_norm, param_norm, inner)], dim=1)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -45,8 +45,9 @@ def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: 
         return
     wide, columns = widest(param.device), param[0].numel()
     kept = local(state["anchor_norm"])
-    norms = torch.cat([_norms(*each) for each in _pieces(param, direction)])
-    direction_norm, param_norm, cosine = norms.to(wide).unbind(dim=1)
+    found = torch.cat([_norms(*each) for each in _pieces(param, direction)]).to(wide)
+    direction_norm, param_norm, inner = found.unbind(dim=1)
+    cosine = sums.cosine(direction_norm, param_norm, inner)
     # A momentum is normalised: moved by it alone, a row would go on by whole steps.
     touched = local_grad(batch.params[t]).flatten(1).count_nonzero(dim=1) > 0
     anchors = with_anchors(kept.to(wide), param_norm, batch.finite[t])
@@ -93,10 +94,9 @@ def _pieces(param: Tensor, direction: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def _norms(param: Tensor, direction: Tensor) -> Tensor:
-    """[rows, 3]: |U|, |W| and their cosine."""
+    """[rows, 3]: |U|, |W| and <W, U>."""
     wide = widest(param.device)
     w, u = param.flatten(1).to(wide), direction.flatten(1).to(wide)
     direction_norm = torch.linalg.vector_norm(u, dim=1)
     param_norm = torch.linalg.vector_norm(w, dim=1)
-    cosine = sums.cosine(direction_norm, param_norm, (w * u).sum(dim=1))
-    return torch.stack([direction_norm, param_norm, cosine], dim=1)
+    return torch.stack([direction_norm, param_norm, (w * u).sum(dim=1)], dim=1)

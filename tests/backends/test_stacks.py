@@ -52,7 +52,7 @@ def batch_of(dtype: torch.dtype, shapes: list[tuple[int, ...]], noisy: bool) -> 
 def test_a_stack_steps_as_the_loop_does(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, noisy: bool, limit: int
 ) -> None:
-    monkeypatch.setattr(stacks, "piece_size", lambda device: limit)
+    monkeypatch.setattr(stacks, "LARGEST", limit)
     one, other = (batch_of(dtype, SHAPES, noisy) for _ in "ab")
     before = [param.clone() for param in one.params]
     loop.apply(one)
@@ -76,7 +76,7 @@ def test_inner_products_of_stacks_are_those_of_tensors(monkeypatch: pytest.Monke
     pairs[0][2] = torch.randn(6, 15, generator=generator)[:, 5:10]
     expected = sums.local_sums(*pairs, "cosine")
     monkeypatch.setattr(stacks, "are_worthwhile", lambda device: True)
-    monkeypatch.setattr(sums, "piece_size", lambda device: 100)
+    monkeypatch.setattr(stacks, "LARGEST", 100)
     found = sums.local_sums(*pairs, "cosine")
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
