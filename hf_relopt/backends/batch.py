@@ -144,12 +144,20 @@ class Backend:
     step_alone: Callable[[Work], list[int]] | None = None
 
 
-@lru_cache(maxsize=1024)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers that are the same in every step, on a device: [len(values)], not to be written to.
 
     Made once, since the way there takes longer than a kernel.
     """
+    made = _made_once(values, dtype, device)
+    if type(made) is not Tensor:
+        # A stand-in, as memory estimators step with: nobody else may get it.
+        _made_once.cache_clear()
+    return made
+
+
+@lru_cache(maxsize=1024)
+def _made_once(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 

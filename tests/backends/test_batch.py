@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_relopt.backends.batch import pieces
+from hf_relopt.backends.batch import constant, pieces
 
 
 def _layouts() -> dict[str, torch.Tensor]:
@@ -43,3 +44,13 @@ def test_pieces_are_views(layout: str) -> None:
 def test_no_piece_is_much_larger_than_asked() -> None:
     wide = torch.zeros(2, 10_000).t()
     assert max(piece.tensors[0].numel() for piece in pieces((wide,), 512)) <= 512
+
+
+def test_constants_are_made_once_and_stand_ins_are_not_handed_on() -> None:
+    asked = ((5, 2**40), torch.int64, torch.device("cpu"))
+    with FakeTensorMode():
+        assert type(constant(*asked)) is not torch.Tensor
+    made = constant(*asked)
+    assert type(made) is torch.Tensor and made.tolist() == [5, 2**40]
+    assert constant(*asked) is made
+    assert constant((5, 2**40), torch.float64, torch.device("cpu")).dtype is torch.float64
