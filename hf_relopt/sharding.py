@@ -50,11 +50,9 @@ class Place:
 
 def is_sharded(param: Tensor) -> bool:
     """True for a DTensor, whatever its placements."""
-    # Asked a thousand times in a step, most often of these.
-    if type(param) is Tensor or type(param) is torch.nn.Parameter:
-        return False
-    # DTensor's module is heavy; if nobody has imported it, no tensor can be one.
-    module = sys.modules.get("torch.distributed.tensor")
+    # Asked a thousand times in a step. DTensor's module is heavy: without it, nothing can be one.
+    plain = type(param) in (Tensor, torch.nn.Parameter)
+    module = None if plain else sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(param, module.DTensor)
 
 

@@ -76,7 +76,8 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
         for (number, place), factor in zip(members, found, strict=True):
             blocks[number][place] = factor
     return [
-        _put_together(frame, each).view(matrix.shape)
+        # A rank may have none of the experts.
+        _put_together(frame, each).view(matrix.shape) if each else matrix
         for frame, each, matrix in zip(frames, blocks, whole, strict=True)
     ]
 
