@@ -27,8 +27,10 @@ ASK = """
 """
 # The cheap question, for the many ways to start a process: is the hook there?
 ARMED = """
-    import sys
-    print("armed:", any(type(finder).__name__ == "_Finder" for finder in sys.meta_path), flush=True)
+    import os, sys
+    armed = any(type(finder).__name__ == "_Finder" for finder in sys.meta_path)
+    # In one write: two processes share the pipe.
+    os.write(1, f"armed: {armed}\\n".encode())
 """
 needs_exec = pytest.mark.skipif(os.name == "nt", reason="there is no exec on Windows")
 
