@@ -50,7 +50,7 @@ DEFAULT = {
     ],
     "gpt2": [
         "fromage_spectral",
-        *_rates("adamw", "3e-4", "6e-4", "1.2e-3"),
+        *_rates("adamw", "1e-4", "3e-4", "6e-4", "1.2e-3"),
         "muon:lr=2e-3,adamw_lr=1e-3",
     ],
     # A factor of two between rates: the aim is a best rate that moves by no more than that.
