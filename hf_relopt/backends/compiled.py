@@ -25,7 +25,6 @@ from hf_relopt.backends.batch import (
     Scalars,
     Update,
     Work,
-    constant,
     first_position,
     needs_noise,
     rule_step,
@@ -48,9 +47,7 @@ def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) ->
     small = sorted(set(range(len(pairs))) - set(large))
     if small:
         parts.append(sums.local_sums([params[i] for i in small], [grads[i] for i in small], what))
-    order = [*large, *small]
-    back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return torch.cat(parts)[constant(back, torch.int64, params[0].device)]
+    return sums.in_order(parts, [*large, *small])
 
 
 def _large_sums(pairs: Sequence[tuple[Tensor, Tensor]], what: Sums) -> Tensor:

@@ -20,7 +20,7 @@ from hf_relopt.backends.batch import (
     first_position,
     needs_noise,
     piece_size,
-    rule_step,
+    rule_results,
     small_size,
 )
 
@@ -91,12 +91,11 @@ def _apply_together(batch: Batch, indices: list[int]) -> None:
     if needs_noise(flat, batch.keys):
         firsts = [first_position(batch.places[i], batch.params[i].shape) or 0 for i in indices]
         position = spread.positions(firsts)
-    rule_step(
+    results = rule_results(
         batch.update, flat, grad, flat_buffers, scalars, position, batch.constants, batch.maximize
     )
-    torch._foreach_copy_(params, apart(flat, params))
-    for tensors, flat_buffer in zip(buffers, flat_buffers, strict=True):
-        torch._foreach_copy_(tensors, apart(flat_buffer, tensors))
+    for targets, result in zip([params, *buffers], results, strict=True):
+        torch._foreach_copy_(targets, apart(result, targets))
     return None
 
 

@@ -33,6 +33,12 @@ def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) ->
     return torch.stack(columns, dim=1)
 
 
+def in_order(rows: Sequence[Tensor], order: list[int]) -> Tensor:
+    """The rows of all parts by the places that ``order`` gives them."""
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    return torch.cat(list(rows))[constant(back, torch.int64, rows[0].device)]
+
+
 def cosine(grad_norm: Tensor, param_norm: Tensor, inner: Tensor) -> Tensor:
     """<W, g> / (|W| |g|), which is 0 where one of them is 0."""
     product = grad_norm * param_norm
@@ -48,7 +54,7 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def _stacked_sums(params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     """|g|, |W| and the cosine, for all tensors of one shape together: float64 [T, 3]."""
-    device, limit = params[0].device, stacks.LARGEST
+    limit = stacks.LARGEST
     order: list[int] = []
     rows: list[Tensor] = []
     sizes = [param.numel() for param in params]
@@ -67,8 +73,7 @@ def _stacked_sums(params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
         )
         norms = [torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(w, dim=1)]
         rows.append(torch.stack([*norms, w.mul_(g).sum(dim=1)], dim=1))
-    back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    grad_norm, param_norm, inner = torch.cat(rows)[constant(back, torch.int64, device)].unbind(1)
+    grad_norm, param_norm, inner = in_order(rows, order).unbind(dim=1)
     return torch.stack([grad_norm, param_norm, cosine(grad_norm, param_norm, inner)], dim=1)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.stacks import stacks
 from hf_relopt.optim.exchange import Matrix, processes, transform_whole
 from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.memory import Framed
@@ -67,13 +67,13 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
     # A row after the other, whatever the weights' layout is: blocks are to be views.
     whole = [matrix.contiguous() for matrix in whole]
     blocks = [_blocks(frame, matrix) for frame, matrix in zip(frames, whole, strict=True)]
-    shapes: dict[Any, list[tuple[int, int]]] = {}
-    for number, each in enumerate(blocks):
-        for place, block in enumerate(each):
-            shapes.setdefault((block.device, block.dtype, block.shape), []).append((number, place))
-    for members in shapes.values():
-        found = _factors_of_one_shape([blocks[number][place] for number, place in members])
-        for (number, place), factor in zip(members, found, strict=True):
+    places = [(number, place) for number, each in enumerate(blocks) for place in range(len(each))]
+    members = [blocks[number][place] for number, place in places]
+    alike = [(member.device, member.dtype, member.shape) for member in members]
+    for some in stacks(alike, [member.numel() for member in members], _STACKED):
+        found = _factors_of_one_shape([members[chosen] for chosen in some])
+        for chosen, factor in zip(some, found, strict=True):
+            number, place = places[chosen]
             blocks[number][place] = factor
     return [
         # A rank may have none of the experts.
@@ -82,18 +82,16 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _factors_of_one_shape(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+def _factors_of_one_shape(blocks: list[Tensor]) -> list[Tensor]:
     """The same in bfloat16 on accelerators, in the blocks' own dtype elsewhere."""
     first = blocks[0]
     made = torch.bfloat16 if _is_accelerator(first.device) else first.dtype
     if first.device.type == "cpu" and min(first.shape) >= _LARGE:
-        for block in blocks:
-            yield orthogonal_factor(block.to(_dtype(block))).to(made).contiguous()
-        return
-    at_once = max(1, _STACKED // max(1, first.numel()))
-    for start in range(0, len(blocks), at_once):
-        stack = torch.stack(list(blocks[start : start + at_once]))
-        yield from orthogonal_factor(stack.to(_dtype(stack))).to(made).contiguous().unbind()
+        return [
+            orthogonal_factor(block.to(_dtype(block))).to(made).contiguous() for block in blocks
+        ]
+    stack = torch.stack(blocks)
+    return list(orthogonal_factor(stack.to(_dtype(stack))).to(made).contiguous().unbind())
 
 
 def _put_together(frame: Frame, blocks: list[Tensor]) -> Tensor:
