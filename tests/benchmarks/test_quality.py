@@ -231,6 +231,7 @@ def test_the_default_comparison_is_printed_and_brackets_adamw(
         (["--task", "shakespeare", "--train_file", "a", "--valid_file", "b"], "leave --valid"),
         (["--task", "shakespeare", "--train_file", "a", "--sizes", "2x64"], "leave --sizes"),
         (["--task", "widths", "--train_file", "a", "--optim", "best"], "all rates"),
+        (["--task", "shakespeare", "--train_file", "a"], "--train_file a: no such file"),
         (["--task", "sst2", "--optim", "lion"], "none of"),
     ],
 )
