@@ -31,7 +31,7 @@ from hf_relopt.optim.places import Places
 from hf_relopt.optim.rules import RULES, rule_of
 from hf_relopt.optim.state import new_state, numbers
 from hf_relopt.optim.work import work_of
-from hf_relopt.sharding import is_sharded, refuse_inexact, takes_part, whole_norms
+from hf_relopt.sharding import is_sharded, local, refuse_inexact, takes_part, whole_norms
 
 _NOTHING_TO_DO = (
     "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call "
@@ -120,7 +120,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._step_together([batch for batch in left if batch is not None])
         for group, params, indices in batches:
             rule = rule_of(group, params[0])
-            if rule.anchored and not rule.framed and rule.sums(group) == "grad":
+            if rule.anchored and (rule.framed or rule.sums(group) == "grad"):
                 self._note_anchors(params, indices)
         if self._measurement is not None:
             self._measurement.finish()
@@ -225,7 +225,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 take_in(work, decision, backend.apply)
                 states = [self.state[param] for param in params]
                 finite = decision.state["skipped"] == before["skipped"]
-                framed.append(Framed(group, params, indices, states, work, decision.learn, finite))
+                seen = (decision.learn, finite, self._anchored.issuperset(indices))
+                framed.append(Framed(group, params, indices, states, work, *seen))
                 continue
             if self._measurement is None:
                 backend.apply(batch)
@@ -248,11 +249,10 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
     def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
         """Remember on the host which anchors are made: one synchronisation, when some were not."""
-        if self._anchored.issuperset(indices) or params[0].is_meta:
-            return
-        anchor_norm = torch.cat([self.state[param]["anchor_norm"] for param in params])
-        made = (~torch.isnan(anchor_norm)).tolist()
-        self._anchored.update(n for n, is_made in zip(indices, made, strict=True) if is_made)
+        if not self._anchored.issuperset(indices) and not params[0].is_meta:
+            anchors = (local(self.state[param]["anchor_norm"]) for param in params)
+            made = torch.stack([~anchor.isnan().any() for anchor in anchors]).tolist()
+            self._anchored.update(n for n, is_made in zip(indices, made, strict=True) if is_made)
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -138,8 +138,10 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
     owner = constant(tuple(block.tensor for block in blocks), torch.int64, device)
     numel = constant(tuple(max(1, block.numel) for block in blocks), dtype, device)
     kept = [state["anchor_norm"] for state in batch.states]
-    anchors = with_anchors(torch.cat(kept).to(dtype), norms.param, batch.finite[owner])
-    torch._foreach_copy_(kept, list(anchors.split([len(each) for each in kept])))
+    anchors = torch.cat(kept).to(dtype)
+    if not batch.anchored:
+        anchors = with_anchors(anchors, norms.param, batch.finite[owner])
+        torch._foreach_copy_(kept, list(anchors.split([len(each) for each in kept])))
     if batch.memory == "vector":
         coefficients = fromage.vector_coefficients(
             lr=batch.lr, anchor_norm=anchors, numel=numel, min_scale=group["min_scale"]
@@ -156,7 +158,9 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
             sphere=batch.frame.sphere,
             framed=True,
         )
-    learn = batch.learn[owner] & _touched(batch, blocks)
+    learn = batch.learn[owner]
+    if batch.frame.in_experts:
+        learn &= _touched(batch, blocks)
     keys = None
     if _is_noisy(batch):
         number = constant(tuple(batch.indices), torch.int64, device)[owner]
@@ -173,21 +177,19 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
         constants={},
         learn=learn,
         # Momenta of several steps may cancel to nothing, which has no direction.
-        move=learn & (batch.lr != 0) & (norms.grad > 0) & torch.isfinite(norms.grad),
+        move=learn & (batch.lr != 0) & (norms.grad > 0) & (norms.grad < torch.inf),
         keys=keys,
         maximize=False,
     )
 
 
 def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:
-    """Which blocks have a gradient in this step, bool; asked of experts, of which each is a block.
+    """Which experts, of which each is a block, have a gradient in this step, bool.
 
     A momentum is normalised: moved by it alone, an expert would go on by whole steps. What is cut
     from one matrix has its gradient together with the rest.
     """
     device = batch.learn.device
-    if not batch.frame.in_experts:
-        return torch.ones(len(blocks), dtype=torch.bool, device=device)
     counts = []
     for t, param in enumerate(batch.params):
         own = [block for block in blocks if block.tensor == t]

@@ -63,7 +63,7 @@ class GroupRule:
         options = dict(self.options)
         if norms.cosine is not None and options["maximize"]:
             norms = replace(norms, cosine=-norms.cosine)
-        finite = torch.isfinite(norms.grad) & (norms.grad < rule.largest_grad)
+        finite = norms.grad < rule.largest_grad  # which neither inf nor NaN is
         learn = finite & (norms.grad > 0)
         state = _advanced(rule, state, norms, finite, learn)
         facts = Facts(

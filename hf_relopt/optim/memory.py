@@ -29,7 +29,7 @@ class Framed:
     """Parameters of one group, device and dtype whose gradients are taken in.
 
     ``work`` is what the memory took in; ``learn`` and ``finite`` are bool [T]: was the gradient
-    usable, and was it finite?
+    usable, and was it finite? ``anchored``: are all anchors known to be made?
     """
 
     group: Mapping[str, Any]
@@ -39,6 +39,7 @@ class Framed:
     work: Work
     learn: Tensor
     finite: Tensor
+    anchored: bool
 
     @property
     def lr(self) -> Tensor:
@@ -68,6 +69,7 @@ class Framed:
             self.work,
             self.learn[chosen],
             self.finite[chosen],
+            self.anchored,
         )
 
 

@@ -50,8 +50,10 @@ def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: 
     cosine = sums.cosine(direction_norm, param_norm, inner)
     # A momentum is normalised: moved by it alone, a row would go on by whole steps.
     touched = local_grad(batch.params[t]).flatten(1).count_nonzero(dim=1) > 0
-    anchors = with_anchors(kept.to(wide), param_norm, batch.finite[t])
-    kept.copy_(anchors)
+    anchors = kept.to(wide)
+    if not batch.anchored:
+        anchors = with_anchors(anchors, param_norm, batch.finite[t])
+        kept.copy_(anchors)
     coefficients = fromage.coefficients(
         lr=batch.lr,
         param_norm=param_norm,
@@ -63,7 +65,7 @@ def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: 
         sphere=batch.frame.sphere,
         framed=True,
     )
-    usable = (direction_norm > 0) & torch.isfinite(direction_norm)
+    usable = (direction_norm > 0) & (direction_norm < torch.inf)
     move = batch.learn[t] & (batch.lr != 0) & usable & touched
     key = None
     if noisy:

@@ -79,7 +79,8 @@ def orthogonal_factor(matrices: Tensor) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # Sums of squares have no room for gradients of 1e-30 or 1e30.
-    x = x / _positive(x.abs().amax(dim=(-2, -1), keepdim=True))
+    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
+    x = x / largest.clamp(min=torch.finfo(x.dtype).smallest_normal)
     x = _iterate(x)
     return x.mT if tall else x
 
@@ -95,7 +96,7 @@ def _iterate(x: Tensor) -> Tensor:
     square = x @ x.mT
     # |X X^T|^(1/2) is no less than the largest singular value, and much nearer to it than |X|.
     norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    norm = _positive(norm)
+    norm = norm.clamp(min=1.0)  # the largest entry of X is 1, unless X is zero
     x, square = x * norm.rsqrt().to(x.dtype), square * norm.reciprocal().to(x.dtype)
     first = 0
     for length in _runs(x):
@@ -130,7 +131,3 @@ def _multiply_add(term: Tensor, left: Tensor, right: Tensor, beta: float, alpha:
     """Returns beta term + alpha left @ right, rounded once."""
     together = torch.addmm if term.dim() == 2 else torch.baddbmm
     return together(term, left, right, beta=beta, alpha=alpha)
-
-
-def _positive(norm: Tensor) -> Tensor:
-    return torch.where(norm > 0, norm, 1.0)

@@ -58,8 +58,9 @@ def coefficients(
     move = lr * reference / growth
     if p_bound is not None or sphere:
         assert cosine is not None
-        scale = bound_scale(lr, param_norm, cosine, anchor_norm, p_bound)
-        scale = torch.where(zero_start, 1.0, scale)
+        scale = bound_scale(lr, growth, param_norm, cosine, anchor_norm, p_bound)
+        if not framed:
+            scale = torch.where(zero_start, 1.0, scale)
         shrink = shrink + (1 - scale) / growth
         move = move * scale
     if framed:
@@ -69,15 +70,21 @@ def coefficients(
 
 
 def bound_scale(
-    lr: Tensor, param_norm: Tensor, cosine: Tensor, anchor_norm: Tensor, p_bound: float | None
+    lr: Tensor,
+    growth: Tensor,
+    param_norm: Tensor,
+    cosine: Tensor,
+    anchor_norm: Tensor,
+    p_bound: float | None,
 ) -> Tensor:
     """The factor <= 1 that brings |W'| back to ``p_bound * anchor_norm``; None: to |W0| itself.
 
-    |W'|^2 = |W|^2 (1 - 2 eta cos + eta^2) / (1 + eta^2), so the bound needs no look at W'.
+    |W'|^2 = |W|^2 (1 - 2 eta cos + eta^2) / (1 + eta^2), so the bound needs no look at W'. The
+    root of the denominator is ``growth``.
     """
     # cos may exceed 1 by a rounding, and the bracket is (1 - eta)^2 > 0 there: clamp, never NaN.
-    ratio = (1 - 2 * lr * cosine + lr * lr).clamp(min=0) / (1 + lr * lr)
-    new_norm = param_norm * torch.sqrt(ratio)
+    square = (1 + lr * (lr - 2 * cosine)).clamp(min=0)
+    new_norm = param_norm * torch.sqrt(square) / growth
     largest = anchor_norm if p_bound is None else p_bound * anchor_norm
     scale = torch.where(new_norm > 0, largest / new_norm, 1.0)
     return scale if p_bound is None else scale.clamp(max=1.0)

@@ -16,6 +16,7 @@ from tests.frames import (
     BOUNDS,
     DIRECTIONS,
     NEW_KEYS,
+    PAIRS,
     STATES,
     WHOLE,
     each_backend,
@@ -195,6 +196,18 @@ def test_state_is_frozen_per_kind_of_tensor(direction: str, scale: str) -> None:
         for name in {"momentum", "second_moment"} & set(state):
             assert state[name].shape == param.shape
         assert all(value.dtype == torch.float32 for value in state.values())
+
+
+@each_backend
+@pytest.mark.parametrize(("direction", "scale"), [pair for pair in PAIRS if pair[0] != "gradient"])
+def test_a_framed_anchor_is_written_once(direction: str, scale: str, backend: str) -> None:
+    params, groups = frame_of(torch.float32, direction, scale)
+    optimizer = Fromage(groups, backend=backend)
+    run(optimizer, params, (1,))
+    anchors = [state_of(optimizer, param)["anchor_norm"] for param in params]
+    written = [anchor._version for anchor in anchors]
+    run(optimizer, params, (2, 3))
+    assert [anchor._version for anchor in anchors] == written
 
 
 @each_backend
