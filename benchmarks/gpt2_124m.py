@@ -4,9 +4,9 @@ GPT-2 of real size (12 layers, width 768, vocabulary 50,257: 124.4M weights), no
 text of Python's standard library as bytes, 32 steps of 4 x 64 tokens, linear decay. The layouts
 see the same batches: what is compared is whether they train alike, not how well.
 
-    python benchmarks/gpt2_124m.py --layout single --optim fromage:lr=.03
+    python benchmarks/gpt2_124m.py --layout single --optim fromage:lr=.003
     torchrun --standalone --nproc_per_node 2 benchmarks/gpt2_124m.py --layout fsdp2 \\
-        --optim fromage:lr=.03
+        --optim fromage:lr=.003
 
 Finished runs are not repeated. Each process takes one thread unless --threads says more.
 """
@@ -196,9 +196,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--optim",
         type=optimizer_spec,
-        default=optimizer_spec("fromage:lr=.03"),
+        default=optimizer_spec("fromage:lr=.003"),
         metavar="NAME[:OPTION=VALUE,...]",
-        help=f"{', '.join(NAMES)}, with options (default: fromage:lr=.03)",
+        help=f"{', '.join(NAMES)}, with options (default: fromage:lr=.003)",
     )
     parser.add_argument(
         "--size", choices=sorted(SIZES), default="gpt2", help="default: gpt2; tiny is for tests"

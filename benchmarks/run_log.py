@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -85,8 +87,10 @@ def surroundings() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, absolute paths cut down to the files' names."""
-    return "python " + " ".join(_without_folders(sys.argv))
+    """The command line for a shell, absolute paths cut down to the files' names."""
+    ranks = os.environ.get("WORLD_SIZE")  # torchrun's word
+    start = f"torchrun --standalone --nproc_per_node {ranks}" if ranks else "python"
+    return f"{start} {shlex.join(_without_folders(sys.argv))}"
 
 
 def commit() -> str:

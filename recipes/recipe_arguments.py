@@ -187,13 +187,13 @@ def check_training_arguments(args: TrainingArguments) -> None:
     rate, name = args.learning_rate, optimizer_name(args)
     if not math.isfinite(rate) or rate < 0:
         raise ConfigError(
-            f"learning_rate is {rate}; it must be a finite number, 0 or above. Try 0.01 for "
-            f"{', '.join(RELATIVE_OPTIMIZERS)}, 0.001 for adamw_torch."
+            f"learning_rate is {rate}; it must be a finite number, 0 or above. Leave it out "
+            f"for what suits {', '.join(RELATIVE_OPTIMIZERS)}; try 0.001 for adamw_torch."
         )
     if name in RELATIVE_OPTIMIZERS and rate >= 1:
         raise ConfigError(
             f"learning_rate is {rate}; {name} takes 0 <= learning_rate < 1, a fraction of each "
-            "weight's norm. Try 0.01."
+            "weight's norm. Leave it out for what suits the optimizer and the model."
         )
     for piece in (args.optim_args or "").replace(" ", "").split(","):
         key, equals, value = piece.partition("=")

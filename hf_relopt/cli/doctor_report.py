@@ -8,9 +8,9 @@ from typing import Any
 
 WIDTH = 100
 NOT_SEEN = (
-    "Weights were not read. What they decide: the rate, if none is given ({lr}: 0.01 if all norm "
-    "gains are equal, as in a new model, 0.001 if training has moved them apart, 0.03 with LoRA "
-    "adapters), and which tensors are all zero and so start by min_scale."
+    "Weights were not read. What they decide: the rate, if none is given ({lr}: 0.01, under a "
+    "preset 0.02, if all norm gains are equal, as in a new model, 0.001 if training has moved them "
+    "apart, 0.03 with LoRA adapters), and which tensors are all zero and so start by min_scale."
 )
 
 

@@ -126,9 +126,9 @@ def doctor(
     \b
     Examples:
       hf-relopt doctor
-      hf-relopt doctor --accelerate fsdp2.yaml --processes 8
+      hf-relopt doctor --accelerate fsdp2 --processes 8
       hf-relopt doctor --model MODEL --optim madam --optim_args "p_scale=5.0"
-      hf-relopt doctor --accelerate fsdp2.yaml --model MODEL --dtype bfloat16 --json
+      hf-relopt doctor --accelerate fsdp2 --model MODEL --dtype bfloat16 --json
 
     \b
     The exit code is 0 if the launch mode is exact, 1 if training would refuse it, 2 for a mistake

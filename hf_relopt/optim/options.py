@@ -28,7 +28,7 @@ LR = Option(
     allowed="0 <= lr < 1, a float or a 0-dim float tensor (a fraction of the weights' size)",
     accepts=_is_lr,
     parse=float,
-    remedy="try 0.01 from scratch, 0.001 for fine-tuning",
+    remedy="try 0.01 from scratch (0.02 for a preset), 0.001 for fine-tuning",
 )
 
 # Options of every rule.

@@ -67,6 +67,19 @@ def test_a_half_written_line_is_repeated_and_nothing_else(load, tmp_path: Path) 
     assert [record["loss"] for record in log.records()] == [1.0, 2.0]
 
 
+def test_a_recorded_command_is_one_that_a_shell_takes(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = [str(tmp_path / "step.py"), "--only", "fused|compiled", "--optim", "madam:lr=.1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    plain = load("run_log").command()
+    assert plain == "python benchmarks/step.py --only 'fused|compiled' --optim madam:lr=.1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks = load("run_log").command()
+    assert ranks == plain.replace("python", "torchrun --standalone --nproc_per_node 2")
+
+
 def test_a_person_s_reading_outlives_the_next_report(load, tmp_path: Path) -> None:
     run_log = load("run_log")
     path = tmp_path / "page.md"

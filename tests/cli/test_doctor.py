@@ -457,7 +457,7 @@ def test_usage_errors_of_the_command():
 def test_help_shows_examples_as_they_are_typed():
     done = _command("doctor", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for line in ("  hf-relopt doctor --accelerate fsdp2.yaml --processes 8\n", "exit code"):
+    for line in ("  hf-relopt doctor --accelerate fsdp2 --processes 8\n", "exit code"):
         assert line in done.stdout
     assert "\\b" not in done.stdout and "\\b" not in _command("run", "--help").stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
