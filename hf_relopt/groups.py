@@ -49,12 +49,14 @@ class Plan:
         entries: the weights to be trained, in the model's order.
         skipped: those that an override leaves alone.
         options: the optimizer's own options.
+        lr: the rate of what no override has given another one.
     """
 
     optim: str
     entries: tuple[Entry, ...]
     skipped: tuple[Entry, ...]
     options: dict[str, Any]
+    lr: float | Tensor
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -147,7 +149,7 @@ def build(
                 if entries or skipped
                 else f"The override {target!r} matches nothing: the model has no trainable weight."
             )
-    return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}))
+    return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}), lr)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -232,7 +234,7 @@ def peak_lr(group: Mapping[str, Any]) -> float:
 
 def followed_lr(group: Mapping[str, Any]) -> float:
     """What the group's weights follow of that."""
-    scale = group.get("lr_scale")
+    scale = group.get("lr_factor")
     return peak_lr(group) * (1.0 if scale is None else scale)
 
 

@@ -37,11 +37,11 @@ class Preset:
         """What a role has of this preset at ``lr`` where ``given``, which wins, was asked for."""
         own = dict(self.roles.get(role, self.others))
         if role == TASK_HEAD:
-            own["lr_scale"] = task_head_lr_scale(float(lr))
+            own["lr_factor"] = task_head_lr_factor(float(lr))
         if given.get("bound") is not None:
             own.pop("p_bound", None)
         if "lr" in given:
-            own.pop("lr_scale", None)
+            own.pop("lr_factor", None)
         if given.get("direction", own["direction"]) != own["direction"]:
             own.pop("momentum", None)
         return own
@@ -53,10 +53,10 @@ _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
 # Where every row takes a whole step, much of it is noise: with half a step a model is sooner where
 # it ends. No row gets longer than it was, and its momentum is a mean over more batches: a short
 # text is learnt by heart in long rows that follow a few (docs/architecture.md has the figures).
-_EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_scale": 0.5, "p_bound": 1.0, "momentum": 0.95}
+_EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_factor": 0.5, "p_bound": 1.0, "momentum": 0.95}
 
 
-def task_head_lr_scale(lr: float) -> float | None:
+def task_head_lr_factor(lr: float) -> float | None:
     """How many times the rate the head of a task follows: ten, but no further than 0.01.
 
     Below that a model is fine-tuned, and its head is not: most often it was made a moment ago.

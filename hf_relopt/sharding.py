@@ -278,8 +278,7 @@ def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:
     """Refuse a ``param`` that is no longer the tensor the optimizer was built with.
 
     Raises:
-        UnsupportedSetup: for a DTensor of partial sums, a tensor that FSDP1 has flattened, or a
-            changed shape (what ZeRO and FSDP1 leave in place of the weights).
+        UnsupportedSetup: a DTensor of partial sums, FSDP1's flattened tensor, or another shape.
     """
     if is_sharded(param) and any(p.is_partial() for p in param.placements):  # type: ignore[attr-defined]
         raise UnsupportedSetup(
@@ -294,6 +293,7 @@ def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:
     if param.shape != built_shape:
         raise UnsupportedSetup(
             f"{name} has shape {tuple(param.shape)} where the optimizer was built with "
-            f"{tuple(built_shape)}: FSDP1 and DeepSpeed ZeRO flatten weights, and their per-tensor "
-            "norms are lost with that. Use FSDP2 (fsdp_version: 2), DDP, or a single device."
+            f"{tuple(built_shape)}. If it was resized, as for new tokens, make the optimizer "
+            "afterwards. FSDP1 and DeepSpeed ZeRO flatten weights, and their per-tensor norms are "
+            "lost with that: use FSDP2 (fsdp_version: 2), DDP, or a single device."
         )

@@ -146,7 +146,7 @@ CASES = (
     _frame("fromage-spectral", direction="spectral"),
     _frame("fromage-adam", direction="adam", momentum=0.8, beta=0.9, p_bound=1.01),
     _frame("fromage-row", scale="row"),
-    _frame("fromage-momentum-row", direction="momentum", scale="row", maximize=True, lr_scale=0.5),
+    _frame("fromage-momentum-row", direction="momentum", scale="row", maximize=True, lr_factor=0.5),
     _frame("fromage-block", direction="spectral", scale="block", split_sizes=2),
     Case("adamw-groups", adamw_groups, adamw_oracle, ADAMW_STATE, {"weight_decay": 0.1}),
 )

@@ -128,6 +128,28 @@ def law_non_finite_gradient_is_skipped(case: Case, backend: str, dtype: torch.dt
                 assert kept == set(names) - {"skipped"}
 
 
+def law_gradient_beyond_the_numbers_is_skipped(
+    case: Case, backend: str, dtype: torch.dtype
+) -> None:
+    """Each entry is a float32, and the norm is none: what is divided by it would vanish."""
+    if dtype is torch.float64:
+        return
+    params, optimizer = start(case, backend, dtype)
+    run(optimizer, params, (1,))
+    before = [snapshot([param, *state_of(optimizer, param).values()]) for param in params]
+    for param in params:
+        param.grad = torch.full_like(param, min(3e38, torch.finfo(dtype).max))
+    optimizer.step()
+    for param, old in zip(params, before, strict=True):
+        state = state_of(optimizer, param)
+        if torch.linalg.vector_norm(param.grad.double()) < torch.finfo(torch.float32).max:
+            continue
+        assert float(state["skipped"]) == 1
+        now = dict(zip(("weight", *state), [param, *state.values()], strict=True))
+        changed = {n for (n, a), b in zip(now.items(), old, strict=True) if not same_bits(a, b)}
+        assert changed == {"skipped"}
+
+
 def law_non_finite_gradient_makes_no_anchor(case: Case, backend: str, dtype: torch.dtype) -> None:
     if not case.anchored:
         return

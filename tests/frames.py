@@ -34,7 +34,7 @@ NEW_KEYS = (
     "split_dim",
     "split_sizes",
     "momentum_dtype",
-    "lr_scale",
+    "lr_factor",
 )
 
 each_backend = pytest.mark.parametrize("backend", ["loop", "foreach"])

@@ -220,7 +220,7 @@ def test_the_head_is_known_through_compile():
 
 
 def test_the_plan_shows_a_rate_that_all_follow_a_multiple_of():
-    assert "0.01" in str(plan(Model(), "fromage", 1e-3, lr_scale=10.0)).splitlines()[2].split()
+    assert "0.01" in str(plan(Model(), "fromage", 1e-3, lr_factor=10.0)).splitlines()[2].split()
 
 
 def test_pretrained_is_known_by_its_norms_then_by_its_source():

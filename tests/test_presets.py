@@ -27,7 +27,7 @@ EMBEDDING = {
     "direction": "momentum",
     "scale": "row",
     "p_bound": 1.0,
-    "lr_scale": 0.5,
+    "lr_factor": 0.5,
     "momentum": 0.95,
 }
 
@@ -56,7 +56,7 @@ def test_embeddings_are_held_and_take_half_a_step_and_untied_heads_do_not(optim:
     embedding, head = of_role("embedding", optim), of_role("head", optim)
     assert {name: embedding[name] for name in EMBEDDING} == EMBEDDING
     assert head["scale"] == "row"
-    assert {head[name] for name in ("p_bound", "lr_scale", "momentum")} == {None}
+    assert {head[name] for name in ("p_bound", "lr_factor", "momentum")} == {None}
     assert embedding["lr"] == head["lr"] == 0.02
 
 
@@ -90,7 +90,7 @@ def test_the_head_of_a_task_goes_ahead_in_fine_tuning(
         ).param_groups
         if group["role"] == "head"
     ]
-    assert (own["lr"], own["lr_scale"]) == (2e-3, None)
+    assert (own["lr"], own["lr_factor"]) == (2e-3, None)
 
 
 def test_a_head_with_one_output_steps_entry_by_entry_at_the_rate() -> None:
@@ -104,7 +104,7 @@ def test_a_head_with_one_output_steps_entry_by_entry_at_the_rate() -> None:
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 def test_wrapped_it_is_the_head_of_a_task_and_nothing_else_is(wrap: Callable[..., Any]) -> None:
     chosen = plan(wrap(classifier()), PRESET, 1e-3)
-    ahead = [entry.name for entry in chosen.entries if entry.options.get("lr_scale") == 10.0]
+    ahead = [entry.name for entry in chosen.entries if entry.options.get("lr_factor") == 10.0]
     assert [name.split(".", 1)[1] for name in ahead] == ["score.weight"]
 
 
@@ -117,7 +117,7 @@ def test_a_vocabulary_s_head_and_a_decoder_stay_with_the_rest() -> None:
     for model in (gpt2(tied=False), masked, ViTMAEForPreTraining(ViTMAEConfig(**small, **heads))):
         entries = plan(model, PRESET, 1e-3).entries
         assert "head" in {entry.role for entry in entries}
-        assert {entry.options.get("lr_scale") for entry in entries} <= {None, 0.5}
+        assert {entry.options.get("lr_factor") for entry in entries} <= {None, 0.5}
 
 
 def test_the_paper_s_rule_has_one_rate() -> None:
@@ -130,7 +130,7 @@ def test_the_paper_s_rule_has_one_rate() -> None:
     ("given", "expected"),
     [
         ({"p_bound": 3.0}, {"p_bound": 3.0}),
-        ({"lr_scale": 1.0}, {"lr_scale": 1.0}),
+        ({"lr_factor": 1.0}, {"lr_factor": 1.0}),
         ({"momentum": 0.8}, {"momentum": 0.8}),
         ({"direction": "gradient"}, {"direction": "gradient", "momentum": None}),
         ({"direction": "momentum"}, {"direction": "momentum"}),
@@ -145,10 +145,10 @@ def test_the_paper_s_rule_has_one_rate() -> None:
         ({"bound": "sphere"}, {"bound": "sphere", "p_bound": None}),
         ({"overrides": {"embedding": {"bound": "sphere"}}}, {"bound": "sphere", "p_bound": None}),
         ({"overrides": {"embedding": {"p_bound": 2.0}}}, {"p_bound": 2.0}),
-        ({"overrides": {"embedding": {"lr": 0.003}}}, {"lr": 0.003, "lr_scale": None}),
+        ({"overrides": {"embedding": {"lr": 0.003}}}, {"lr": 0.003, "lr_factor": None}),
         (
-            {"overrides": {"embedding": {"lr": 0.003, "lr_scale": 0.25}}},
-            {"lr": 0.003, "lr_scale": 0.25},
+            {"overrides": {"embedding": {"lr": 0.003, "lr_factor": 0.25}}},
+            {"lr": 0.003, "lr_factor": 0.25},
         ),
     ],
 )

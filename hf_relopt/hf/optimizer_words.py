@@ -89,7 +89,7 @@ def _options(optimizer: Any) -> str:
         return ""
     largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
     hidden = {"params", "param_names", "role", "rule", "lr", "initial_lr", "fused", "foreach",
-              "lr_scale", "capturable", "differentiable", "maximize", "decoupled_weight_decay",
+              "lr_factor", "capturable", "differentiable", "maximize", "decoupled_weight_decay",
               "backend", "shapes_crc32"}  # fmt: skip
     read = _in_force(largest)
     if "p_bound" in read:  # presets hold rows and matrices by different ones

@@ -110,7 +110,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._checked_shapes:
+        if not self._checked_shapes or self._shapes() != self._built_shapes:
             self._check_shapes()
         # All of them are looked at before the first one moves: an error leaves no half-made step.
         batches = list(self._batches())

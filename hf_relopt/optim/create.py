@@ -12,6 +12,7 @@ from hf_relopt import groups
 from hf_relopt.errors import ConfigError
 from hf_relopt.groups import Overrides, Plan
 from hf_relopt.optim.base import RelativeOptimizer
+from hf_relopt.optim.frame import check_spectral
 from hf_relopt.optim.fromage import Fromage
 from hf_relopt.optim.madam import Madam
 from hf_relopt.optim.options import OPTIONS, check_options, check_together, unknown_option
@@ -76,9 +77,15 @@ def plan(
         check_override(optim, target, changes)
     preset = PRESETS.get(optim)
     chosen = groups.build(model, optim, lr, overrides=overrides, options=options, preset=preset)
+    spectral: list[dict[str, Any]] = []
     for entry in chosen.entries:
-        own = chosen.options_of(entry)
-        check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": [entry.param]})
+        own, named = chosen.options_of(entry), [(entry.name, entry.param)]
+        check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
+        if own.get("direction") == "spectral":
+            spectral.append({"direction": "spectral", "params": [entry.param]})
+    # A preset gives each weight what suits it: where no matrix is trained, none is missed.
+    if spectral and preset is None:
+        check_spectral(spectral)
     return chosen
 
 
@@ -100,8 +107,15 @@ def create_optimizer(
 
 
 def from_plan(chosen: Plan) -> RelativeOptimizer:
-    """The optimizer that follows ``chosen``."""
-    return OPTIMIZERS[chosen.optim](chosen.groups, **chosen.options)
+    """The optimizer that follows ``chosen``.
+
+    Groups that are added later have its rate, and what weights without a special role have.
+    """
+    made = OPTIMIZERS[chosen.optim](chosen.groups, **chosen.options)
+    preset = PRESETS.get(chosen.optim)
+    own = preset.options_of("matrix", chosen.options) if preset else {}
+    made.defaults.update(own, lr=chosen.lr, **chosen.options)
+    return made
 
 
 def check_name(optim: str) -> None:

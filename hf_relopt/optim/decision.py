@@ -63,7 +63,9 @@ class GroupRule:
         options = dict(self.options)
         if norms.cosine is not None and options["maximize"]:
             norms = replace(norms, cosine=-norms.cosine)
-        finite = norms.grad < rule.largest_grad  # which neither inf nor NaN is
+        wide = compute_dtype(self.dtype)
+        # Neither inf nor NaN is below a number.
+        finite = norms.grad < min(rule.largest_grad, torch.finfo(wide).max)
         learn = finite & (norms.grad > 0)
         state = _advanced(rule, state, norms, finite, learn)
         facts = Facts(
@@ -73,7 +75,6 @@ class GroupRule:
             numel=numel.clamp(min=1),
             lr=lr,
         )
-        wide = compute_dtype(self.dtype)
         coefficients = {
             name: value if value.dtype is torch.bool else value.to(wide)
             for name, value in rule.coefficients(facts, options).items()

@@ -200,6 +200,12 @@ def _frame(values: tuple[Any, ...], p_bound: float | None) -> Frame:
             "scale is 'row' with direction 'spectral'; a row has no singular values to make equal. "
             "Use scale='tensor' or 'block', or direction='momentum' for an embedding."
         )
+    if given["split_dim"] and given["split_sizes"] is None:
+        raise ConfigError(
+            f"split_dim is {given['split_dim']} without split_sizes; there is one block for each "
+            "index of dimension 0 then. Say how dimension "
+            f"{given['split_dim']} is cut, as in split_sizes=3, or leave split_dim out."
+        )
     paper = direction == "gradient" and scale == "tensor"
     if p_bound is not None and p_bound > LARGEST_P_BOUND and not paper:
         raise ConfigError(

@@ -34,7 +34,7 @@ class Fromage(RelativeOptimizer):
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
             bound under the paper's rule, and for 4.0 in all other cases, where successive steps may
             add up. Tensors that start at zero have none.
-        lr_scale: how many times ``lr`` a group follows, in (0, 100] and with ``lr`` below 1 in
+        lr_factor: how many times ``lr`` a group follows, in (0, 100] and with ``lr`` below 1 in
             product; None: once. A schedule or a loop may still set one rate for all groups.
         momentum: its decay, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
@@ -73,7 +73,7 @@ class Fromage(RelativeOptimizer):
         scale: str = "tensor",
         bound: str | None = None,
         p_bound: float | None = None,
-        lr_scale: float | None = None,
+        lr_factor: float | None = None,
         momentum: float | None = None,
         nesterov: bool | None = None,
         beta: float | None = None,
@@ -96,7 +96,7 @@ class Fromage(RelativeOptimizer):
             scale=scale,
             bound=bound,
             p_bound=p_bound,
-            lr_scale=lr_scale,
+            lr_factor=lr_factor,
             momentum=momentum,
             nesterov=nesterov,
             beta=beta,

@@ -27,8 +27,8 @@ def as_list(params: Any) -> list[Any]:
     for entry in entries:
         if isinstance(entry, dict) and isinstance(entry["params"], set):
             raise _unordered()
-        if isinstance(entry, dict) and not isinstance(entry["params"], Tensor):
-            entry["params"] = list(entry["params"])
+        if isinstance(entry, dict):
+            entry["params"] = _listed(entry["params"])
     if not any(tensors(entry) for entry in entries):
         raise ConfigError(
             "The parameter list is empty; an optimizer needs at least one trainable tensor. Is "
@@ -41,8 +41,7 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
     """Refuse complex parameters, and those that are in this group or in ``others`` already."""
     if isinstance(group["params"], set):
         raise _unordered()
-    if not isinstance(group["params"], Tensor):
-        group["params"] = list(group["params"])
+    group["params"] = _listed(group["params"])
     seen = {param for other in others for param in other["params"]}
     for param in tensors(group):
         if not isinstance(param, Tensor):
@@ -61,6 +60,11 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
                 "take two steps in one. List each tensor once (tied weights are one tensor)."
             )
         seen.add(param)
+
+
+def _listed(params: Any) -> list[Any]:
+    """A group's parameters, which may be one tensor: iterated over it would be its rows."""
+    return [params] if isinstance(params, Tensor) else list(params)
 
 
 def _unordered() -> ConfigError:

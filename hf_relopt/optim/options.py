@@ -64,9 +64,9 @@ _FROMAGE: dict[str, Option] = {
         lambda value: value > 0,
         "use 1.0 as the paper does for small nets, 2.0 to 3.0 for transformers, or None",
     ),
-    "lr_scale": number(
+    "lr_factor": number(
         None,
-        "None or 0 < lr_scale <= 100 (how many times lr this group follows)",
+        "None or 0 < lr_factor <= 100 (how many times lr this group follows)",
         lambda value: 0 < value <= 100,
         "leave it out, or use 0.5 for half of the rate",
     ),
@@ -146,12 +146,12 @@ def check_rate(rule: str, group: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: as above.
     """
-    scale = group.get("lr_scale")
+    scale = group.get("lr_factor")
     if scale is not None and not float(group["lr"]) * scale < 1:
         raise ConfigError(
-            f"lr_scale is {scale!r} where lr is {float(group['lr']):g}; {rule} takes a product "
+            f"lr_factor is {scale!r} where lr is {float(group['lr']):g}; {rule} takes a product "
             f"below 1 (a fraction of the weights' size). Remedy: use an lr below {1 / scale:g}, or "
-            "a smaller lr_scale."
+            "a smaller lr_factor."
         )
 
 

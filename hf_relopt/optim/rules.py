@@ -34,7 +34,8 @@ class Rule:
     Attributes:
         buffers: names of its full-size float32 state tensors, in the update's order.
         anchored: does it need |W0|?
-        largest_grad: a gradient whose norm is larger counts as not finite: its squares are none.
+        largest_grad: a gradient whose norm is larger counts as not finite: its squares are none. So
+            does one whose norm the rule's precision has no number for.
         constants: options that the update takes as they are.
         framed: is this only the memory of a tensor that follows Fromage as a frame? The gradient is
             taken in first; then optim/frame_step.py turns what is remembered into a step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 
 import torch
@@ -49,10 +50,20 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
         frames.append(frame)
 
     def factors(numbers: Sequence[int], whole: list[Tensor]) -> list[Tensor]:
-        return _factors([frames[number] for number in numbers], whole)
+        # A step inside autocast is one: their precision is ours to choose.
+        with _without_autocast(whole):
+            return _factors([frames[number] for number in numbers], whole)
 
     for (_, b, t), factor in zip(members, transform_whole(matrices, factors), strict=True):
         directions[b][t] = factor.to(directions[b][t].device)
+
+
+def _without_autocast(tensors: Sequence[Tensor]) -> AbstractContextManager[object]:
+    kinds = {tensor.device.type for tensor in tensors}
+    for kind in kinds:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 @lru_cache(maxsize=1024)

@@ -62,7 +62,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 def rate_of(group: Mapping[str, Any], device: torch.device) -> Tensor:
     """The rate of a group's steps, 0-dim."""
-    lr, scale = as_scalar(group["lr"], device), group.get("lr_scale")
+    lr, scale = as_scalar(group["lr"], device), group.get("lr_factor")
     return lr if scale is None else lr * scale
 
 

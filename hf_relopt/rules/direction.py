@@ -96,7 +96,7 @@ def _iterate(x: Tensor) -> Tensor:
     square = x @ x.mT
     # |X X^T|^(1/2) is no less than the largest singular value, and much nearer to it than |X|.
     norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    norm = norm.clamp(min=1.0)  # the largest entry of X is 1, unless X is zero
+    norm = norm.clamp(min=torch.finfo(norm.dtype).smallest_normal)
     x, square = x * norm.rsqrt().to(x.dtype), square * norm.reciprocal().to(x.dtype)
     first = 0
     for length in _runs(x):

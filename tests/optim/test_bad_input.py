@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage, Madam
-from hf_relopt.errors import ConfigError
+from hf_relopt.errors import ConfigError, UnsupportedSetup
 from tests.cases import BACKENDS, DEFAULTS, Case
 from tests.refusals import refused
 from tests.tensors import Optimizer, run, same_bits, set_gradients, snapshot, weights
@@ -221,3 +221,16 @@ def test_a_step_where_nothing_ever_had_a_gradient_warns(kind):
     optimizer.step()
     weight.grad = None
     optimizer.step()  # a pause is none of our business
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_weight_that_was_resized_is_refused_before_anything_moves(steps: int) -> None:
+    params = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5, 3))]
+    optimizer = Fromage(params, direction="momentum")
+    run(optimizer, params, range(steps))
+    params[1].data, params[1].grad = torch.randn(7, 3), None
+    before = snapshot(params)
+    with pytest.raises(UnsupportedSetup, match=r"\(7, 3\).*\(5, 3\).*resized.*make the optimizer"):
+        run(optimizer, params, (steps,))
+    assert all(map(same_bits, params, before))
+    assert all(float(state["step"]) == steps for state in optimizer.state.values())

@@ -125,6 +125,40 @@ def test_bad_requests_are_one_clear_error(call, named):
         assert words in str(error.value), str(error.value)
 
 
+def test_an_error_names_the_weight():
+    net = model()
+    torch.nn.init.zeros_(net[0].weight)
+    with pytest.raises(ConfigError, match=r"0\.weight of shape \(4, 4\) is all zero"):
+        plan(net, "fromage_spectral", bound="sphere")
+
+
+@pytest.mark.parametrize("request_", [{"direction": "spectral"}, {"overrides": None}])
+def test_a_spectral_direction_needs_a_matrix(request_):
+    if "overrides" in request_:
+        request_ = {"overrides": {"vector": {"direction": "spectral"}}}
+    with pytest.raises(ConfigError, match="none of the weights that would follow it is a matrix"):
+        plan(nn.LayerNorm(8), "fromage", **request_)
+    # A preset gives each weight what suits it: where no matrix is trained, none is missed.
+    assert len(create_optimizer(nn.LayerNorm(8), "fromage_spectral").param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [("fromage_spectral", "spectral"), ("fromage_momentum", "momentum"), ("fromage", "gradient")],
+)
+def test_a_layer_that_is_added_later_follows_like_the_others(name, direction):
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    net[0].requires_grad_(False)
+    optimizer = create_optimizer(net, name, 0.05, min_scale=0.2)
+    net[0].requires_grad_(True)
+    optimizer.add_param_group({"params": list(net[0].named_parameters())})
+    added = optimizer.param_groups[-1]
+    assert (added["lr"], added["direction"], added["min_scale"]) == (0.05, direction, 0.2)
+    (planned,) = [g for g in optimizer.param_groups[:-1] if "2.weight" in g["param_names"]]
+    own = {"params", "param_names", "role", "shapes_crc32"}
+    assert {k: added[k] for k in set(added) - own} == {k: planned[k] for k in set(planned) - own}
+
+
 def test_a_plan_changes_nothing_in_the_model():
     net = model()
     before = [param.detach().clone() for param in net.parameters()]

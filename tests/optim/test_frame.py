@@ -255,9 +255,9 @@ def test_a_group_may_follow_a_part_of_the_rate_or_more(
 ) -> None:
     """As if the rate were that, and a rate that is changed for all groups keeps it."""
     ends = []
-    for lr, lr_scale in ((0.1, None), (0.2, 0.5), (0.025, 4.0)):
+    for lr, lr_factor in ((0.1, None), (0.2, 0.5), (0.025, 4.0)):
         params, groups = frame_of(torch.float32, direction, scale)
-        optimizer = Fromage(groups, lr=kind(lr), lr_scale=lr_scale, backend=backend)
+        optimizer = Fromage(groups, lr=kind(lr), lr_factor=lr_factor, backend=backend)
         run(optimizer, params, (1, 2))
         for group in optimizer.param_groups:
             group["lr"] = kind(lr / 4)

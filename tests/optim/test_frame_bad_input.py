@@ -62,6 +62,7 @@ CLASHES = [
     ({"bound": "sphere", "p_bound": 2.0}, ("sphere", "p_bound", "2.0")),
     ({"split_dim": 0}, ("split_dim", "0", "scale", "block")),
     ({"split_sizes": 2}, ("split_sizes", "2", "scale", "block")),
+    ({"scale": "block", "split_dim": 1}, ("split_dim", "1", "split_sizes")),
     ({"split_sizes": (2, 2), "scale": "row"}, ("split_sizes", "(2, 2)", "row", "block")),
     (
         {"direction": "spectral", "split_sizes": (2, 2)},
@@ -115,6 +116,19 @@ def test_a_split_that_does_not_fit_its_tensor_is_refused(
     split: dict[str, Any], words: tuple[str, ...], direction: str
 ) -> None:
     _refused_everywhere({"direction": direction, "scale": "block", **split}, *words)
+
+
+def test_a_group_of_one_bare_tensor_is_checked_like_a_list() -> None:
+    """torch takes one in place of a list. Its rows are no parameters."""
+    zero = nn.Parameter(torch.zeros(4, 4))
+    partly = nn.Parameter(torch.eye(4).roll(1, 0).index_fill(0, torch.tensor(0), 0.0))
+    refused(lambda: Fromage([{"params": zero}], direction="momentum", bound="sphere"), "sphere")
+    late = Fromage([nn.Parameter(torch.ones(3))], direction="momentum", bound="sphere")
+    refused(lambda: late.add_param_group({"params": zero}), "sphere", "(4, 4)")
+    for param in (partly, nn.Parameter(torch.tensor(1.0))):
+        optimizer = Fromage([{"params": param}], direction="momentum", bound="sphere")
+        assert optimizer.param_groups[0]["params"] == [param]
+        run(optimizer, [param], (1,))
 
 
 def test_a_split_is_checked_against_every_tensor() -> None:

@@ -107,6 +107,21 @@ def test_an_optimizer_pickled_before_the_frame_continues() -> None:
     assert all(same_bits(a, b) for a, b in zip(params, other_params, strict=True))
 
 
+def test_the_factor_of_a_rate_is_no_key_that_other_schedules_read() -> None:
+    """Theirs is lr_scale, and they multiply by it; checkpoints in which it was ours still load."""
+    params = kinds_of_tensors(torch.float32)["matrices"]
+    optimizer = Fromage(params, direction="momentum", lr_factor=0.5)
+    run(optimizer, params, (1,))
+    saved = optimizer.state_dict()
+    assert all("lr_scale" not in group for group in saved["param_groups"])
+    for group in saved["param_groups"]:
+        group["lr_scale"] = group.pop("lr_factor")
+    other = Fromage(params, direction="momentum")
+    other.load_state_dict(saved)
+    assert [group["lr_factor"] for group in other.param_groups] == [0.5]
+    assert all("lr_scale" not in group for group in other.param_groups)
+
+
 @pytest.mark.parametrize("key", ["momentum", "second_moment", "anchor_norm"])
 def test_a_damaged_checkpoint_is_refused(key: str) -> None:
     params = kinds_of_tensors(torch.float32)["matrices"]

@@ -180,6 +180,30 @@ def test_one_block_is_the_tensor(direction: str) -> None:
     assert_close([ends[0]], [ends[1]], torch.float32)
 
 
+def test_a_step_inside_autocast_is_the_step_outside() -> None:
+    """Its matrices are multiplied in the precision that the step has chosen."""
+    ends = []
+    for inside in (False, True):
+        param = nn.Parameter(gradient(torch.empty(40, 30), 1, 0.1))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            run(Fromage([param], lr=0.02, direction="spectral"), [param], (1, 2, 3))
+        ends.append(param)
+    assert same_bits(*ends)
+
+
+@each_own_direction
+def test_a_gradient_beyond_the_memory_is_skipped_and_forgotten(direction: str) -> None:
+    """Weights in float64, and a momentum in float32 that would stay infinite."""
+    param = nn.Parameter(gradient(torch.empty(6, 4, dtype=torch.float64), 1))
+    optimizer = Fromage([param], lr=0.02, direction=direction)
+    before = param.detach().clone()
+    param.grad = torch.full_like(param, 1e40)
+    optimizer.step()
+    assert same_bits(param, before) and float(state_of(optimizer, param)["skipped"]) == 1
+    run(optimizer, [param], (2,))
+    assert not same_bits(param, before) and bool(param.isfinite().all())
+
+
 # --- vectors and scales of gradients ------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ CLASSES = {"fromage": Fromage, "madam": Madam}
 NUMBERS = {
     "lr",
     "p_bound",
-    "lr_scale",
+    "lr_factor",
     "min_scale",
     "momentum",
     "beta",
@@ -139,15 +139,15 @@ def test_foreign_keys_pass_and_slips_do_not():
 @pytest.mark.parametrize("lr", [0.03, torch.tensor(0.03)])
 def test_a_rate_and_its_scale_stay_a_fraction(lr: float | torch.Tensor) -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    says = r"lr_scale is 50.0 where lr is 0.03; fromage takes a product below 1 .*an lr below 0.02"
+    says = r"lr_factor is 50.0 where lr is 0.03; fromage takes a product below 1 .*an lr below 0.02"
     with pytest.raises(ConfigError, match=says):
-        Fromage([weight], lr=lr, lr_scale=50.0)
+        Fromage([weight], lr=lr, lr_factor=50.0)
 
 
 def test_a_schedule_cannot_take_the_product_out_of_range() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    says = r"lr_scale is 50.0 where lr is 0.03; fromage takes a product below 1"
-    optimizer = Fromage([weight], lr=0.01, lr_scale=50.0)
+    says = r"lr_factor is 50.0 where lr is 0.03; fromage takes a product below 1"
+    optimizer = Fromage([weight], lr=0.01, lr_factor=50.0)
     optimizer.param_groups[0]["lr"] = 0.03
     weight.grad = torch.ones_like(weight)
     with pytest.raises(ConfigError, match=says):

@@ -90,7 +90,7 @@ def frame(
     scale: str = "tensor",
     bound: str | None = None,
     p_bound: float | None = None,
-    lr_scale: float | None = None,
+    lr_factor: float | None = None,
     momentum: float | None = None,
     nesterov: bool | None = None,
     beta: float | None = None,
@@ -121,7 +121,7 @@ def frame(
         return np.array([norm(part) for part in of_parts(array)])
 
     for grad, common in zip(grads, rates(lr, len(grads)), strict=True):
-        eta = common * (1.0 if lr_scale is None else lr_scale)
+        eta = common * (1.0 if lr_factor is None else lr_factor)
         if gradient_counts(path, w, grad, anchors):
             path.step += 1
             g = np.asarray(grad, dtype=np.float64) * (-1.0 if maximize else 1.0)

@@ -133,6 +133,13 @@ def test_what_a_deficient_matrix_lacks_stays_small(shape: tuple[int, int], rank:
     assert values[rank:].max() < 5e-3
 
 
+def test_numbers_that_are_hardly_any_have_a_factor_too() -> None:
+    """float32 has fewer digits below 1e-38, and none of the products may be of such numbers."""
+    matrix = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)) * 1e-40
+    values = torch.linalg.svdvals(orthogonal_factor(matrix))
+    assert values.min() > 0.8 and values.max() < 1.2
+
+
 @pytest.mark.parametrize("power", [-120, -60, 60, 120])
 def test_the_size_of_the_matrix_does_not_matter(power: int) -> None:
     """Also where its squares are no float32 numbers."""
