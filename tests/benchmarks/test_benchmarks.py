@@ -223,7 +223,8 @@ def test_sharded_step_compares_both_layouts(tmp_path: Path) -> None:
 def test_gpt2_trains_alike_in_both_layouts(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "gpt2_124m.py"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = ["--size", "tiny", "--steps", "4", "--out", str(tmp_path / "result")]
+    arguments = ["--size", "tiny", "--steps", "4", "--optim", "fromage:lr=.03"]
+    arguments += ["--out", str(tmp_path / "result")]
     for layout, words in (("single", []), ("fsdp2", launch)):
         done = subprocess.run(
             [sys.executable, *words, str(script), *arguments, "--layout", layout],
