@@ -101,7 +101,8 @@ def shapes_crc32(params: Iterable[Tensor]) -> int:
 def complete(groups: Iterable[dict[str, Any]]) -> None:
     """Give groups of an older checkpoint the options that it did not know, at their defaults."""
     for group in groups:
-        if "lr_scale" in group:  # its name before; other people's schedules read that one
+        # Its name before. Beside the new one it is a key of somebody's schedule.
+        if group.get("rule") == "fromage" and "lr_scale" in group and "lr_factor" not in group:
             group["lr_factor"] = group.pop("lr_scale")
         group.update(_completed(group))
 

@@ -120,6 +120,10 @@ def test_the_factor_of_a_rate_is_no_key_that_other_schedules_read() -> None:
     other.load_state_dict(saved)
     assert [group["lr_factor"] for group in other.param_groups] == [0.5]
     assert all("lr_scale" not in group for group in other.param_groups)
+    for group in optimizer.param_groups:
+        group["lr_scale"] = 0.1
+    other.load_state_dict(optimizer.state_dict())
+    assert [(g["lr_factor"], g["lr_scale"]) for g in other.param_groups] == [(0.5, 0.1)]
 
 
 @pytest.mark.parametrize("key", ["momentum", "second_moment", "anchor_norm"])
