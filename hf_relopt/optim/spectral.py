@@ -50,20 +50,10 @@ def make_spectral(portion: Sequence[Framed], directions: Sequence[list[Tensor]])
         frames.append(frame)
 
     def factors(numbers: Sequence[int], whole: list[Tensor]) -> list[Tensor]:
-        # A step inside autocast is one: their precision is ours to choose.
-        with _without_autocast(whole):
-            return _factors([frames[number] for number in numbers], whole)
+        return _factors([frames[number] for number in numbers], whole)
 
     for (_, b, t), factor in zip(members, transform_whole(matrices, factors), strict=True):
         directions[b][t] = factor.to(directions[b][t].device)
-
-
-def _without_autocast(tensors: Sequence[Tensor]) -> AbstractContextManager[object]:
-    kinds = {tensor.device.type for tensor in tensors}
-    for kind in kinds:
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            return torch.autocast(kind, enabled=False)
-    return nullcontext()
 
 
 @lru_cache(maxsize=1024)
@@ -82,7 +72,8 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
     members = [blocks[number][place] for number, place in places]
     alike = [(member.device, member.dtype, member.shape) for member in members]
     for some in stacks(alike, [member.numel() for member in members], _STACKED):
-        found = _factors_of_one_shape([members[chosen] for chosen in some])
+        with _without_autocast(members[some[0]].device):
+            found = _factors_of_one_shape([members[chosen] for chosen in some])
         for chosen, factor in zip(some, found, strict=True):
             number, place = places[chosen]
             blocks[number][place] = factor
@@ -91,6 +82,14 @@ def _factors(frames: Sequence[Frame], whole: Sequence[Tensor]) -> list[Tensor]:
         _put_together(frame, each).view(matrix.shape) if each else matrix
         for frame, each, matrix in zip(frames, blocks, whole, strict=True)
     ]
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Where a step is inside autocast, too, the precision of its products is ours to choose."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def _factors_of_one_shape(blocks: list[Tensor]) -> list[Tensor]:

@@ -132,10 +132,11 @@ def test_an_error_names_the_weight():
         plan(net, "fromage_spectral", bound="sphere")
 
 
-@pytest.mark.parametrize("request_", [{"direction": "spectral"}, {"overrides": None}])
+@pytest.mark.parametrize(
+    "request_",
+    [{"direction": "spectral"}, {"overrides": {"vector": {"direction": "spectral"}}}],
+)
 def test_a_spectral_direction_needs_a_matrix(request_):
-    if "overrides" in request_:
-        request_ = {"overrides": {"vector": {"direction": "spectral"}}}
     with pytest.raises(ConfigError, match="none of the weights that would follow it is a matrix"):
         plan(nn.LayerNorm(8), "fromage", **request_)
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
