@@ -12,13 +12,13 @@ from torch import nn
 
 from hf_relopt import create_optimizer
 from tests.distributed import launch_modes
-from tests.distributed.ranks import HERE, ROOT, torchrun
+from tests.distributed.ranks import HERE, ROOT, forked
 
 
 @pytest.fixture(scope="module")
 def two_ranks() -> subprocess.CompletedProcess[str]:
     """All checks in one launch: starting Python and torch costs more than the checks."""
-    return torchrun(2, HERE / "launch_modes.py", timeout=300)
+    return forked(2, HERE / "launch_modes.py", timeout=300)
 
 
 @pytest.mark.dist

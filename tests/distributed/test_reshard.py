@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.distributed import reshard
-from tests.distributed.ranks import HERE, ROOT, torchrun
+from tests.distributed.ranks import HERE, forked
 
 SCRIPT = HERE / "reshard.py"
 # saved a: by two ranks under FSDP2; b: by two under DDP; c: by a single process
@@ -30,16 +27,7 @@ LAUNCHES = tuple(
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reshard")
     for ranks, *actions in LAUNCHES:
-        if ranks > 1:
-            done = torchrun(ranks, SCRIPT, str(folder), *actions)
-        else:
-            done = subprocess.run(
-                [sys.executable, str(SCRIPT), str(folder), *actions],
-                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                timeout=200,
-            )
+        done = forked(ranks, SCRIPT, str(folder), *actions)
         assert done.returncode == 0, done.stderr
     return folder
 

@@ -15,7 +15,7 @@ import torch
 from hf_relopt.hf.checkpoints import find_fault
 from tests.distributed import framed, sharded
 from tests.distributed.lost_rank import HANGS_FOR
-from tests.distributed.ranks import HERE, torchrun, without_a_launcher
+from tests.distributed.ranks import HERE, forked, torchrun, without_a_launcher
 
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
@@ -42,7 +42,7 @@ def assert_done(done: subprocess.CompletedProcess[str], ranks: int, checks: list
 @pytest.mark.parametrize("ranks", list(sharded.CHECKS))
 def test_ranks_equal_one_process(ranks: int) -> None:
     """All checks in one launch: starting the ranks costs more than the checks."""
-    done = torchrun(ranks, HERE / "sharded.py", str(ranks))
+    done = forked(ranks, HERE / "sharded.py", str(ranks))
     assert_done(done, ranks, [check.__name__ for check in sharded.CHECKS[ranks]])
 
 
@@ -50,14 +50,14 @@ def test_ranks_equal_one_process(ranks: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", list(framed.CHECKS))
 def test_frames_equal_one_process(ranks: int) -> None:
-    done = torchrun(ranks, HERE / "framed.py", str(ranks))
+    done = forked(ranks, HERE / "framed.py", str(ranks))
     assert_done(done, ranks, [check.__name__ for check in framed.CHECKS[ranks]])
 
 
 @pytest.mark.dist
 @pytest.mark.slow
 def test_trainer_and_accelerate_over_fsdp2(tmp_path: Path) -> None:
-    done = torchrun(2, HERE / "trainer_fsdp2.py", str(tmp_path))
+    done = forked(2, HERE / "trainer_fsdp2.py", str(tmp_path))
     assert_done(done, 2, TRAINER_CHECKS)
 
 
@@ -91,7 +91,7 @@ def test_killed_in_a_step_and_in_a_save_it_ends_with_the_same_bits(tmp_path: Pat
     assert find_fault(run / "checkpoint-2") is None
     assert find_fault(run / "checkpoint-4") is not None
     for folder in (killed, unbroken):
-        done = torchrun(2, HERE / "killed.py", str(folder), "end")
+        done = forked(2, HERE / "killed.py", str(folder), "end")
         assert done.returncode == 0, done.stderr
     ends = [torch.load(folder / "end.pt", weights_only=True) for folder in (killed, unbroken)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
