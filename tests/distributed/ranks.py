@@ -20,6 +20,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # By the process that others are forked from; none of it is ours.
 _IMPORTED_ONCE = [
+    "datasets",
+    "evaluate",
+    "peft",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.debug",
@@ -71,6 +74,7 @@ def _be_a_rank(words: Sequence[str], env: Mapping[str, str], out: Path, errors: 
     os.environ.clear()
     os.environ.update(env)
     sys.argv = list(words)
+    sys.path.insert(0, str(Path(words[0]).parent))  # as Python does for a script
     runpy.run_path(words[0], run_name="__main__")
 
 

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from run_folder import RunFolder
 from transformers import AutoModelForSequenceClassification
 
-from tests.recipes.recipe_calls import start, tiny_finetuning
+from tests.distributed.ranks import forked
+from tests.recipes.recipe_calls import RECIPES, tiny_finetuning
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,6 @@ def test_kinds_of_tables(name, write, columns, names, tiny_classifier, tmp_path)
 @pytest.mark.dist
 def test_two_processes(tiny_table, tiny_classifier, tmp_path):
     arguments = tiny_finetuning(tiny_table, tiny_classifier, tmp_path / "two")
-    process = start("finetune_classifier.py", arguments, processes=2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    done = forked(2, RECIPES / "finetune_classifier.py", *arguments)
+    assert done.returncode == 0, done.stderr
     assert RunFolder(tmp_path / "two").finished

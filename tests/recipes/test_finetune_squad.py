@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 from run_folder import RunFolder
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from tests.recipes.recipe_calls import RECIPES, as_arguments, start
+from tests.distributed.ranks import forked
+from tests.recipes.recipe_calls import RECIPES, as_arguments
 
 COLOURS = ("grey", "red", "dull green", "blue")
 
@@ -119,9 +120,10 @@ def test_two_real_steps_and_the_figures_are_the_saved_model_s(
 
 @pytest.mark.dist
 def test_two_processes(nested: Path, tiny_classifier: Path, tmp_path: Path) -> None:
-    run = start("finetune_squad.py", tiny(nested, tiny_classifier, tmp_path / "run"), processes=2)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, said
+    done = forked(
+        2, RECIPES / "finetune_squad.py", *tiny(nested, tiny_classifier, tmp_path / "run")
+    )
+    assert done.returncode == 0, done.stderr
     assert RunFolder(tmp_path / "run").record["finished"]
 
 

@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from run_folder import RunFolder
 from transformers import AutoModelForCausalLM
 
-from tests.recipes.recipe_calls import as_arguments, start
+from tests.distributed.ranks import forked
+from tests.recipes.recipe_calls import RECIPES, as_arguments
 
 pytest.importorskip("trl")
 from sft_chat import main
@@ -122,9 +123,8 @@ def test_lora_trains_the_adapters_alone_and_goes_on(
 
 @pytest.mark.dist
 def test_two_processes(chats: Path, chat_model: Path, tmp_path: Path) -> None:
-    run = start("sft_chat.py", tiny(chats, chat_model, tmp_path / "run"), processes=2)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, said
+    done = forked(2, RECIPES / "sft_chat.py", *tiny(chats, chat_model, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
     assert RunFolder(tmp_path / "run").record["finished"]
 
 
