@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.benchmarks.scripts import records, sentences, start
+from tests.distributed.ranks import ROOT, forked
 
 
 def test_a_spec_is_read_into_options_and_back_into_one_spelling(load) -> None:
@@ -200,16 +198,9 @@ def test_sst2_scripts_train_and_resume(
 
 @pytest.mark.dist
 def test_sharded_step_compares_both_layouts(tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = Path(__file__).parents[2] / "benchmarks" / "sharded_step.py"
     arguments = ["--size", "tiny", "--rounds", "1", "--only", "fromage foreach"]
-    done = subprocess.run(
-        [*launch, str(script), *arguments, "--out", str(tmp_path / "result")],
-        env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    script = ROOT / "benchmarks" / "sharded_step.py"
+    done = forked(2, script, *arguments, "--out", str(tmp_path / "result"))
     assert done.returncode == 0, done.stderr
     found = records(tmp_path / "result.jsonl")
     keys = {(record["key"]["optimizer"], record["key"]["layout"]) for record in found}
@@ -221,18 +212,11 @@ def test_sharded_step_compares_both_layouts(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 def test_gpt2_trains_alike_in_both_layouts(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "gpt2_124m.py"
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     arguments = ["--size", "tiny", "--steps", "4", "--optim", "fromage:lr=.03"]
     arguments += ["--out", str(tmp_path / "result")]
-    for layout, words in (("single", []), ("fsdp2", launch)):
-        done = subprocess.run(
-            [sys.executable, *words, str(script), *arguments, "--layout", layout],
-            env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+    for layout, ranks in (("single", 1), ("fsdp2", 2)):
+        script = ROOT / "benchmarks" / "gpt2_124m.py"
+        done = forked(ranks, script, *arguments, "--layout", layout)
         assert done.returncode == 0, done.stderr
     single, fsdp2 = records(tmp_path / "result.jsonl")
     assert fsdp2["ranks"] == 2
