@@ -14,8 +14,6 @@ STAMP := $(VENV)/.installed$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 PINS := $(VENV)/constraints.txt
 # Twice quiet: errors only.
 PIP := $(BIN)/python -m pip -q -q --disable-pip-version-check --no-input
-# Python compiles what is imported when it is; all of it ahead takes two thirds of the time.
-LAZY := --no-compile
 # transformers caps these two: another transformers needs others of them as well.
 UNPIN := $(if $(TRANSFORMERS),/^(transformers|huggingface_hub|tokenizers)==/d)
 # An environment of another Python than is asked for is made anew: a mixture does not work.
@@ -78,9 +76,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@sed -E '$(UNPIN)' constraints.txt > $(PINS)
 	@$(if $(TRANSFORMERS),echo 'transformers==$(TRANSFORMERS)' >> $(PINS),:)
 	$(SAY) "Installing PyTorch (large: this can take some minutes)"
-	@$(PIP) install $(LAZY) -c $(PINS) "$$(grep '^torch==' $(PINS))"
+	@$(PIP) install -c $(PINS) "$$(grep '^torch==' $(PINS))"
 	$(SAY) "Installing hf_relopt and what it needs"
-	@$(PIP) install $(LAZY) -c $(PINS) -e '.[dev]'
+	@$(PIP) install -c $(PINS) -e '.[dev]'
 	@rm -f $(VENV)/.installed*
 	@touch $@
 	$(SAY) "$(VENV) is ready"
