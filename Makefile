@@ -39,7 +39,7 @@ demo: $(STAMP)  ## train a small GPT-2 with Fromage on the text of Python's stan
 	$(SAY) "Training; everything goes to runs/demo. Stopped half-way, it resumes."
 	@$(OFFLINE) $(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
 
-test: $(STAMP)  ## run the tests (6 to 12 minutes on 2 cores)
+test: $(STAMP)  ## run the tests (5 to 15 minutes on 2 cores)
 	$(SAY) "Running the tests in $(WORKERS) processes"
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

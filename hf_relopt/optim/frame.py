@@ -198,7 +198,9 @@ def _frame(values: tuple[Any, ...], p_bound: float | None) -> Frame:
     if direction == "spectral" and scale == "row":
         raise ConfigError(
             "scale is 'row' with direction 'spectral'; a row has no singular values to make equal. "
-            "Use scale='tensor' or 'block', or direction='momentum' for an embedding."
+            "Use scale='tensor' or 'block', or direction='momentum' for an embedding. (A preset "
+            "steps embeddings and heads by row: say direction and scale for one role, as for "
+            "'matrix'.)"
         )
     if given["split_dim"] and given["split_sizes"] is None:
         raise ConfigError(

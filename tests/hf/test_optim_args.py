@@ -44,6 +44,7 @@ BAD = [
     # Fromage as a frame: what the options say together.
     ("fromage", "direction=spectral,scale=row", ["scale is 'row'", "'spectral'", "'momentum'"]),
     ("fromage_spectral", "scale=row", ["scale is 'row'", "'spectral'"]),
+    ("fromage_spectral", "direction=spectral", ["embeddings and heads", "'matrix'"]),
     ("fromage", "momentum=.9", ["momentum is 0.9", "'gradient'", "does not read it"]),
     ("fromage", "momentum_dtype=bfloat16", ["momentum_dtype", "does not read it"]),
     ("fromage_spectral", "direction=gradient,momentum=.9", ["momentum is 0.9", "'gradient'"]),
