@@ -102,7 +102,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         Returns: the closure's loss, if there is one.
 
         Raises:
-            ConfigError: for sparse or complex gradients, or a float ``lr`` out of range.
+            ConfigError: for sparse or complex gradients, a float ``lr`` or a momentum out of range.
             UnsupportedSetup: if a weight no longer has the whole shape it was given with, as a
                 tensor or a DTensor.
         """
@@ -161,7 +161,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Parameters to step, by group, device and dtype, with their index among all."""
         first = 0
         for group in self.param_groups:
-            inputs.check_lr(group)
+            inputs.check_scheduled(group)
             kinds: dict[Any, tuple[list[Tensor], list[int]]] = {}
             for index, param in enumerate(group["params"], first):
                 if not takes_part(param):

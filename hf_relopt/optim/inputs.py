@@ -74,10 +74,13 @@ def _unordered() -> ConfigError:
     )
 
 
-def check_lr(group: Mapping[str, Any]) -> None:
-    """Check a float ``lr`` that a schedule may have set; a tensor stays on its device."""
-    if not isinstance(group["lr"], Tensor):
-        check_options(group["rule"], {"lr": group["lr"]})
+def check_scheduled(group: Mapping[str, Any]) -> None:
+    """Check what a schedule may have set; an ``lr`` that is a tensor stays on its device."""
+    given = {"momentum": group["momentum"]} if "momentum" in group else {}
+    if isinstance(group["lr"], Tensor):
+        check_options(group["rule"], given)
+    else:
+        check_options(group["rule"], {**given, "lr": group["lr"]})
         check_rate(group["rule"], group)
 
 

@@ -1,4 +1,4 @@
-"""Fromage as a frame over ranks: started by torchrun, as sharded.py is.
+"""Fromage as a frame over ranks: started as sharded.py is.
 
 Momenta meet in two all-reduces; spectral directions take two exchanges more, whatever the number
 of matrices. Only the iteration is inexact: it rounds differently for other stacks of matrices.

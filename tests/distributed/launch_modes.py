@@ -1,4 +1,4 @@
-"""What two ranks do in test_launch_modes: started by torchrun, each check prints its name."""
+"""What two ranks do in test_launch_modes: each check prints its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks do in test_sharded: started by torchrun, each check prints its name.
+"""What ranks do in test_sharded: each check prints its name.
 
 Every check compares with one process that has whole tensors, which each rank is by itself.
 """

@@ -1,4 +1,4 @@
-"""The real Trainer and a plain Accelerate loop over FSDP2, on gloo ranks started by torchrun.
+"""The real Trainer and a plain Accelerate loop over FSDP2, on gloo ranks.
 
 Accelerate never shards on a CPU by itself. What it asks is the distributed type, so that is set;
 everything after it is Accelerate's and Transformers' own: the tensors are DTensors in the end.

@@ -118,6 +118,20 @@ def test_a_split_that_does_not_fit_its_tensor_is_refused(
     _refused_everywhere({"direction": direction, "scale": "block", **split}, *words)
 
 
+@pytest.mark.parametrize("value", [1.0, -0.1, NAN, True])
+def test_a_momentum_that_a_schedule_sets_is_checked_before_anything_moves(value: float) -> None:
+    """With 1.0 no gradient would be learnt from any more."""
+    params = weights(torch.float32)
+    optimizer = Fromage(params, direction="spectral")
+    run(optimizer, params, range(2))
+    optimizer.param_groups[0]["momentum"] = 0.5
+    run(optimizer, params, range(2, 3))
+    before = [param.detach().clone() for param in params]
+    optimizer.param_groups[0]["momentum"] = value
+    refused(optimizer.step, "momentum", repr(value), "0 <= momentum < 1")
+    assert all(torch.equal(*pair) for pair in zip(params, before, strict=True))
+
+
 def test_a_group_of_one_bare_tensor_is_checked_like_a_list() -> None:
     """torch takes one in place of a list. Its rows are no parameters."""
     zero = nn.Parameter(torch.zeros(4, 4))
