@@ -35,7 +35,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP)  ## train a small GPT-2 with Fromage on the text of Python's standard library (4 minutes)
+demo: $(STAMP)  ## train a small GPT-2 with Fromage on the text of Python's standard library (3 to 10 minutes)
 	$(SAY) "Training; everything goes to runs/demo. Stopped half-way, it resumes."
 	@$(OFFLINE) $(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
 
