@@ -65,6 +65,7 @@ def test_fsdp_without_an_accelerator_does_not_train_apart(tmp_path):
         "        print('trained')\n"
         "    except UnsupportedSetup as error:\n"
         "        print('refused:', each.__name__, error, flush=True)\n"
+        "Trainer(gpt2(), args, train_dataset=rows()).train()\nprint('trained')\n"
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     done = subprocess.run(
@@ -78,4 +79,5 @@ def test_fsdp_without_an_accelerator_does_not_train_apart(tmp_path):
     for name in ("RelOptTrainer", "Trainer"):
         assert done.stdout.count(f"refused: {name} ") == 2, said
     assert done.stdout.count("2 processes were started") == 4, said
-    assert "trained" not in done.stdout
+    assert "2 processes were started" in done.stderr, said
+    assert "trained" not in done.stdout and done.returncode != 0
