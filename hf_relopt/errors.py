@@ -20,3 +20,11 @@ class UnsupportedSetup(RelOptError, RuntimeError):
 
 class FormatError(RelOptError, ValueError):
     """A file that is missing, damaged or not of the expected kind."""
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's exception in a message of ours: one line, no full stop at its end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > 200:
+        text = text[:200].rpartition(". ")[0] or text[:200].rpartition(" ")[0] + " ..."
+    return text.removesuffix(".")

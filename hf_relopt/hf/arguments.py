@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf import guards, optim_args
+from hf_relopt.hf.first_look import first_look
 from hf_relopt.hf.log import logger
 from hf_relopt.optim.create import OPTIMIZERS, default_lr
 from hf_relopt.optim.options import check_options
@@ -57,7 +58,7 @@ def resolve_lr(args: Any, name: str, model: nn.Module, given: float | None) -> f
     elif args.learning_rate != default:
         lr, why = args.learning_rate, "as given"
     else:
-        lr, evidence = _as_rank_zero_sees_it(*default_lr(model, name))
+        lr, evidence = _as_rank_zero_sees_it(*default_lr(model, name, first_look(model)))
         why = (
             f"since none was given and {evidence}; a rate of {default:g} cannot be told from the "
             "default of the arguments, --optim_args lr=... forces one"

@@ -1,22 +1,25 @@
 """Which of a Trainer's checkpoints are whole.
 
 Trainer writes a checkpoint in place and resumes from the highest number, whole or not: a run that
-is killed while saving could not go on. trainer_state.json is what it writes last.
+is killed while saving could not be resumed. trainer_state.json is what it writes last.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import zipfile
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from hf_relopt.errors import ConfigError, FormatError
+from hf_relopt.errors import FormatError, one_line
 from hf_relopt.hf.log import logger
+from hf_relopt.hf.saved_files import (
+    index_fault,
+    json_fault,
+    pickle_fault,
+    safetensors_fault,
+    trainer_state_problem,
+)
+from hf_relopt.hf.shard_files import sharded_fault
 
 _WEIGHTS = (
     "model.safetensors",
@@ -29,29 +32,62 @@ _WEIGHTS = (
     "pytorch_model_fsdp.bin",
     "pytorch_model_fsdp_0",
 )
+# The optimizer's state: of one process or DDP, of FSDP2 (whole or sharded), and of others that
+# RelOptTrainer trains as the stock Trainer does (DeepSpeed, XLA, SageMaker).
+_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "*optimizer.pt*")
 # What torch.save wrote: a zip, whose directory is at its end, so a cut file has none.
-_ZIPS = (
+_PICKLES = (
     "optimizer.pt",
     "optimizer.bin",
     "scheduler.pt",
-    "pytorch_model_fsdp.bin",
+    "scaler.pt",
+    "pytorch_model*.bin",
+    "adapter_model.bin",
     "rng_state*.pth",
 )
+# What torch.distributed.checkpoint wrote, and Accelerate reads back.
+_SHARDED = ("pytorch_model_fsdp_*", "optimizer_*")
+
+WEIGHTS_ALONE = "it holds weights alone, as save_only_model leaves it"
 
 
-def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
-    """The highest-numbered whole checkpoint in ``output_dir``, or None; logs those passed over."""
+def last_complete_checkpoint(
+    output_dir: str | os.PathLike[str], *, weights_alone: bool = False
+) -> str | None:
+    """The highest-numbered whole checkpoint in ``output_dir``; logs those passed over.
+
+    Args:
+        weights_alone: a checkpoint without optimizer state (``save_only_model``) will do.
+    Returns: its path, or None if there is no checkpoint at all, or none that is whole.
+
+    Raises:
+        FormatError: all that is there are weights. To start over would lose them in silence.
+    """
+    passed_over: list[tuple[Path, str]] = []
     for folder in _newest_first(Path(output_dir)):
-        fault = find_fault(folder)
+        fault = find_fault(folder, weights_alone=weights_alone)
         if fault is None:
             return str(folder)
         logger.warning("%s is not whole (%s): it is passed over.", folder, fault)
+        passed_over.append((folder, fault))
+    for folder, fault in passed_over:
+        if fault == WEIGHTS_ALONE:
+            raise FormatError(f"{folder} cannot be resumed: {fault}. {_INSTEAD_OF_STATE}")
     return None
 
 
-def require_complete(folder: str | os.PathLike[str]) -> None:
+_INSTEAD_OF_STATE = (
+    "Train without save_only_model to resume exactly. RelOptTrainer.train(..., "
+    "discard_optimizer_state=True) goes on with these weights, at their place in the schedule and "
+    "the data; or start a new run from them with from_pretrained."
+)
+
+
+def require_complete(folder: str | os.PathLike[str], *, weights_alone: bool = False) -> None:
     """Raise FormatError, with the fault, unless ``folder`` is a whole checkpoint."""
-    fault = find_fault(Path(folder))
+    fault = find_fault(Path(folder), weights_alone=weights_alone)
+    if fault == WEIGHTS_ALONE:
+        raise FormatError(f"{folder} cannot be resumed: {fault}. {_INSTEAD_OF_STATE}")
     if fault is not None:
         raise FormatError(
             f"{folder} is not a whole checkpoint: {fault}. Resume from another one; with "
@@ -59,218 +95,59 @@ def require_complete(folder: str | os.PathLike[str]) -> None:
         )
 
 
-def find_fault(folder: Path) -> str | None:
-    """What is missing or damaged in a checkpoint, or None."""
+def find_fault(folder: Path, *, weights_alone: bool = False) -> str | None:
+    """What is missing, damaged or not to be trusted in a checkpoint, or None.
+
+    Reads every file once, as their checksums want it, and runs nothing that lies in them.
+
+    Args:
+        weights_alone: optimizer state and schedule may be missing together.
+    """
+    try:
+        return _find_fault(folder, weights_alone)
+    except OSError as error:
+        return f"it cannot be read ({one_line(error)})"
+
+
+def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     if not folder.is_dir():
         return "there is no such folder"
-    try:
-        json.loads((folder / "trainer_state.json").read_text())
-    except FileNotFoundError:
+    state = folder / "trainer_state.json"
+    if not state.is_file():
         return "trainer_state.json, which is written last, is missing"
-    except (OSError, ValueError) as error:
-        return f"trainer_state.json cannot be read ({error})"
+    if fault := json_fault(state, trainer_state_problem):
+        return f"trainer_state.json {fault}"
     weights = [folder / name for name in _WEIGHTS if (folder / name).exists()]
     if not weights:
         return "it holds no weights"
+    if fault := _state_missing(folder, weights_alone):
+        return fault
     for index in (path for path in weights if path.name.endswith(".index.json")):
-        if fault := _index_fault(index):
-            return fault
-    for path in (*weights, *folder.glob("*.safetensors")):
-        if path.suffix == ".safetensors" and (fault := _safetensors_fault(path)):
+        if fault := index_fault(index):
+            return f"{index.name} {fault}"
+    for path in sorted(folder.glob("*.safetensors")):
+        if fault := safetensors_fault(path):
             return f"{path.name} {fault}"
-    for path in (path for pattern in _ZIPS for path in sorted(folder.glob(pattern))):
-        if not zipfile.is_zipfile(path):
-            return f"{path.name} is cut short"
-    for pattern in ("pytorch_model_fsdp_*", "optimizer_*"):
-        for part in sorted(path for path in folder.glob(pattern) if path.is_dir()):
-            if fault := _sharded_fault(part):
-                return f"{part.name}: {fault}"
+    for path in sorted({path for pattern in _PICKLES for path in folder.glob(pattern)}):
+        if path.is_file() and (fault := pickle_fault(path)):
+            return f"{path.name} {fault}"
+    for path in sorted({path for pattern in _SHARDED for path in folder.glob(pattern)}):
+        if path.is_dir() and (fault := sharded_fault(path)):
+            return f"{path.name}: {fault}"
     return None
 
 
-def _sharded_fault(folder: Path) -> str | None:
-    """What is missing of a folder that torch.distributed.checkpoint wrote, a file for a rank."""
-    from torch.distributed.checkpoint import FileSystemReader
-
-    try:
-        metadata = FileSystemReader(folder).read_metadata()
-    except FileNotFoundError:
-        return ".metadata, which is written last, is missing"
-    except Exception as error:  # whatever unpickling half a file comes to
-        return f".metadata cannot be read ({error})"
-    ends: dict[str, int] = {}
-    for entry in (metadata.storage_data or {}).values():
-        end = entry.offset + entry.length
-        ends[entry.relative_path] = max(end, ends.get(entry.relative_path, 0))
-    for name, end in sorted(ends.items()):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if (folder / name).stat().st_size < end:
-            return f"{name} is cut short"
-    return None
-
-
-def state_names(folder: str | os.PathLike[str]) -> set[str]:
-    """Names of what the optimizer keeps per tensor, of a checkpoint saved under FSDP2.
-
-    Empty where there is no such state. Reads keys, and no more of the tensors than torch must.
-    """
-    folder = Path(folder)
-    if (folder / "optimizer.bin").is_file():
-        states = torch.load(folder / "optimizer.bin", weights_only=True, mmap=True)["state"]
-        return {name for state in states.values() for name in state}
-    if (folder / "optimizer_0").is_dir():
-        from torch.distributed.checkpoint import FileSystemReader
-
-        keys = FileSystemReader(folder / "optimizer_0").read_metadata().state_dict_metadata
-        return {key.rpartition(".")[2] for key in keys if ".state." in key}
-    return set()
-
-
-def is_of_fsdp(folder: str | os.PathLike[str]) -> bool | None:
-    """Say whether the optimizer's state was saved under FSDP; None if there is no state."""
-    folder = Path(folder)
-    if (folder / "optimizer.bin").is_file() or (folder / "optimizer_0").is_dir():
-        return True
-    return False if (folder / "optimizer.pt").is_file() else None
-
-
-def weights_to_carry(folder: str | os.PathLike[str], fsdp: bool) -> dict[str, Any] | None:
-    """Whole weights by name, of a checkpoint that was saved the other way; None if it was not.
-
-    Args:
-        fsdp: is this run under FSDP? Trainer then takes FSDP's files alone, and else all others.
-    """
-    folder = Path(folder)
-    if any(folder.glob("pytorch_model_fsdp*")) == fsdp:
-        return None
-    files = sorted(folder.glob("model*.safetensors"))
-    if files:
-        from safetensors.torch import load_file
-
-        return {name: value for file in files for name, value in load_file(file).items()}
-    whole = folder / "pytorch_model_fsdp.bin"
-    return torch.load(whole, weights_only=True, map_location="cpu") if whole.is_file() else None
-
-
-def put_weights(model: Any, weights: dict[str, Any]) -> None:
-    """Load whole weights into a model, sharded or not; tied ones may be there once."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, weights, options=options)
-
-
-def load_across(
-    model: Any, optimizer: torch.optim.Optimizer, folder: str | os.PathLike[str], fsdp: bool
-) -> None:
-    """Load a state that was saved under FSDP without it, or the other way round.
-
-    Trainer looks for the file of its own kind alone, and would begin with a fresh state.
-
-    Args:
-        fsdp: is this run under FSDP?
-
-    Raises:
-        ConfigError: the checkpoint is another optimizer's or another model's, or it does not name
-            its weights.
-    """
-    from torch.distributed.checkpoint import FileSystemReader, load
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions,
-        get_optimizer_state_dict,
-        set_optimizer_state_dict,
-    )
-
-    folder = Path(folder)
-    if fsdp:
-        saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(model, optimizer, _by_name(saved), options=options)
-    elif (folder / "optimizer.bin").is_file():
-        saved = torch.load(folder / "optimizer.bin", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(_by_number(saved))
-    else:
-        held = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        load(held, storage_reader=FileSystemReader(folder / "optimizer_0"))
-        set_optimizer_state_dict(model, optimizer, held["optimizer"])
-
-
-def _by_name(saved: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose weights have numbers, with their names instead."""
-    names: dict[int, str] = {}
-    for group in saved["param_groups"]:
-        if len(group.get("param_names", ())) != len(group["params"]):
-            raise ConfigError(
-                "This checkpoint's optimizer does not name its weights, so it cannot be loaded "
-                "under FSDP. Go on with it as it was saved, or discard its state "
-                "(discard_optimizer_state=True)."
-            )
-        names.update(zip(group["params"], group["param_names"], strict=True))
-    return {
-        "state": {names[number]: state for number, state in saved["state"].items()},
-        "param_groups": [
-            {**group, "params": [names[number] for number in group["params"]]}
-            for group in saved["param_groups"]
-        ],
-    }
-
-
-def _by_number(saved: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose weights have names, with numbers in their order instead."""
-    names = [name for group in saved["param_groups"] for name in group["params"]]
-    numbers = {name: number for number, name in enumerate(names)}
-    return {
-        "state": {numbers[name]: state for name, state in saved["state"].items()},
-        "param_groups": [
-            {**group, "params": [numbers[name] for name in group["params"]]}
-            for group in saved["param_groups"]
-        ],
-    }
-
-
-def load_schedule(scheduler: Any, folder: str | os.PathLike[str]) -> None:
-    """Let a schedule go on where the checkpoint in ``folder`` was, at its own peak rates.
-
-    The optimizer that wrote the checkpoint may have had other rates and other groups.
-
-    Args:
-        scheduler: torch's LambdaLR, as all of transformers' schedules of the step are, or one that
-            keeps no rates per group, as ReduceLROnPlateau.
-    """
-    saved = torch.load(Path(folder) / "scheduler.pt", weights_only=True)
-    own = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(scheduler.base_lrs)}
-    scheduler.load_state_dict({**saved, **{key: own[key] for key in own if key in saved}})
-    if not hasattr(scheduler, "lr_lambdas"):
-        return
-    at = scheduler.last_epoch
-    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    scheduler._last_lr = [base * factor(at) for base, factor in pairs]
-    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = rate
-
-
-def _index_fault(index: Path) -> str | None:
-    """Say which file is missing that the index of sharded weights names."""
-    try:
-        files = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError):
-        return f"{index.name} is damaged"
-    missing = sorted(name for name in files if not (index.parent / name).is_file())
-    return f"{missing[0]} is missing" if missing else None
-
-
-def _safetensors_fault(path: Path) -> str | None:
-    """Compare the header's offsets with the file's length, without reading the weights."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return "has a damaged header"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    if path.stat().st_size != 8 + length + max(ends, default=0):
-        return "is cut short"
+def _state_missing(folder: Path, weights_alone: bool) -> str | None:
+    """The stock Trainer starts a fresh state and schedule if one of the two is missing."""
+    has_state = any(path for pattern in _STATES for path in folder.glob(pattern))
+    has_schedule = (folder / "scheduler.pt").is_file()
+    if not has_state and not has_schedule:
+        return None if weights_alone else WEIGHTS_ALONE
+    if not has_state:
+        return "the optimizer's state is missing"
+    # DeepSpeed keeps the schedule in its own files.
+    if not has_schedule and not any(folder.glob("global_step*")):
+        return "scheduler.pt is missing"
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_relopt.errors import ConfigError, UnsupportedSetup
+from hf_relopt.errors import ConfigError, UnsupportedSetup, one_line
 from hf_relopt.hf import guards
 from hf_relopt.shipped import accelerate_files
 
@@ -271,11 +271,3 @@ def _count(name: str, value: Any) -> int:
     if number < 1:
         raise ConfigError(f"{name} is {value!r}; it takes a whole number from 1 on.")
     return number
-
-
-def one_line(error: Exception) -> str:
-    """An exception's first words on one line, whole sentences if it is long, without full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if len(text) > 200:
-        text = text[:200].rpartition(". ")[0] or text[:200].rpartition(" ")[0] + " ..."
-    return text.removesuffix(".")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_relopt.errors import ConfigError
-from hf_relopt.hf.launch_mode import one_line
+from hf_relopt.errors import ConfigError, one_line
 
 
 def build_on_meta(name_or_path: str) -> Any:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf import arguments, guards
-from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
-from hf_relopt.hf.checkpoints import (
+from hf_relopt.hf.across_modes import (
     is_of_fsdp,
-    last_complete_checkpoint,
     load_across,
-    load_schedule,
     put_weights,
-    require_complete,
     state_names,
     weights_to_carry,
 )
+from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
+from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
+from hf_relopt.hf.first_look import remember
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
+from hf_relopt.hf.schedule import load_schedule, take_place
+from hf_relopt.hf.together import on_main_process
 from hf_relopt.optim.checkpoint import kept
 
 
@@ -52,26 +54,31 @@ class RelOptMixin:
 
         Args:
             discard_optimizer_state: resume with a fresh optimizer state, as when the checkpoint is
-                another optimizer's. Weights, schedule and data go on; anchors are made anew.
+                another optimizer's or holds weights alone. Weights and data are resumed, and the
+                schedule at its place; anchors are made anew.
 
         Raises:
-            FormatError: the checkpoint to resume from is not whole.
+            FormatError: the checkpoint to resume from is not whole, or holds weights alone.
             ConfigError: it is another optimizer's, and nothing says to discard its state.
         """
         self._discard = discard_optimizer_state
         if resume_from_checkpoint is True:
             output_dir = self.args.output_dir  # type: ignore[attr-defined]
-            resume_from_checkpoint = last_complete_checkpoint(output_dir)
+            resume_from_checkpoint = on_main_process(
+                lambda: last_complete_checkpoint(output_dir, weights_alone=self._discard)
+            )
             if resume_from_checkpoint is None:
-                logger.info("no whole checkpoint in %s: training starts afresh.", output_dir)
+                logger.info("no whole checkpoint in %s: training starts from step 0.", output_dir)
             else:
                 logger.info("resuming from %s.", resume_from_checkpoint)
         elif isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            require_complete(resume_from_checkpoint)
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            folder = resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            on_main_process(lambda: require_complete(folder, weights_alone=self._discard))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        if self.optimizer is None:  # type: ignore[attr-defined]
+            remember(self.model)  # type: ignore[attr-defined]
         weights = weights_to_carry(checkpoint, fsdp=self.is_fsdp_enabled)  # type: ignore[attr-defined]
         if weights is None or arguments.name_of(self.args) is None:  # type: ignore[attr-defined]
             super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
@@ -80,11 +87,12 @@ class RelOptMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
-        if checkpoint is None or inner is None:
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        elif self._discard:
+        if checkpoint is not None and self._discard:
             logger.info("the optimizer's state in %s is discarded, as you asked.", checkpoint)
-            load_schedule(self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]
+            metric = self.args.metric_for_best_model  # type: ignore[attr-defined]
+            take_place(self.lr_scheduler, Path(checkpoint), metric)  # type: ignore[attr-defined]
+        elif checkpoint is None or inner is None:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         else:
             # torch would look for our names in another optimizer's shards, and fail over them.
             names, own = state_names(checkpoint), kept(inner)
@@ -98,7 +106,7 @@ class RelOptMixin:
             sharded: bool = self.is_fsdp_enabled  # type: ignore[attr-defined]
             if is_of_fsdp(checkpoint) not in (None, sharded):
                 load_across(self.model, inner, checkpoint, fsdp=sharded)  # type: ignore[attr-defined]
-                load_schedule(self.lr_scheduler, checkpoint)  # type: ignore[attr-defined]
+                load_schedule(self.lr_scheduler, Path(checkpoint))  # type: ignore[attr-defined]
                 return
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 

@@ -30,12 +30,18 @@ FINE_TUNING_LR = 0.001
 ADAPTER_LR = 0.03
 
 
-def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
-    """The rate if nobody gives one, and why."""
+def default_lr(
+    model: nn.Module, optim: str, pretrained: tuple[bool, str] | None = None
+) -> tuple[float, str]:
+    """The learning rate if nobody gives one, and why.
+
+    Args:
+        pretrained: whether the model was trained before, with the evidence; None: look at it now.
+    """
     if groups.has_adapters(model):
         return ADAPTER_LR, "the model has LoRA adapters to train, which start from zero"
-    pretrained, evidence = groups.looks_pretrained(model)
-    if pretrained:
+    was_trained, evidence = pretrained or groups.looks_pretrained(model)
+    if was_trained:
         return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
     preset = PRESETS.get(optim)
     lr = preset.from_scratch_lr if preset else FROM_SCRATCH_LR

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from transformers import Trainer
 from hf_relopt import RelOptTrainer
 from hf_relopt.errors import ConfigError, FormatError
 from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint, require_complete
-from tests.hf.tiny import arguments, gpt2, rows
+from tests.hf.tiny import arguments, gpt2, rows, same, weights
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,35 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def zeroed(path: Path) -> None:
+    """A block that a disk has lost: the length stays."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
+
+
+def holding(content: bytes | str) -> Callable[[Path], None]:
+    content = content.encode() if isinstance(content, str) else content
+    return lambda path: path.write_bytes(content) and None
+
+
+def header(content: bytes, length: int | None = None) -> Callable[[Path], None]:
+    """A safetensors file of this header, and no weights."""
+    length = len(content) if length is None else length
+    return holding(length.to_bytes(8, "little") + content)
+
+
+def without(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        state = json.loads(path.read_text())
+        del state[name]
+        path.write_text(json.dumps(state))
+
+    return damage
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
 DAMAGES = [
     ("trainer_state.json", Path.unlink, "trainer_state.json"),
     ("trainer_state.json", cut, "trainer_state.json"),
@@ -54,7 +86,26 @@ DAMAGES = [
     ("optimizer.pt", empty, "optimizer.pt"),
     ("scheduler.pt", cut, "scheduler.pt"),
     ("rng_state.pth", cut, "rng_state.pth"),
-]
+    ("optimizer.pt", Path.unlink, "optimizer"),
+    ("scheduler.pt", Path.unlink, "scheduler.pt"),
+    *[("trainer_state.json", holding(text), "trainer_state.json") for text in (
+        "null", "[]", "{}", "7", '"text"', DEEP, "9" * 10_000, "\x00\xff", '{"global_step": null}',
+        '{"global_step": true, "max_steps": 4, "log_history": [], "epoch": 1}',
+        '{"global_step": -1, "max_steps": 4, "log_history": [], "epoch": 1}',
+        '{"global_step": 4, "max_steps": 4, "log_history": [3], "epoch": 1}',
+    )],
+    ("trainer_state.json", without("global_step"), "global_step"),
+    ("trainer_state.json", without("log_history"), "log_history"),
+    *[("model.safetensors", header(*content), "model.safetensors") for content in (
+        (b"{}", 2**62), (b"{}", 2**64 - 1), (b"{}", 1000), (b"[]",), (b"null",), (b"{",), (b"",),
+        (b'{"w": {}}',), (b'{"w": {"dtype": "F32", "shape": [2]}}',), (DEEP.encode(),),
+        (b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": "x"}}',),
+        (b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 80]}}',),
+        (b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [9, 1]}}',),
+    )],
+    *[(name, damage, name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+      for damage in (zeroed, holding(b"text"), holding(pickle.dumps({"state": {}})))],
+]  # fmt: skip
 
 
 def test_the_newest_whole_one_is_taken(run, said):
@@ -76,6 +127,42 @@ def test_a_damaged_one_is_passed_over_and_named(name, damage, named, run, said):
     assert named in str(error.value)
     # Nothing is deleted: it may be all that somebody has.
     assert sorted(path.name for path in (run / "checkpoint-4").iterdir()) == kept
+
+
+@pytest.mark.parametrize("offset", range(0, 100, 4))
+def test_a_lost_block_is_noticed_wherever_it_is(offset, run):
+    """Every byte of an archive is covered by a checksum, a signature or a length."""
+    path = run / "checkpoint-4" / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    first = len(content) * offset // 100
+    lost = content[first : first + 512]
+    if not any(lost):
+        return  # torch pads with zeros: nothing is lost
+    content[first : first + 512] = bytes(len(lost))
+    path.write_bytes(content)
+    assert "optimizer.pt" in find_fault(run / "checkpoint-4")
+
+
+def test_archives_without_checksums_are_not_taken_for_damaged(run):
+    path = run / "checkpoint-4" / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(saved, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert find_fault(run / "checkpoint-4") is None
+
+
+@pytest.mark.parametrize("content", [
+    "null", "[]", "{}", DEEP, '{"weight_map": null}', '{"weight_map": {}}', '{"weight_map": []}',
+    '{"weight_map": {"w": 3}}', '{"weight_map": {"w": "../model.safetensors"}}',
+    '{"weight_map": {"w": "/etc/hostname"}}', '{"weight_map": {"w": "missing.safetensors"}}',
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_a_damaged_index_is_a_fault(content, kind, run):
+    (run / "checkpoint-4" / f"{kind}.index.json").write_text(content)
+    assert f"{kind}.index.json" in find_fault(run / "checkpoint-4")
 
 
 def test_numbers_are_compared_as_numbers(run):
@@ -158,3 +245,43 @@ def test_from_adamw_to_ours_when_told_to_discard(optim, tmp_path, said):
     rates = [entry["learning_rate"] for entry in logged if "loss" in entry]
     assert rates == pytest.approx([0.01 * 1 / 4])  # in the last of four steps
     assert {int(state["step"]) for state in after.optimizer.optimizer.state.values()} == {2}
+
+
+# --- weights alone: save_only_model ---------------------------------------------------------
+
+
+@pytest.fixture
+def weights_alone(tmp_path) -> Path:
+    """A run from scratch whose checkpoints hold no optimizer state."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    args = arguments(tmp_path, optim="fromage_spectral", **saving)
+    RelOptTrainer(gpt2(), args, train_dataset=rows()).train()
+    return tmp_path
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_alone_are_not_resumed_in_silence(named, weights_alone):
+    args = arguments(weights_alone, optim="fromage_spectral", max_steps=6)
+    job = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
+    before = weights(job.model)
+    folder = str(weights_alone / "checkpoint-4")
+    with pytest.raises(FormatError, match=r"save_only_model.*discard_optimizer_state"):
+        job.train(resume_from_checkpoint=folder if named else True)
+    assert same(before, weights(job.model))
+
+
+def test_weights_alone_go_on_at_their_place_when_told_so(weights_alone):
+    args = arguments(weights_alone / "after", optim="fromage_spectral", max_steps=8)
+    job = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
+    job.train(str(weights_alone / "checkpoint-4"), discard_optimizer_state=True)
+    logged = [entry for entry in job.state.log_history if "learning_rate" in entry]
+    found = {entry["step"]: entry["learning_rate"] for entry in logged if entry["step"] > 4}
+    # The default of a model from scratch, although the weights that were loaded look trained.
+    assert found == pytest.approx({step: 0.02 * (9 - step) / 8 for step in (6, 8)})
+
+
+def test_a_whole_checkpoint_before_weights_alone_is_taken(run, said):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (run / "checkpoint-4" / name).unlink()
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-2")
+    assert "save_only_model" in said.about("checkpoint-4")[0]

@@ -1,0 +1,89 @@
+"""Put a fresh learning rate schedule where a checkpoint's schedule was.
+
+For a run that takes a checkpoint's weights and place, but not its optimizer state: the optimizer
+that wrote it may have had other learning rates and other param groups, so its schedule cannot be
+loaded. The fresh one is stepped as often as the other was. That is right for every scheduler, also
+for those whose next value follows from the one before (StepLR, SequentialLR, ...).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_relopt.errors import FormatError
+
+
+def load_schedule(scheduler: Any, folder: Path) -> None:
+    """Load the schedule of a checkpoint that the same optimizer wrote."""
+    scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+
+def take_place(scheduler: Any, folder: Path, metric: str | None) -> None:
+    """Step a fresh ``scheduler`` to the place of the checkpoint in ``folder``.
+
+    Args:
+        scheduler: as it was made, of any kind that torch or Transformers have.
+        metric: name of the evaluation metric that ReduceLROnPlateau and GreedyLR follow, with or
+            without "eval_".
+
+    Raises:
+        FormatError: the checkpoint's log lacks evaluations that such a schedule has to see.
+    """
+    state = json.loads((folder / "trainer_state.json").read_bytes())
+    saved = _saved(folder)
+    with warnings.catch_warnings():
+        # Not a mistake here: the optimizer steps were taken by the run that wrote the checkpoint.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        if not _follows_a_metric(scheduler):
+            for _ in range(_steps(saved, state)):
+                scheduler.step()
+            return
+        values = list(_evaluations(state["log_history"], metric or "loss"))
+        seen = saved.get("last_epoch") if "num_bad_epochs" in saved else None
+        if seen is not None and seen != len(values):
+            raise FormatError(
+                f"{folder} was written after {seen} evaluations that its schedule followed, and "
+                f"its log has {len(values)} of eval_{metric or 'loss'}: the learning rate "
+                "cannot be found again. Start a new run from its weights, or use another "
+                "lr_scheduler_type."
+            )
+        for value in values:
+            scheduler.step(value)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """The checkpoint's own schedule; empty where weights were saved alone."""
+    file = folder / "scheduler.pt"
+    return torch.load(file, weights_only=True) if file.is_file() else {}
+
+
+def _steps(saved: dict[str, Any], state: dict[str, Any]) -> int:
+    """How often a schedule that is stepped with the optimizer has been stepped."""
+    place = saved.get("last_epoch")
+    # One that follows a metric counts evaluations; ChainedScheduler counts nothing itself.
+    if not isinstance(place, int) or "num_bad_epochs" in saved:
+        return int(state["global_step"])
+    # Steps that a gradient scaler has skipped are left out here.
+    return place
+
+
+def _follows_a_metric(scheduler: Any) -> bool:
+    return "metrics" in inspect.signature(scheduler.step).parameters
+
+
+def _evaluations(log: list[dict[str, Any]], metric: str) -> Iterator[float]:
+    """The metric at each evaluation that has stepped the schedule: one per step, none before it."""
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    steps = set()
+    for entry in log:
+        step = entry.get("step", 0)
+        if name in entry and step and step not in steps:
+            steps.add(step)
+            yield float(entry[name])
