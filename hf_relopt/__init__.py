@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
     from hf_relopt.optim.create import create_optimizer, plan
+    from hf_relopt.optim.current_plan import plan_of
     from hf_relopt.optim.fromage import Fromage
     from hf_relopt.optim.madam import Madam
 
@@ -33,6 +34,7 @@ __all__ = [
     "UnsupportedSetup",
     "create_optimizer",
     "plan",
+    "plan_of",
     "register",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "UnsupportedSetup": "hf_relopt.errors",
     "create_optimizer": "hf_relopt.optim.create",
     "plan": "hf_relopt.optim.create",
+    "plan_of": "hf_relopt.optim.current_plan",
     "register": "hf_relopt.hf.registration",
 }
 
@@ -63,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]
 
 
 def _register(_: object) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hf_relopt.backends import BACKENDS
 from hf_relopt.backends.batch import Batch, Work
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim import checkpoint, inputs
+from hf_relopt.groups import peak_lr
+from hf_relopt.optim import changes, checkpoint, inputs
+from hf_relopt.optim.current_plan import plan_of
 from hf_relopt.optim.frame_step import refuse_unframeable, step_framed
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed, memory_work, take_in
@@ -25,11 +28,12 @@ from hf_relopt.optim.options import (
     check_options,
     check_together,
     refuse_swallowed,
+    settle,
     unknown_option,
 )
 from hf_relopt.optim.places import Places
-from hf_relopt.optim.rules import RULES, rule_of
-from hf_relopt.optim.state import new_state, numbers
+from hf_relopt.optim.rules import require_rule, rule_of
+from hf_relopt.optim.state import has_state, new_state, numbers
 from hf_relopt.optim.work import work_of
 from hf_relopt.sharding import is_sharded, local, refuse_inexact, takes_part, whole_norms
 
@@ -47,13 +51,27 @@ class RelativeOptimizer(torch.optim.Optimizer):
     """Base of the optimizers; each param group follows the rule that its ``rule`` key names."""
 
     rule: str
+    # The options of each group as they were checked last.
+    _watched: list[tuple[Any, ...]]
 
     def __init__(self, params: Any, unknown: Mapping[str, Any], **options: Any) -> None:
         for name in unknown:
             raise unknown_option(self.rule, name)
+        settle(options)
         check_options(self.rule, options)
         super().__init__(inputs.as_list(params), {"rule": self.rule, **options})
         self._measurement: Measurement | None = None
+
+    def __repr__(self) -> str:
+        """The plan as it is now, and how far a schedule is."""
+        if not self.param_groups:
+            return f"{type(self).__name__}: no weights yet"
+        first = self.param_groups[0]
+        peak, now = peak_lr(first), float(first["lr"])
+        title, *table = str(plan_of(self)).splitlines()
+        if now != peak and peak > 0:
+            title += f"; the schedule is at {now / peak:.3g} of these learning rates"
+        return "\n".join([title, *table])
 
     # -- groups --------------------------------------------------------------------------------
 
@@ -63,33 +81,33 @@ class RelativeOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigError: for a bad option or tensors that are already there.
         """
-        rule = param_group.setdefault("rule", self.rule)
-        if rule not in RULES:
-            raise ConfigError(
-                f"rule is {rule!r}; a group follows one of {', '.join(map(repr, RULES))}. Leave it "
-                f"out for {self.rule!r}."
-            )
+        rule = require_rule(param_group.setdefault("rule", self.rule))
         refuse_swallowed(rule, param_group)
         for name, option in OPTIONS[rule].items():
             # An option of the same name may be another one under another rule.
             shared = OPTIONS[self.rule].get(name) is option
             param_group.setdefault(name, self.defaults[name] if shared else option.default)
-        for name in ("betas", "split_sizes"):
-            if isinstance(param_group.get(name), list):
-                param_group[name] = tuple(param_group[name])
+        settle(param_group)
         check_options(rule, param_group)
         inputs.check_params(param_group, self.param_groups)
         check_together(rule, param_group)
+        inputs.give_names(param_group, self.param_groups)
         super().add_param_group(param_group)
-        param_group["shapes_crc32"] = checkpoint.shapes_crc32(param_group["params"])
         # torch fills every default in; another rule's options would only mislead there.
         for name in set(OPTIONS[self.rule]) - set(OPTIONS[rule]):
             param_group.pop(name, None)
-        self._built_shapes = self._shapes()
+        self._note_shapes()
         self._forget()
 
-    def _shapes(self) -> list[torch.Size]:
-        return [param.shape for group in self.param_groups for param in group["params"]]
+    def _note_shapes(self) -> None:
+        """Keep what shapes the weights have; those of lazy modules may have none yet."""
+        self._built_shapes = self._shapes()
+        for group in self.param_groups:
+            shapes = list(map(inputs.shape_of, group["params"]))
+            group["shapes_crc32"] = inputs.shapes_crc32(shapes)
+
+    def _shapes(self) -> list[tuple[int, ...] | None]:
+        return [inputs.shape_of(param) for group in self.param_groups for param in group["params"]]
 
     # -- the step ------------------------------------------------------------------------------
 
@@ -102,7 +120,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         Returns: the closure's loss, if there is one.
 
         Raises:
-            ConfigError: for sparse or complex gradients, a float ``lr`` or a momentum out of range.
+            ConfigError: for sparse or complex gradients, and for options that were changed to what
+                is not allowed; a schedule's float ``lr`` and momentum are among them.
             UnsupportedSetup: if a weight no longer has the whole shape it was given with, as a
                 tensor or a DTensor.
         """
@@ -110,6 +129,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_changes()
         if not self._checked_shapes or self._shapes() != self._built_shapes:
             self._check_shapes()
         # All of them are looked at before the first one moves: an error leaves no half-made step.
@@ -145,16 +165,39 @@ class RelativeOptimizer(torch.optim.Optimizer):
             return None
         figures = self._measurement.figures()
         self._measurement = None
-        skipped = [state["skipped"] for state in self.state.values() if "skipped" in state]
+        skipped = [state["skipped"] for state in self.state.values() if has_state(state)]
         figures["skipped_tensors"] = sum(float(value) for value in skipped)
         return figures
 
+    def _check_changes(self) -> None:
+        """Check the options of groups that somebody has changed since the last step."""
+        if len(self._watched) == len(self.param_groups) and all(
+            map(changes.are_as_before, self.param_groups, self._watched)
+        ):
+            return
+        for group in self.param_groups:
+            changes.check_group(group, self.state)
+        self._forget()
+        self._watched = list(map(changes.watched_values, self.param_groups))
+
     def _check_shapes(self) -> None:
-        shapes = iter(self._built_shapes)
+        """Refuse weights that are no longer what the optimizer was built with."""
+        if len(self._built_shapes) != len(self._shapes()):
+            raise ConfigError(
+                f"The param groups hold {len(self._shapes())} weights, and this optimizer was "
+                f"built with {len(self._built_shapes)}. Add weights by add_param_group; to leave "
+                "some out, make a new optimizer."
+            )
+        built = iter(self._built_shapes)
         for group in self.param_groups:
             for param, name in zip(group["params"], inputs.names(group), strict=True):
-                refuse_inexact(param, next(shapes), name)
-                refuse_unframeable(group, param, name)
+                shape = next(built)
+                if shape is not None:
+                    refuse_inexact(param, torch.Size(shape), name)
+                if not is_lazy(param):
+                    refuse_unframeable(group, param, name)
+        # A lazy module's weights have their shapes by now, or soon.
+        self._note_shapes()
         self._checked_shapes = True
 
     def _batches(self) -> Iterator[_Batch]:
@@ -185,8 +228,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Step what the backend steps without the others; return the rest, or None."""
         step_alone = BACKENDS[group["backend"]].step_alone
         for param, index in zip(params, indices, strict=True):
-            if not self.state[param]:
-                self.state[param] = new_state(group, param)
+            if not has_state(self.state[param]):
+                self.state[param].update(new_state(group, param))
                 self._anchored.discard(index)
         together = is_sharded(params[0]) or rule_of(group, params[0]).framed
         if step_alone is None or together:
@@ -263,15 +306,17 @@ class RelativeOptimizer(torch.optim.Optimizer):
         ``state_dict`` afterwards. Options come from the checkpoint, but for ``backend``
         and ``share_work``.
 
+        Where weights have names, they are found by name: their order may be another.
+
         Raises:
-            ConfigError: for another optimizer's or another model's checkpoint; nothing has
-                changed then.
+            ConfigError: for another optimizer's or another model's checkpoint, and for options or
+                state that are not allowed; nothing has changed then.
         """
         seen: dict[str, Any] = {}
 
-        def inspect(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
-            checkpoint.check(self, final)
-            seen.update(final)
+        def inspect(_: torch.optim.Optimizer, final: dict[str, Any]) -> dict[str, Any]:
+            seen.update(checkpoint.checked(self, final))
+            return seen
 
         # Registered last, so that it sees what the hooks of others have made of the dict.
         handle = self.register_load_state_dict_pre_hook(inspect)
@@ -280,7 +325,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        checkpoint.restore_dtypes(self, seen)
+        checkpoint.restore_values(self, seen)
         for group, kept in zip(self.param_groups, own, strict=True):
             group.update(kept)
 
@@ -293,7 +338,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._forget()
 
     def _forget(self) -> None:
-        """Look at shapes, places and anchors again in the next step."""
+        """Look at options, shapes, places and anchors again in the next step."""
+        self._watched = []
         self._checked_shapes = False
         self._places = Places()
         self._anchored: set[int] = set()

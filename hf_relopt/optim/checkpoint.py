@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.options import OPTIONS
+from hf_relopt.optim import names
+from hf_relopt.optim.inputs import shape_of, shapes_crc32
+from hf_relopt.optim.options import (
+    OPTIONS,
+    check_options,
+    check_together,
+    refuse_swallowed,
+    settle,
+)
 from hf_relopt.optim.rules import RULES, rule_of
+from hf_relopt.optim.state import state_fault
+from hf_relopt.sharding import local
 
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
 OWN = {"backend", "share_work"}
@@ -25,77 +36,145 @@ _SIGNS = {
 }
 
 
-def check(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Refuse a ``state_dict`` that was not written by the same rules over the same shapes."""
-    for part in ("state", "param_groups"):
-        if part not in state_dict:
+def checked(optimizer: torch.optim.Optimizer, state_dict: Any) -> dict[str, Any]:
+    """``state_dict`` in the order of the optimizer's weights, once all of it is checked.
+
+    Returns: a new dict with new groups; the state tensors are the given ones.
+
+    Raises:
+        ConfigError: it was not written by the same rules over the same weights, or something in it
+            is not what this optimizer could have written.
+    """
+    _check_structure(state_dict)
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    _check_author(optimizer, groups)
+    complete(groups)
+    _check_sizes(optimizer, groups)
+    groups = names.in_own_order(optimizer.param_groups, groups)
+    _check_shapes(optimizer, groups)
+    known = {key for group in groups for key in group["params"]}
+    stray = [key for key in state_dict["state"] if key not in known]
+    if stray:
+        raise ConfigError(
+            f"This checkpoint has state for {stray[0]!r}, and no weight of its param groups goes "
+            "by that. It is damaged, or keyed by names as distributed checkpoints are: load those "
+            "with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
+        )
+    new = {**state_dict, "param_groups": groups}
+    _check_options(optimizer, groups)
+    _check_state(optimizer, new)
+    return new
+
+
+def _check_structure(state_dict: Any) -> None:
+    parts: dict[str, Any] = {"state": Mapping, "param_groups": (list, tuple)}
+    for part, kind in parts.items():
+        if not isinstance(state_dict, Mapping) or part not in state_dict:
+            there = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else state_dict
             raise ConfigError(
-                f"This is no optimizer checkpoint: it has no {part!r}, only "
-                f"{sorted(map(str, state_dict))}. Pass what optimizer.state_dict() returned."
+                f"This is no optimizer checkpoint: it has no {part!r}, only {there!r:.200}. Pass "
+                "what optimizer.state_dict() returned."
             )
+        if not isinstance(state_dict[part], kind):
+            raise _damaged(f"its {part!r} is of type {type(state_dict[part]).__name__}")
+    for group in state_dict["param_groups"]:
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+            raise _damaged("a param group of it has no list of params")
+        if not all(isinstance(key, (int, str)) for key in group["params"]):
+            raise _damaged("the params of a group are neither numbers nor names")
+    for key, state in state_dict["state"].items():
+        if not isinstance(state, Mapping):
+            raise _damaged(f"its state of {key!r} is of type {type(state).__name__}")
+
+
+def _damaged(what: str) -> ConfigError:
+    return ConfigError(
+        f"This checkpoint is damaged: {what}. Load an undamaged one, or start from the weights "
+        "alone."
+    )
+
+
+def _check_author(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what another optimizer or another plan has written."""
     own = type(optimizer).__name__
-    saved_groups = state_dict["param_groups"]
-    for group in saved_groups:
-        if group.get("rule") not in RULES:
+    for group in groups:
+        if not isinstance(group.get("rule"), str) or group["rule"] not in RULES:
             raise ConfigError(
                 f"This checkpoint was written by {_author(group)}, and this optimizer is {own}. "
-                f"Resume with the optimizer that wrote it, or start {own} afresh from the weights "
+                f"Resume with the optimizer that wrote it, or start {own} from the weights "
                 "alone: do not load the optimizer's state; in a RelOptTrainer, "
                 "train(..., discard_optimizer_state=True)."
             )
-    saved_rules, own_rules = _followed(saved_groups), _followed(optimizer.param_groups)
+    saved_rules, own_rules = _followed(groups), _followed(optimizer.param_groups)
     if saved_rules != own_rules:
         raise ConfigError(
             f"This checkpoint was written with {' and '.join(saved_rules)}, and this {own} has "
             f"{' and '.join(own_rules)}. Resume with the optimizer and the plan that wrote it, or "
-            "start afresh from the weights alone."
+            "start from the weights alone."
         )
-    _check_shapes(optimizer, state_dict)
 
 
-def _check_shapes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    saved = [len(group["params"]) for group in state_dict["param_groups"]]
-    own = [len(group["params"]) for group in optimizer.param_groups]
+def _check_sizes(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    saved = sorted(len(group["params"]) for group in groups)
+    own = sorted(len(group["params"]) for group in optimizer.param_groups)
     if saved != own:
         raise ConfigError(
             f"This checkpoint has param groups of {saved} tensors, this optimizer of {own}: it "
             "belongs to another model or another plan. Load it into the model it was saved from."
         )
-    for own_group, saved_group in zip(
-        optimizer.param_groups, state_dict["param_groups"], strict=True
-    ):
-        checksum = own_group["shapes_crc32"]
-        if saved_group.get("shapes_crc32", checksum) != checksum:
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    for own_group, saved_group in zip(optimizer.param_groups, groups, strict=True):
+        checksum = shapes_crc32(list(map(shape_of, own_group["params"])))
+        same_size = len(own_group["params"]) == len(saved_group["params"])
+        if not same_size or saved_group.get("shapes_crc32", checksum) != checksum:
             raise ConfigError(
                 f"This checkpoint's group of {len(own_group['params'])} tensors has other shapes "
                 "than this optimizer's: it belongs to another model. Load it into the model it was "
                 "saved from."
             )
+
+
+def _check_options(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]]) -> None:
+    """Check options as if the optimizer were made with them."""
+    for own_group, group in zip(optimizer.param_groups, groups, strict=True):
+        settle(group)
+        try:
+            refuse_swallowed(group["rule"], group)
+            check_options(group["rule"], group)
+            check_together(group["rule"], {**group, "params": own_group["params"]})
+        except ConfigError as error:
+            raise ConfigError(f"This checkpoint cannot be loaded: {error}") from None
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
     for param, group, state in _pairs(optimizer, state_dict):
-        rule = rule_of(_completed(group), param)
-        for name in rule.buffers:
-            shape = state[name].shape if name in state else None
-            if shape is not None and shape != param.shape:
-                raise ConfigError(
-                    f"This checkpoint's {name} has shape {tuple(shape)} where the weight has "
-                    f"{tuple(param.shape)}: it belongs to another model. Load it into the model it "
-                    "was saved from."
-                )
-        missing = set(rule.state) - set(state)
-        if state and missing:
+        if is_lazy(param):
+            continue
+        fault = state_fault(group, param, state) or _number_fault(state)
+        if fault is not None:
             raise ConfigError(
-                f"This checkpoint lacks {', '.join(sorted(missing))} for a tensor under "
-                f"{group['rule']}; it has {', '.join(sorted(map(str, state)))}. It is damaged or "
-                "another optimizer's."
+                f"This checkpoint does not fit a weight of shape {tuple(param.shape)}: {fault}. It "
+                "is damaged, or belongs to another model or other options. Load it into the model "
+                "and the optimizer it was saved from."
             )
 
 
-def shapes_crc32(params: Iterable[Tensor]) -> int:
-    """A checksum of the tensors' shapes in order, by which a group knows its model again.
-
-    Fromage's state holds no tensor that would show a weight's shape.
-    """
-    return zlib.crc32(repr([tuple(param.shape) for param in params]).encode())
+def _number_fault(state: Mapping[str, Any]) -> str | None:
+    """What is wrong with the numbers that each tensor has one or a few of."""
+    for name in ("step", "skipped", "anchor_norm"):
+        value = state.get(name)
+        if not isinstance(value, Tensor) or value.is_meta or "skipped" not in state:
+            continue
+        value = local(value)
+        # NaN marks an anchor that is not made yet, and nothing else.
+        usable = (value >= 0) & (value < torch.inf)
+        if name == "anchor_norm":
+            usable |= value.isnan()
+        if not bool(usable.all()):
+            return f"{name} is {value.tolist()!r:.60}, and only numbers from 0 on belong there"
+    return None
 
 
 def complete(groups: Iterable[dict[str, Any]]) -> None:
@@ -112,16 +191,21 @@ def _completed(group: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: option.default for name, option in options.items()}, **group}
 
 
-def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Put back what torch has cast to the parameter's dtype, as copies on the right device."""
+def restore_values(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Put back, as copies on the right device, what torch has cast to the parameter's dtype.
+
+    It also turns a text that somebody else keeps there into one about a generator.
+    """
     for param, _, state in _pairs(optimizer, state_dict):
+        target = optimizer.state[param]
         for name, value in state.items():
             if isinstance(value, Tensor):
-                target = optimizer.state[param]
-                copy = torch.empty_like(
+                like = torch.empty_like(
                     value, device=param.device, memory_format=torch.preserve_format
                 )
-                target[name] = copy.copy_(value)
+                target[name] = like.copy_(value)
+            else:
+                target[name] = copy.deepcopy(value)
 
 
 def _pairs(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.option import Option, flag, none_or, number, one_of, parse_bool
@@ -257,11 +258,23 @@ def check_frame(group: Mapping[str, Any]) -> None:
     frame = frame_of(group)
     for place, param in enumerate(group["params"]):
         name, tensor = param if isinstance(param, tuple) else (f"parameter {place}", param)
+        if is_lazy(tensor):
+            if frame.is_paper:
+                continue
+            raise no_shape_yet(name)
         vector = is_vector(tensor)
         if not vector:
             frame.blocks(tensor.shape, name)
         if frame.sphere and (frame.direction == "gradient" or not vector):
             _refuse_zero(tensor, name)
+
+
+def no_shape_yet(name: str) -> ConfigError:
+    """The error for a weight of a lazy module, where what it follows depends on its shape."""
+    return ConfigError(
+        f"{name} belongs to a lazy module and has no shape yet, and what it follows depends on its "
+        "shape. Run one batch through the model first, and make the optimizer then."
+    )
 
 
 def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:

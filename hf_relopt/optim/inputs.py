@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.options import check_options, check_rate
@@ -49,14 +51,14 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
                 f"A parameter is of type {type(param).__name__}; an optimizer takes tensors, "
                 "(name, tensor) pairs or groups of them. Pass model.parameters()."
             )
-        if param.is_complex():
+        if not is_lazy(param) and param.is_complex():
             raise ConfigError(
                 f"A parameter has dtype {param.dtype}; the rules are for real numbers. Train "
                 "torch.view_as_real(parameter) instead."
             )
         if param in seen:
             raise ConfigError(
-                f"The parameter of shape {tuple(param.shape)} is in the list twice; it would "
+                f"The parameter of shape {shape_of(param)} is in the list twice; it would "
                 "take two steps in one. List each tensor once (tied weights are one tensor)."
             )
         seen.add(param)
@@ -72,6 +74,35 @@ def _unordered() -> ConfigError:
         "params is a set, which has no order; checkpoints and rounding go by the order of the "
         "tensors. Pass a list."
     )
+
+
+def shape_of(param: Tensor) -> tuple[int, ...] | None:
+    """The shape of the whole tensor; None for a weight of a lazy module that has none yet."""
+    return None if is_lazy(param) else tuple(param.shape)
+
+
+def shapes_crc32(shapes: Sequence[tuple[int, ...] | None]) -> int:
+    """A checksum of tensors' shapes in order, by which a group knows its model again.
+
+    Fromage's state holds no tensor that would show a weight's shape.
+    """
+    return zlib.crc32(repr(list(shapes)).encode())
+
+
+def give_names(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Let ``group`` have names exactly where ``others`` have them, as torch wants it.
+
+    Names in a later group are left out where the first ones have none; weights without a name get
+    one that says where they are.
+    """
+    named = any(isinstance(param, tuple) for param in group["params"])
+    if not others or named == ("param_names" in others[0]):
+        return
+    if named:
+        group["params"] = tensors(group)
+        return
+    where = f"param_groups.{len(others)}"
+    group["params"] = [(f"{where}.{i}", param) for i, param in enumerate(group["params"])]
 
 
 def check_scheduled(group: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,8 +17,8 @@ from hf_relopt.optim.option import Option, flag, is_number, number, one_of, pars
 
 def _is_lr(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        # Checked once, at construction: reading it costs a synchronisation.
-        if value.dim() != 0 or not value.is_floating_point():
+        # Checked when it is put into a group, since reading it costs a synchronisation.
+        if value.numel() != 1 or not value.is_floating_point():
             return False
         value = value.item()
     return is_number(value) and 0 <= value < 1
@@ -25,7 +26,7 @@ def _is_lr(value: Any) -> bool:
 
 LR = Option(
     default=0.01,
-    allowed="0 <= lr < 1, a float or a 0-dim float tensor (a fraction of the weights' size)",
+    allowed="0 <= lr < 1, a float or a tensor of one float (a fraction of the weights' size)",
     accepts=_is_lr,
     parse=float,
     remedy="try 0.01 from scratch (0.02 for a preset), 0.001 for fine-tuning",
@@ -182,16 +183,49 @@ def unknown_option(rule: str, name: str, known: Iterable[str] | None = None) -> 
 def refuse_swallowed(rule: str, group: Mapping[str, Any]) -> None:
     """Refuse a param-group key that looks like an option and would do nothing.
 
-    Foreign keys (``initial_lr``, ``param_names``, ``weight_decay`` of 0) belong to others and are
-    carried along; another rule's option, or one misspelt by a letter, would be swallowed.
+    Foreign keys (``initial_lr``, ``param_names``, ``weight_decay`` of 0, ``lr_scale``) belong to
+    others and are carried along; another rule's option, or a slip of one letter, would be
+    swallowed.
+
+    Raises:
+        ConfigError: names the key, the options and the nearest one.
     """
     known_elsewhere = {name for options in OPTIONS.values() for name in options}
     for name in group:
-        if name in OPTIONS[rule] or name == "weight_decay":
+        if name in OPTIONS[rule] or name == "weight_decay" or not isinstance(name, str):
             continue
-        near = difflib.get_close_matches(name, OPTIONS[rule], n=1, cutoff=0.8)
-        if name in known_elsewhere or near:
+        if name in known_elsewhere or any(_is_slip(name, option) for option in OPTIONS[rule]):
             raise unknown_option(rule, name)
+
+
+def _is_slip(name: str, option: str) -> bool:
+    """True if ``name`` is ``option`` but for one letter, its vowels, case, or underscores."""
+    a, b = ("".join(filter(str.isalnum, word.lower())) for word in (name, option))
+    bare_a, bare_b = (re.sub("[aeiou]", "", word) for word in (a, b))
+    if a == b or (bare_a == bare_b and len(bare_a) > 3):
+        return True
+    # Of two or three letters there are too many words, and a foreign key may be one of them.
+    if min(len(a), len(b)) < 3 or abs(len(a) - len(b)) > 1:
+        return False
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), -1)
+    if len(a) != len(b):
+        shorter, longer = sorted((a, b), key=len)
+        return same < 0 or longer[same + 1 :] == shorter[same:]
+    if a[same + 2 :] == b[same + 2 :] and a[same : same + 2] == b[same : same + 2][::-1]:
+        return True
+    return len(a) > 5 and a[same + 1 :] == b[same + 1 :]
+
+
+def settle(options: dict[str, Any]) -> None:
+    """Make numpy's numbers Python's own, and lists tuples, as JSON and sweeps leave them.
+
+    A checkpoint with numbers of numpy could not be read with ``weights_only``.
+    """
+    for name, value in options.items():
+        if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+            options[name] = value.item()
+        elif isinstance(value, list) and name in ("betas", "split_sizes"):
+            options[name] = tuple(value)
 
 
 def parse_value(rule: str, name: str, text: str) -> Any:

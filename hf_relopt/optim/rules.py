@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.batch import Update
+from hf_relopt.errors import ConfigError
 from hf_relopt.optim.frame import Frame, frame_of
 from hf_relopt.roles import is_vector
 from hf_relopt.rules import adamw, direction, fromage, madam
@@ -207,6 +208,20 @@ def memory_of(frame: Frame, param: Tensor) -> str | None:
     if frame.is_paper or (frame.direction == "gradient" and is_vector(param)):
         return None
     return "vector" if is_vector(param) else frame.direction
+
+
+def require_rule(rule: Any) -> str:
+    """``rule`` itself, if there is such a rule.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ConfigError(
+            f"rule is {rule!r}; a group follows one of {', '.join(map(repr, RULES))}. Leave it out "
+            "for the optimizer's own."
+        )
+    return rule
 
 
 def rule_of(group: Mapping[str, Any], param: Tensor) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,7 @@ def new_state(group: Mapping[str, Any], param: Tensor) -> State:
             (anchors(group, param),), float("nan"), dtype=torch.float32, device=param.device
         )
     for name in rule.buffers:
-        dtype = torch.float32
-        if rule.framed and name == "momentum":
-            dtype = frame_of(group).momentum_dtype
+        _, dtype = _form(group, param, name)
         state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     return state
 
@@ -69,5 +68,50 @@ def rate_of(group: Mapping[str, Any], device: torch.device) -> Tensor:
 def as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
     """``value`` as a 0-dim tensor on ``device``, without waiting for it."""
     if isinstance(value, Tensor):
-        return value.detach().to(device, widest(device), non_blocking=True)
+        # It may have one dimension of one number.
+        return value.detach().view(()).to(device, widest(device), non_blocking=True)
     return torch.full((), value, dtype=widest(device), device=device)
+
+
+def has_state(state: Mapping[str, Any]) -> bool:
+    """True once a weight's own state is made; wrappers may have put theirs there before."""
+    return "skipped" in state
+
+
+def state_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """What of a weight's state does not fit the options of its group, in words; None if all does.
+
+    Looks at names, shapes and dtypes, and at no value. Names that the rule does not know belong to
+    others, who may count steps there as well.
+    """
+    rule = rule_of(group, param)
+    if not set(rule.state) & (set(state) - {"step"}):
+        return None
+    missing = sorted(set(rule.state) - set(state))
+    if missing:
+        there = ", ".join(sorted(map(str, state)))
+        return f"{', '.join(missing)} is missing for a weight under {group['rule']}; it has {there}"
+    for name in sorted(rule.state):
+        value = state[name]
+        if not isinstance(value, Tensor):
+            return f"{name} is {value!r} ({type(value).__name__}), and not a tensor"
+        shape, dtype = _form(group, param, name)
+        # A single number may have a dimension or none.
+        if tuple(value.shape) != shape and not value.numel() == math.prod(shape) == 1:
+            return f"{name} has shape {tuple(value.shape)}, and {shape} belongs there"
+        if value.dtype != dtype:
+            return f"{name} has dtype {value.dtype}, and {dtype} belongs there"
+    return None
+
+
+def _form(
+    group: Mapping[str, Any], param: Tensor, name: str
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of a state tensor."""
+    rule = rule_of(group, param)
+    if name == "anchor_norm":
+        return (anchors(group, param),), torch.float32
+    if name not in rule.buffers:
+        return (), torch.float32
+    low = rule.framed and name == "momentum"
+    return tuple(param.shape), frame_of(group).momentum_dtype if low else torch.float32

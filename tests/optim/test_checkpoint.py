@@ -315,3 +315,219 @@ def test_a_damaged_checkpoint_is_refused(case: Case) -> None:
         optimizer.load_state_dict({})
     with pytest.raises(RelOptError):
         optimizer.load_state_dict({"model": {}, "param_groups": []})
+
+
+def _with(saved: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy whose first group has other options."""
+    other = copy.deepcopy(saved)
+    other["param_groups"][0].update(changes)
+    return other
+
+
+def _with_state(saved: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy whose first weight has other state."""
+    other = copy.deepcopy(saved)
+    other["state"][0].update(changes)
+    return other
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "words"), [
+    (Fromage, "p_bound", -1, ("-1", "> 0")),
+    (Fromage, "lr", "0.01", ("'0.01'", "0 <= lr < 1")),
+    (Fromage, "lr", NAN, ("nan",)),
+    (Fromage, "lr_factor", -3.0, ("-3.0",)),
+    (Fromage, "maximize", "no", ("'no'", "True or False")),
+    (Fromage, "weight_decay", 0.1, ("weight_decay", "p_bound")),
+    (Fromage, "rounding", 7, ("rounding",)),
+    (Fromage, "seed", "0", ("seed",)),
+    (Fromage, "p_bond", 1.0, ("p_bond",)),
+    (Fromage, "bound", ["sphere"], ("bound",)),
+    (Fromage, "split_sizes", 3, ("split_sizes", "cuts nothing")),
+    (Madam, "beta", 2, ("beta is 2",)),
+    (Madam, "g_bound", None, ("g_bound",)),
+    (Madam, "p_scale", INF, ("inf",)),
+    (Madam, "min_scale", {}, ("min_scale",)),
+])  # fmt: skip
+def test_bad_options_of_a_checkpoint_are_refused(
+    kind: Any, name: str, value: object, words: tuple[str, ...]
+) -> None:
+    params = weights(torch.float32)
+    optimizer = kind(params)
+    run(optimizer, params, (1,))
+    _refused(optimizer, _with(optimizer.state_dict(), **{name: value}), name, *words)
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("step", torch.tensor(NAN), ("nan",)),
+    ("step", torch.tensor(INF), ("inf",)),
+    ("step", torch.tensor(-1.0), ("-1",)),
+    ("step", "3", ("'3'", "str")),
+    ("step", 3, ("int",)),
+    ("step", None, ("None",)),
+    ("step", torch.tensor(3), ("int64", "float32")),
+    ("step", torch.ones(2), (r"\(2,\)",)),
+    ("skipped", torch.tensor(NAN), ("nan",)),
+    ("anchor_norm", torch.ones(4), (r"\(4,\)", r"\(1,\)")),
+    ("anchor_norm", torch.ones(0), (r"\(0,\)",)),
+    ("anchor_norm", torch.tensor([-1.0]), ("-1",)),
+    ("anchor_norm", torch.tensor([INF]), ("inf",)),
+    ("anchor_norm", torch.tensor([1.0], dtype=torch.float64), ("float64",)),
+    ("second_moment", torch.ones(3, 4), (r"\(3, 4\)", r"\(4, 3\)")),
+    ("second_moment", torch.ones(4, 3, dtype=torch.bfloat16), ("bfloat16",)),
+    ("second_moment", [0.0] * 12, ("list",)),
+])  # fmt: skip
+def test_bad_state_of_a_checkpoint_is_refused(
+    name: str, value: object, words: tuple[str, ...]
+) -> None:
+    params = weights(torch.float32)
+    optimizer = Madam(params)
+    run(optimizer, params, (1,))
+    _refused(optimizer, _with_state(optimizer.state_dict(), **{name: value}), name, *words)
+
+
+@pytest.mark.parametrize("scale", ["row", "block"])
+def test_anchors_of_another_cut_are_refused(scale: str) -> None:
+    given = {"split_sizes": 2} if scale == "block" else {}
+    params = weights(torch.float32)
+    optimizer = Fromage(params, direction="momentum", scale=scale, **given)
+    run(optimizer, params, (1,))
+    saved = optimizer.state_dict()
+    _refused(optimizer, _with_state(saved, anchor_norm=torch.ones(3)), "anchor_norm", r"\(3,\)")
+
+
+@pytest.mark.parametrize("damage", [
+    {"state": None}, {"state": []}, {"state": {0: None}}, {"state": {0: 3}}, {"param_groups": {}},
+    {"param_groups": None}, {"param_groups": ["x"]}, {"param_groups": [{}]},
+    {"param_groups": [{"params": 3}]}, {"param_groups": [{"params": [[1]]}]},
+    {"param_groups": [{"params": [0, 1, 2], "rule": ["fromage"]}]},
+])  # fmt: skip
+def test_a_checkpoint_of_the_wrong_kind_is_refused(damage: dict[str, Any]) -> None:
+    params, optimizer = start(DEFAULTS[0], "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    _refused(optimizer, {**optimizer.state_dict(), **damage}, "checkpoint")
+
+
+def test_state_of_no_weight_is_refused() -> None:
+    params, optimizer = start(DEFAULTS[0], "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    for key in ("weight", 17):
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][key] = saved["state"].pop(0)
+        _refused(optimizer, saved, repr(key), "damaged")
+
+
+def test_what_json_makes_of_tuples_loads(tmp_path: Path) -> None:
+    """As lists; ``compiled`` keys its programs by them."""
+    adamw = {"rule": "adamw", "lr": 1e-3, "betas": (0.5, 0.75)}
+
+    def build() -> tuple[list[nn.Parameter], Fromage]:
+        params = weights(torch.float32)
+        return params, Fromage([{"params": params, **adamw}], backend="compiled")
+
+    params, optimizer = build()
+    run(optimizer, params, (1,))
+    fresh, other = build()
+    with torch.no_grad():
+        for param, weight in zip(fresh, params, strict=True):
+            param.copy_(weight)
+    other.load_state_dict(_with(optimizer.state_dict(), betas=[0.5, 0.75]))
+    run(optimizer, params, (2,))
+    run(other, fresh, (2,))
+    assert all(map(same_bits, params, fresh))
+
+
+# --- names --------------------------------------------------------------------------------
+
+
+def _shuffled(
+    kind: Any, order: str, shapes: dict[str, tuple[int, ...]], split: int = 0, prefix: str = ""
+) -> tuple[dict[str, nn.Parameter], Optimizer]:
+    """An optimizer over weights that are the same by name, in the order that is given."""
+    params = {
+        name: nn.Parameter(gradient(torch.empty(shape), ord(name)))
+        for name, shape in shapes.items()
+    }
+    named = [(prefix + name, params[name]) for name in order]
+    groups = [{"params": part} for part in (named[:split], named[split:]) if part]
+    return params, kind(groups)
+
+
+def _run_named(params: dict[str, nn.Parameter], optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        for name, param in params.items():
+            param.grad = gradient(param, 100 * step + ord(name))
+        optimizer.step()
+
+
+SAME = dict.fromkeys("abcd", (4, 3))
+MIXED = {"a": (4, 3), "b": (4, 3), "c": (2, 2), "d": (5,)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("shapes", [SAME, MIXED], ids=["same", "mixed"])
+@pytest.mark.parametrize("kind", [Fromage, Madam])
+def test_weights_in_another_order_are_found_by_name(
+    kind: Any, shapes: dict[str, tuple[int, ...]], prefix: str
+) -> None:
+    params, optimizer = _shuffled(kind, "abcd", shapes, prefix=prefix)
+    _run_named(params, optimizer, range(2))
+    twins, other = _shuffled(kind, "dbac", shapes)
+    with torch.no_grad():
+        for name, param in params.items():
+            twins[name].copy_(param)
+    saved = optimizer.state_dict()
+    given = copy.deepcopy(saved)
+    other.load_state_dict(saved)
+    assert saved["param_groups"] == given["param_groups"]
+    for name, param in params.items():
+        mine, theirs = optimizer.state[param], other.state[twins[name]]
+        assert all(same_bits(mine[key], theirs[key]) for key in mine)
+    assert other.param_groups[0]["param_names"] == list("dbac")
+    _run_named(params, optimizer, range(2, 4))
+    _run_named(twins, other, range(2, 4))
+    assert all(same_bits(param, twins[name]) for name, param in params.items())
+    again = _shuffled(kind, "dbac", shapes)[1]
+    again.load_state_dict(other.state_dict())
+
+
+def test_groups_in_another_order_are_found_by_name() -> None:
+    params, optimizer = _shuffled(Madam, "abcd", SAME, split=2)
+    optimizer.param_groups[0]["lr"] = 0.25
+    _run_named(params, optimizer, range(2))
+    twins, other = _shuffled(Madam, "dcba", SAME, split=2)
+    other.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in other.param_groups] == [0.01, 0.25]
+    assert same_bits(
+        other.state[twins["a"]]["second_moment"], optimizer.state[params["a"]]["second_moment"]
+    )
+
+
+def test_other_groups_over_the_same_names_are_refused() -> None:
+    params, optimizer = _shuffled(Madam, "abcd", SAME, split=2)
+    _run_named(params, optimizer, range(1))
+    twins, other = _shuffled(Madam, "acbd", SAME, split=2)
+    _run_named(twins, other, range(1))
+    _refused(other, optimizer.state_dict(), "group", "a")
+
+
+def test_names_that_are_known_elsewhere_are_refused() -> None:
+    """A weight went, another came: by their order the rest would get each other's state."""
+    params, optimizer = _shuffled(Madam, "abcd", SAME)
+    _run_named(params, optimizer, range(1))
+    twins, other = _shuffled(Madam, "bcde", dict.fromkeys("bcde", (4, 3)))
+    _run_named(twins, other, range(1))
+    _refused(other, optimizer.state_dict(), "b", "other weights")
+
+
+def test_renamed_weights_load_by_their_order() -> None:
+    params, optimizer = _shuffled(Madam, "abcd", SAME)
+    _run_named(params, optimizer, range(1))
+    for order in ("wxyz", "abcz"):
+        twins, other = _shuffled(Madam, order, dict.fromkeys(order, (4, 3)))
+        other.load_state_dict(optimizer.state_dict())
+        for name, twin in zip("abcd", order, strict=True):
+            mine, theirs = optimizer.state[params[name]], other.state[twins[twin]]
+            assert same_bits(mine["second_moment"], theirs["second_moment"])

@@ -92,7 +92,9 @@ def test_no_number_may_be_nan_or_infinite(rule, name, value):
 def test_rate_as_a_tensor():
     check_options("fromage", {"lr": torch.tensor(0.1)})
     check_options("fromage", {"lr": torch.tensor(0.1, dtype=torch.bfloat16)})
-    for bad in (torch.tensor(1.0), torch.tensor([0.1]), torch.tensor(0), torch.tensor(torch.nan)):
+    check_options("fromage", {"lr": torch.tensor([0.1])})
+    two = torch.tensor([0.1, 0.1])
+    for bad in (torch.tensor(1.0), two, torch.tensor(0), torch.tensor(torch.nan)):
         with pytest.raises(ConfigError, match="lr is"):
             check_options("fromage", {"lr": bad})
 

@@ -1,0 +1,80 @@
+"""Options that were changed in a param group are checked again, once, before a step uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from hf_relopt.errors import ConfigError
+from hf_relopt.optim.options import (
+    OPTIONS,
+    check_options,
+    check_together,
+    refuse_swallowed,
+    settle,
+)
+from hf_relopt.optim.rules import RULES, require_rule
+from hf_relopt.optim.state import state_fault
+
+# What a schedule may set in every step; see inputs.check_scheduled.
+_SCHEDULED = ("lr", "momentum")
+
+
+@cache
+def _watched(rule: str) -> tuple[str, ...]:
+    return (*(name for name in OPTIONS[rule] if name not in _SCHEDULED), "weight_decay")
+
+
+def watched_values(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a group's options are now; as long as they compare equal there is nothing to check."""
+    rule, lr = group.get("rule"), group.get("lr")
+    if rule not in RULES:
+        return (rule,)
+    # A tensor is watched as an object: its value lies on the device.
+    return (
+        rule,
+        len(group),
+        id(lr) if isinstance(lr, Tensor) else None,
+        *map(group.get, _watched(rule)),
+    )
+
+
+def are_as_before(group: Mapping[str, Any], before: tuple[Any, ...]) -> bool:
+    """True if the group's options are what :func:`watched_values` found ``before``."""
+    try:
+        return watched_values(group) == before
+    except (ValueError, RuntimeError):
+        return False  # an array or a tensor of several numbers, where one value belongs
+
+
+def check_group(group: dict[str, Any], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    """Check all options of a group, against each other and against the state that it has.
+
+    Raises:
+        ConfigError: names the option, the value, what is allowed and the remedy.
+    """
+    settle(group)
+    rule = require_rule(group.get("rule"))
+    for name, option in OPTIONS[rule].items():
+        if name not in group:
+            raise ConfigError(
+                f"{name} is missing from a param group of {rule}, which takes {option.allowed}. "
+                f"Put it back: its default is {option.default!r}."
+            )
+    refuse_swallowed(rule, group)
+    check_options(rule, group)
+    check_together(rule, group)
+    for param in group["params"]:
+        fault = state_fault(group, param, states.get(param, {}))
+        if fault is not None:
+            raise ConfigError(
+                f"The options of a param group do not fit the state that its weights have: {fault}."
+                f" {', '.join(_DECIDING)} stay as they are once there is state. Make a new "
+                "optimizer for other ones."
+            )
+
+
+_DECIDING = ("rule", "direction", "scale", "split_dim", "split_sizes", "momentum_dtype")
