@@ -197,8 +197,10 @@ def restore_values(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, An
     It also turns a text that somebody else keeps there into one about a generator.
     """
     for param, _, state in _pairs(optimizer, state_dict):
-        target = optimizer.state[param]
         for name, value in state.items():
+            # Not asked for where there is nothing: state is a defaultdict, and Accelerate swaps the
+            # weights of an optimizer that has none yet.
+            target = optimizer.state[param]
             if isinstance(value, Tensor):
                 like = torch.empty_like(
                     value, device=param.device, memory_format=torch.preserve_format

@@ -531,3 +531,10 @@ def test_renamed_weights_load_by_their_order() -> None:
         for name, twin in zip("abcd", order, strict=True):
             mine, theirs = optimizer.state[params[name]], other.state[twins[twin]]
             assert same_bits(mine["second_moment"], theirs["second_moment"])
+
+
+def test_loading_no_state_makes_none() -> None:
+    """Accelerate loads an optimizer's own dict into it, and swaps its weights afterwards."""
+    optimizer = Madam(weights(torch.float32))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.state
