@@ -120,8 +120,8 @@ def cut_of(param: Tensor, name: str) -> Cut | None:
     """How ``param`` is cut; None if this rank has all of it.
 
     Raises:
-        UnsupportedSetup: it is cut over several dimensions of its mesh, as FSDP with tensor
-            parallelism does, or not into consecutive parts.
+        UnsupportedSetup: it is sharded over several dimensions of its mesh, as FSDP with
+            tensor parallelism does, or not into consecutive shards.
     """
     if not _groups(param):
         return None
@@ -133,9 +133,9 @@ def cut_of(param: Tensor, name: str) -> Cut | None:
     ]
     if len(cuts) > 1 or type(cuts[0][1]).__name__ != "Shard":
         raise UnsupportedSetup(
-            f"{name} is cut over {len(cuts)} dimensions of its device mesh "
-            f"({param.placements}); direction 'spectral' puts matrices together that are cut over "  # type: ignore[attr-defined]
-            "one, as FSDP2 and HSDP do. Leave tensor parallelism out, or use direction='momentum'."
+            f"{name} is sharded over {len(cuts)} dimensions of its device mesh "
+            f"({param.placements}); direction 'spectral' gathers matrices that are sharded over "  # type: ignore[attr-defined]
+            "one, as by FSDP2 and HSDP. Leave tensor parallelism out, or use direction='momentum'."
         )
     mesh_dim, placement = cuts[0]
     dim, ranks, length = placement.dim, mesh.size(mesh_dim), param.shape[placement.dim]
@@ -287,7 +287,7 @@ def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:
         )
     if getattr(param, "_fsdp_flattened", False):
         raise UnsupportedSetup(
-            f"{name} is part of FSDP1's flat parameter: the norm of the whole tensor is lost with "
+            f"{name} is part of FSDP1's flat parameter: the norm of the full tensor is lost with "
             "that. Use FSDP2 (fsdp_version: 2), DDP, or a single device."
         )
     if param.shape != built_shape:

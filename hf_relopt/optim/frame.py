@@ -144,14 +144,14 @@ class Frame:
             if len(shape) < 3:
                 raise ConfigError(
                     f"scale is 'block' for {name} of shape {tuple(shape)} without split_sizes; "
-                    "only tensors of three and more dimensions have natural blocks. Say how it is "
-                    "cut, as in split_sizes=3, or use scale='tensor'."
+                    "only tensors of three and more dimensions have natural blocks. Say how to "
+                    "split it, as in split_sizes=3, or use scale='tensor'."
                 )
             return [1] * shape[0]
         if len(shape) > 2 and self.split_dim > 0:
             raise ConfigError(
                 f"split_dim is {self.split_dim} for {name} of shape {tuple(shape)}; a tensor of "
-                "three and more dimensions is cut along dimension 0 only. Leave split_dim and "
+                "three and more dimensions is split along dimension 0 only. Leave split_dim and "
                 "split_sizes out for one block per index of it."
             )
         length = shape[self.split_dim] if self.split_dim < len(shape) else 0
@@ -198,16 +198,16 @@ def _frame(values: tuple[Any, ...], p_bound: float | None) -> Frame:
         )
     if direction == "spectral" and scale == "row":
         raise ConfigError(
-            "scale is 'row' with direction 'spectral'; a row has no singular values to make equal. "
-            "Use scale='tensor' or 'block', or direction='momentum' for an embedding. (A preset "
+            "scale is 'row' with direction 'spectral'; a row is no matrix to orthogonalize. Use "
+            "scale='tensor' or 'block', or direction='momentum' for an embedding. (A preset "
             "steps embeddings and heads by row: say direction and scale for one role, as for "
             "'matrix'.)"
         )
     if given["split_dim"] and given["split_sizes"] is None:
         raise ConfigError(
             f"split_dim is {given['split_dim']} without split_sizes; there is one block for each "
-            "index of dimension 0 then. Say how dimension "
-            f"{given['split_dim']} is cut, as in split_sizes=3, or leave split_dim out."
+            "index of dimension 0 then. Say how to split "
+            f"dimension {given['split_dim']}, as in split_sizes=3, or leave split_dim out."
         )
     paper = direction == "gradient" and scale == "tensor"
     if p_bound is not None and p_bound > LARGEST_P_BOUND and not paper:
@@ -244,7 +244,7 @@ def _refuse_unread(given: Mapping[str, Any]) -> None:
     for name in ("split_dim", "split_sizes"):
         if given[name] is not None and given["scale"] != "block":
             raise ConfigError(
-                f"{name} is {given[name]!r} with scale {given['scale']!r}, which cuts nothing. "
+                f"{name} is {given[name]!r} with scale {given['scale']!r}, which splits nothing. "
                 "Leave it out, or use scale='block'."
             )
 
@@ -288,7 +288,7 @@ def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:
             return
     raise ConfigError(
         "direction is 'spectral', and none of the weights that would follow it is a matrix: there "
-        "are no singular values to make equal. Use direction='adam' for vectors, or pass the "
+        "is nothing to orthogonalize. Use direction='adam' for vectors, or pass the "
         "model's matrices, too."
     )
 

@@ -67,8 +67,8 @@ def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> No
     """Refuse a shard that its group's direction or scale has no use for.
 
     Raises:
-        UnsupportedSetup: a spectral matrix that is cut over several dimensions of its mesh, or rows
-            that are cut.
+        UnsupportedSetup: a spectral matrix that is sharded over several dimensions of its mesh, or
+            rows that are sharded.
     """
     if group["rule"] != "fromage" or is_vector(param):
         return
@@ -77,8 +77,8 @@ def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> No
         cut_of(param, name)
     if frame.scale == "row" and not rows_are_whole(param):
         raise UnsupportedSetup(
-            f"{name} is cut across its rows ({param.placements}), and scale 'row' needs whole "  # type: ignore[attr-defined]
-            "ones. Shard its first dimension, or use scale='tensor' for it."
+            f"{name} is sharded across its rows ({param.placements}), and scale 'row' needs "  # type: ignore[attr-defined]
+            "complete ones. Shard its first dimension, or use scale='tensor' for it."
         )
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer is given: parameters, gradients and rates, checked."""
+"""What an optimizer is given: parameters, gradients and learning rates, checked."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def check_gradient(param: Tensor, group: Mapping[str, Any], place: int) -> None:
     if grad.layout is not torch.strided:
         raise ConfigError(
             f"The gradient of {names(group)[place]} is sparse ({grad.layout}); the rules need "
-            "whole norms of dense gradients. Build the embedding with sparse=False."
+            "norms of dense gradients. Build the embedding with sparse=False."
         )
     if grad.is_complex():
         raise ConfigError(

@@ -16,8 +16,8 @@ class Madam(RelativeOptimizer):
 
     Args:
         params: tensors, named tensors or param groups.
-        lr: typical relative change of an entry per step, 0 <= lr < 1; a float or a 0-dim tensor.
-            The paper uses 0.01 for everything.
+        lr: learning rate: the typical relative change of an entry per step, 0 <= lr < 1; a float
+            or a tensor of one number. The paper uses 0.01 for everything.
         beta: decay of the second moment, in [0, 1).
         p_scale: largest entry in units of the weight's root mean square at the first step, > 0.
             Entries that start outside stay where they are or shrink.

@@ -67,9 +67,9 @@ _FROMAGE: dict[str, Option] = {
     ),
     "lr_factor": number(
         None,
-        "None or 0 < lr_factor <= 100 (how many times lr this group follows)",
+        "None or 0 < lr_factor <= 100 (a factor on the learning rate of this group)",
         lambda value: 0 < value <= 100,
-        "leave it out, or use 0.5 for half of the rate",
+        "leave it out, or use 0.5 for half of the learning rate",
     ),
     "min_scale": MIN_SCALE,
 }
@@ -142,7 +142,7 @@ def check_together(rule: str, group: Mapping[str, Any]) -> None:
 
 
 def check_rate(rule: str, group: Mapping[str, Any]) -> None:
-    """Check that what a group follows of its rate is a fraction, too.
+    """Check that ``lr_factor`` times the learning rate is a fraction, too.
 
     Raises:
         ConfigError: as above.

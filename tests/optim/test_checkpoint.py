@@ -345,7 +345,7 @@ NAN, INF = float("nan"), float("inf")
     (Fromage, "seed", "0", ("seed",)),
     (Fromage, "p_bond", 1.0, ("p_bond",)),
     (Fromage, "bound", ["sphere"], ("bound",)),
-    (Fromage, "split_sizes", 3, ("split_sizes", "cuts nothing")),
+    (Fromage, "split_sizes", 3, ("split_sizes", "splits nothing")),
     (Madam, "beta", 2, ("beta is 2",)),
     (Madam, "g_bound", None, ("g_bound",)),
     (Madam, "p_scale", INF, ("inf",)),
