@@ -12,22 +12,21 @@ from hf_relopt.optim.frame import check_spectral
 
 
 class Fromage(RelativeOptimizer):
-    """Every step turns and stretches each weight tensor by the same fraction ``lr`` of its norm.
+    """Every step changes each weight tensor by the same fraction ``lr`` of its norm.
 
-    The step length follows the weights, not the gradients, so ``lr`` must decay to end the
-    training: use a schedule. As it stands this is the paper's rule, and its state is three numbers
-    per tensor. It is also a frame: ``direction`` says what a step follows, ``scale`` what it is a
-    fraction of, ``bound`` what keeps the norms. With any direction but the gradient, vectors
-    (biases, gains) are stepped entry by entry, by ``lr * max(RMS(W0), min_scale)``, and what
-    starts at zero by ``lr * min_scale`` (root mean square).
+    The step length follows the weights, not the gradients, so ``lr`` must decay to zero: use a
+    schedule. With the defaults this is the paper's rule, and its state is three numbers per
+    tensor. ``direction`` says what a step follows, ``scale`` what it is a fraction of, ``bound``
+    what limits the norms. With any direction but "gradient", vectors (biases, norm weights) are
+    stepped entry by entry, by ``lr * max(RMS(W0), min_scale)``, and what starts at zero by
+    ``lr * min_scale`` (root mean square).
 
     Args:
         params: tensors, named tensors or param groups.
         lr: relative step, 0 <= lr < 1; a float or a 0-dim tensor. 0.01 from scratch, 0.001 for
             fine-tuning.
-        direction: "gradient"; "momentum"; "spectral", the momentum with all singular values made
-            equal; "adam", the momentum over the root of the second moment. State is 0, 4, 4 and 8
-            bytes per weight.
+        direction: "gradient"; "momentum"; "spectral", the orthogonalized momentum; "adam", the
+            momentum over the root of the second moment. State is 0, 4, 4 and 8 bytes per weight.
         scale: the norm is that of the whole "tensor", of each "row" (index of the first dimension,
             for embeddings; rows without gradient are left alone), or of each "block".
         bound: "sphere" keeps each norm as it was at the first step; None leaves it to ``p_bound``.
@@ -35,23 +34,23 @@ class Fromage(RelativeOptimizer):
             bound under the paper's rule, and for 4.0 in all other cases, where successive steps may
             add up. Tensors that start at zero have none.
         lr_factor: how many times ``lr`` a group follows, in (0, 100] and with ``lr`` below 1 in
-            product; None: once. A schedule or a loop may still set one rate for all groups.
-        momentum: its decay, in [0, 1); None: 0.9.
+            product; None: once. A schedule or a loop may still set one ``lr`` for all groups.
+        momentum: decay of the momentum buffer, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
         beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.
         split_dim: the dimension along which scale "block" cuts; None: 0.
         split_sizes: a count of equal blocks, or their sizes; None: one block per index of the first
             dimension, for tensors of three dimensions (experts).
-        momentum_dtype: "bfloat16" halves the momentum's state, rounded stochastically; None:
-            float32.
+        momentum_dtype: "bfloat16" halves the momentum buffer, which is then rounded
+            stochastically; None: float32.
         share_work: for DDP, where every process has all weights and the same gradients: each makes
             its share of the "spectral" directions, and they are gathered. True everywhere or
             nowhere.
         min_scale: root mean square, >= 0, by which a tensor that starts at zero is measured until
             it is larger itself. 0 is the paper's rule, under which such tensors never move.
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
-            "nearest". Other dtypes take no notice.
-        seed: of the rounding noise.
+            "nearest". Other dtypes ignore it.
+        seed: seed of the rounding noise.
         backend: "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
 
@@ -59,7 +58,7 @@ class Fromage(RelativeOptimizer):
         ConfigError: for an unknown option, a value out of range, a non-zero weight_decay in a
             group, an empty or doubled parameter list.
 
-    Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/direction.py.
+    Source: arXiv 2002.03432, algorithm 1. Sources of the directions: rules/direction.py.
     """
 
     rule = "fromage"
