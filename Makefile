@@ -18,7 +18,9 @@ PIP := $(BIN)/python -m pip -q -q --disable-pip-version-check --no-input
 UNPIN := $(if $(TRANSFORMERS),/^(transformers|huggingface_hub|tokenizers)==/d)
 # An environment of another Python than is asked for is made anew: a mixture does not work.
 WHICH := import sys; print(sys.version, sys.base_prefix)
-SOURCES := hf_relopt tests recipes benchmarks
+SOURCES := hf_relopt tests recipes benchmarks docs/site
+# An environment of its own: the site needs neither PyTorch nor anything of ours installed.
+DOCS := .venv-docs
 SAY := @printf '==> %s\n'
 
 # Nothing of ours may reach for the network in a test or a demo; tokenizers warn when forked.
@@ -30,7 +32,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check style bench clean
+.PHONY: help setup demo test check style bench docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -60,14 +62,35 @@ bench: $(STAMP)  ## time a step of each optimizer (prints a table of ratios)
 	$(SAY) "Timing optimizer steps; leave the machine alone meanwhile"
 	@$(OFFLINE) $(BIN)/python benchmarks/step_time.py $(ARGS)
 
+docs: $(DOCS)/.installed  ## build the site from docs/ and the docstrings, strictly, into site/
+	@# Not --quiet: it would hide warnings from --strict, too.
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict $(ARGS)
+	$(SAY) "Built. To look at it: $(DOCS)/bin/mkdocs serve"
+
 setup: $(STAMP)  ## only build the environment
 
-$(STAMP): pyproject.toml constraints.txt
+define CHECK_PYTHON
 	@command -v $(PYTHON) >/dev/null 2>&1 || \
 		{ echo "$(PYTHON) not found. Install Python 3.10 or newer, or say which: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "hf_relopt needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		       "Say which to use: make PYTHON=python3.12"; exit 1; }
+endef
+
+# The extra `docs` of pyproject.toml alone: with the package itself would come PyTorch.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
+	$(SAY) "Making $(DOCS)"
+	@[ ! -e $(DOCS) ] || [ -f $(DOCS)/pyvenv.cfg ] || \
+		{ echo "$(DOCS) is there and is no environment: make docs DOCS=ANOTHER"; exit 1; }
+	@$(PYTHON) -m venv --clear $(DOCS) || \
+		{ echo "Could not make $(DOCS). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(DOCS)/bin/python -m pip -q -q --disable-pip-version-check --no-input install -c constraints.txt \
+		$$(sed -n '/^docs = \[/,/^\]/ s/^ *\("[^"]*"\).*/\1/p' pyproject.toml | tr -d '"')
+	@touch $@
+
+$(STAMP): pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
 	$(SAY) "Making $(VENV) with $$($(PYTHON) -V 2>&1)"
 	@old=$$($(BIN)/python -c 'import pip; $(WHICH)' 2>/dev/null); new=$$($(PYTHON) -c '$(WHICH)'); clear=; \
 	if [ "$$old" != "$$new" ] && [ -f $(VENV)/pyvenv.cfg ]; then clear=--clear; fi; \
@@ -84,6 +107,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(SAY) "$(VENV) is ready"
 
 clean:  ## remove the environment, caches and builds (runs/ stays)
-	[ ! -e $(VENV) ] || [ -f $(VENV)/pyvenv.cfg ]  # only if it is an environment
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	for venv in $(VENV) $(DOCS); do [ ! -e $$venv ] || [ -f $$venv/pyvenv.cfg ] || exit 1; done
+	rm -rf $(VENV) $(DOCS) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,7 @@ class Plan:
         entries: the weights to be trained, in the model's order.
         skipped: those that an override leaves alone.
         options: the optimizer's own options.
-        lr: the rate of what no override has given another one.
+        lr: the learning rate of what no override has given another one.
     """
 
     optim: str

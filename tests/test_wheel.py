@@ -9,8 +9,11 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+
+from tests.docs.pages import links
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
@@ -19,7 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built offline with the build tools at hand."""
-    pytest.importorskip("hatchling", reason="pip install -e .[dev] brings hatchling")
+    for tool in ("build", "hatchling", "hatch_fancy_pypi_readme"):
+        pytest.importorskip(tool, reason=f"pip install -e .[dev] brings {tool}")
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -78,7 +82,7 @@ def test_wheel_says_what_it_is(wheel):
     assert message["License-Expression"] == "Apache-2.0"
     assert message["Requires-Python"] == ">=3.10"
     extras = set(message.get_all("Provides-Extra"))
-    assert extras == {"bench", "deepspeed", "dev", "gan", "peft", "tracking", "trl"}
+    assert extras == {"bench", "deepspeed", "dev", "docs", "gan", "peft", "tracking", "trl"}
     needs = [line for line in message.get_all("Requires-Dist") if "extra ==" not in line]
     assert {"torch>=2.6", "transformers>=5.4", "accelerate>=1.15"} <= set(needs)
     assert len(needs) == 10
@@ -86,6 +90,21 @@ def test_wheel_says_what_it_is(wheel):
     assert b"Apache License" in archive.read(licence)
     (scripts,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
     assert b"hf-relopt = hf_relopt.cli.main:main" in archive.read(scripts)
+
+
+def test_the_page_on_pypi_links_to_the_repository(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+    message = email.message_from_bytes(archive.read(metadata))
+    urls = dict(line.split(", ") for line in message.get_all("Project-URL"))
+    assert set(urls) == {"Homepage", "Documentation", "Changelog", "Issues"}
+    assert message["Description-Content-Type"] == "text/markdown"
+    home, version = urls["Homepage"], message["Version"]
+    targets = {target for _, target in links(message.get_payload(decode=True).decode())}
+    for _, target in links((ROOT / "README.md").read_text(encoding="utf-8")):
+        inside = urlsplit(target).scheme == "" and not target.startswith("#")
+        on_github = {f"{home}/{kind}/v{version}/{target}" for kind in ("blob", "raw")}
+        assert targets & (on_github if inside else {target}), target
 
 
 def test_installed_alone_it_trains(installed, tmp_path):

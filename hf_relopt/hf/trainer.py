@@ -53,6 +53,10 @@ class RelOptMixin:
         """Train; arguments as for Trainer.
 
         Args:
+            resume_from_checkpoint: a folder, which must be whole; True: the last whole checkpoint
+                in ``output_dir``, or a start from step 0 if there is none.
+            args: other arguments as for Trainer.
+            kwargs: the same, by name.
             discard_optimizer_state: resume with a fresh optimizer state, as when the checkpoint is
                 another optimizer's or holds weights alone. Weights and data are resumed, and the
                 schedule at its place; anchors are made anew.
@@ -125,7 +129,8 @@ class RelOptMixin:
         """Write the model card; the stock one would describe Madam as Adam.
 
         Args:
-            language, details: as for Trainer, or fields of hf.model_card.CardDetails.
+            language: language of the data, as for Trainer.
+            details: other arguments as for Trainer, or fields of hf.model_card.CardDetails.
         """
         if unwrapped(self.optimizer) is None:  # type: ignore[attr-defined]
             # By name: TRL's trainers have other arguments, in another order.
@@ -157,4 +162,4 @@ class RelOptMixin:
 
 
 class RelOptTrainer(RelOptMixin, Trainer):
-    """Drop-in for Trainer, with the same arguments; see :class:`RelOptMixin`."""
+    """Drop-in for Trainer, with the same arguments; ``RelOptMixin`` says what it adds."""

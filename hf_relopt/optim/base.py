@@ -78,6 +78,10 @@ class RelativeOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, completed with the defaults of its rule and checked.
 
+        Args:
+            param_group: ``params``, and the options that are not the optimizer's; ``rule`` for
+                another rule.
+
         Raises:
             ConfigError: for a bad option or tensors that are already there.
         """
@@ -117,7 +121,9 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: evaluates the model again, with gradients, and returns the loss.
-        Returns: the closure's loss, if there is one.
+
+        Returns:
+            The closure's loss, if there is one.
 
         Raises:
             ConfigError: for sparse or complex gradients, and for options that were changed to what
@@ -147,19 +153,20 @@ class RelativeOptimizer(torch.optim.Optimizer):
         return loss
 
     def measure_next_step(self) -> None:
-        """Let the next step measure what it changes; read :meth:`take_measurement` afterwards.
+        """Let the next step measure what it changes; ``take_measurement`` returns it.
 
         Where weights are sharded, call it on every rank: the step then adds up over them.
         """
         self._measurement = Measurement()
 
     def take_measurement(self) -> dict[str, float] | None:
-        """Figures of the step measured last, or None; synchronises with the device.
+        """Metrics of the step measured last, or None; synchronises with the device.
 
-        Returns: ``relative_update`` (|dW|/|W| over all weights), ``at_bound`` (share of tensors
-            held at p_bound; under Madam the mean share of entries at p_scale), ``changed_entries``
-            (share of entries that differ after the step) and ``skipped_tensors`` (gradients that
-            were not finite, so far).
+        Returns:
+            A dict of ``relative_update`` (|dW|/|W| over all weights), ``at_bound`` (share of
+                tensors held at ``p_bound``; under Madam the mean share of entries at ``p_scale``),
+                ``changed_entries`` (share of entries that differ after the step) and
+                ``skipped_tensors`` (gradients that were not finite, so far).
         """
         if self._measurement is None or self._measurement.empty:
             return None
@@ -307,6 +314,9 @@ class RelativeOptimizer(torch.optim.Optimizer):
         and ``share_work``.
 
         Where weights have names, they are found by name: their order may be another.
+
+        Args:
+            state_dict: what ``state_dict()`` of such an optimizer returned.
 
         Raises:
             ConfigError: for another optimizer's or another model's checkpoint, and for options or

@@ -66,8 +66,11 @@ def plan(
             pretrained, else 0.01, for presets 0.02.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
-        options: the optimizer's options, see :class:`Fromage` and :class:`Madam`. They win over a
-            preset's, for every weight.
+        options: the optimizer's options, see ``Fromage`` and ``Madam``. They win over a preset's,
+            for every weight.
+
+    Returns:
+        The plan; ``print`` shows it as a table.
 
     Raises:
         ConfigError: an unknown name, a bad option, or an override that matches nothing.
@@ -107,7 +110,18 @@ def create_optimizer(
     overrides: Overrides | None = None,
     **options: Any,
 ) -> RelativeOptimizer:
-    """The optimizer for ``model``, for a plain or Accelerate loop; arguments as in :func:`plan`.
+    """The optimizer for ``model``, for a custom training loop, with Accelerate or without.
+
+    Args:
+        model: tied weights count once, frozen ones not at all.
+        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
+        lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
+            pretrained, else 0.01, for presets 0.02.
+        overrides: options by role or name pattern, as for ``plan``.
+        options: the optimizer's options, see ``Fromage`` and ``Madam``.
+
+    Returns:
+        A ``Fromage`` or a ``Madam``; ``print`` shows its plan.
 
     Raises:
         ConfigError: an unknown name, a bad option, an override that matches nothing, or a model

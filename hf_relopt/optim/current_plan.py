@@ -22,7 +22,9 @@ def plan_of(optimizer: torch.optim.Optimizer) -> Plan:
 
     Args:
         optimizer: made from a plan, or from tensors: then roles are what shapes tell.
-    Returns: a :class:`Plan` with learning rates as schedules start from them.
+
+    Returns:
+        The plan, with learning rates as schedules start from them.
 
     Raises:
         ConfigError: it is another optimizer.

@@ -36,7 +36,7 @@ class Fromage(RelativeOptimizer):
             add up. Tensors that start at zero have none.
         lr_factor: a factor on ``lr`` for a group, in (0, 100], with a product below 1; None: 1. A
             schedule or a loop may still set one learning rate for all groups.
-        momentum: decay of the momentum, in [0, 1); None: 0.9.
+        momentum: decay of the momentum buffer, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
         beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.
         split_dim: the dimension along which scale "block" splits; None: 0.

@@ -25,8 +25,8 @@ class Madam(RelativeOptimizer):
         min_scale: s >= 0 of the additive rule W <- W - lr * s * g/rms(g) that a tensor follows
             that starts at zero, since no multiplication moves it.
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
-            "nearest". Other dtypes take no notice.
-        seed: of the rounding noise.
+            "nearest". Other dtypes ignore it.
+        seed: seed of the rounding noise.
         backend: "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
 
