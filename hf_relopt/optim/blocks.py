@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -140,7 +141,9 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
     kept = [state["anchor_norm"] for state in batch.states]
     anchors = torch.cat(kept).to(dtype)
     if not batch.anchored:
-        anchors = with_anchors(anchors, norms.param, batch.finite[owner])
+        share = _shares(blocks, norms.param, numel)
+        least = fromage.PLACEHOLDER_BLOCK
+        anchors = with_anchors(anchors, norms.param, batch.finite[owner], share, least)
         torch._foreach_copy_(kept, list(anchors.split([len(each) for each in kept])))
     if batch.memory == "vector":
         coefficients = fromage.vector_coefficients(
@@ -181,6 +184,13 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
         keys=keys,
         maximize=False,
     )
+
+
+def _shares(blocks: Sequence[Block], norms: Tensor, numel: Tensor) -> Tensor:
+    """What each block would have of its tensor's norm, were that evenly spread."""
+    counts = [len(list(own)) for _, own in groupby(blocks, lambda block: block.tensor)]
+    each = zip(norms.split(counts), numel.split(counts), strict=True)
+    return torch.cat([n.square().sum().sqrt() * (k / k.sum()).sqrt() for n, k in each])
 
 
 def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:

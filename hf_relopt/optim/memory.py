@@ -15,10 +15,10 @@ from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
 from hf_relopt.optim.places import Places
-from hf_relopt.optim.rules import MEMORIES, memory_of
+from hf_relopt.optim.rules import MEMORIES, memory_of, rule_of
 from hf_relopt.optim.state import State, rate_of, widest
 from hf_relopt.rules import direction
-from hf_relopt.sharding import local, local_grad
+from hf_relopt.sharding import Sums, local, local_grad
 
 # The memory is rounded with noise of its own: numbers beyond those of any parameter.
 _MEMORY_NUMBERS = 2**32
@@ -29,7 +29,8 @@ class Framed:
     """Parameters of one group, device and dtype whose gradients are taken in.
 
     ``work`` is what the memory took in; ``learn`` and ``finite`` are bool [T]: was the gradient
-    usable, and was it finite? ``anchored``: are all anchors known to be made?
+    usable, and was it finite? ``anchored``: are all anchors known to be made? Where they are not,
+    ``param_norm`` [T] are the norms of the whole tensors.
     """
 
     group: Mapping[str, Any]
@@ -40,6 +41,7 @@ class Framed:
     learn: Tensor
     finite: Tensor
     anchored: bool
+    param_norm: Tensor | None = None
 
     @property
     def lr(self) -> Tensor:
@@ -70,6 +72,7 @@ class Framed:
             self.learn[chosen],
             self.finite[chosen],
             self.anchored,
+            None if self.param_norm is None else self.param_norm[chosen],
         )
 
 
@@ -78,6 +81,7 @@ def memory_work(
     params: Sequence[Tensor],
     indices: Sequence[int],
     states: Sequence[State],
+    sums: Sums,
     places: Places,
 ) -> Work:
     """The work of taking gradients in: the memory is what changes."""
@@ -106,12 +110,20 @@ def memory_work(
         numel=constant(tuple(param.numel() for param in params), widest(device), device),
         index=constant(numbers, torch.int64, device) if noisy else None,
         lr=rate_of(group, device),
-        sums="grad",
+        sums=sums,
         decide=GroupRule.of(group, dtype, memory),
         update=rule.update,
         constants=constants,
         maximize=group["maximize"],
     )
+
+
+def summed(
+    work: Work, group: Mapping[str, Any], params: Sequence[Tensor], _: Sequence[int]
+) -> Sequence[Tensor]:
+    """Whose norms ``work`` sums beside its gradients': the weights', and never a memory's."""
+    of_weights = work.sums == "norms" and rule_of(group, params[0]).framed
+    return [local(param) for param in params] if of_weights else work.params
 
 
 def take_in(work: Work, decision: Decision, apply: Callable[[Batch], None]) -> None:

@@ -122,7 +122,7 @@ def _framed_largest_norm(anchor_norm: Tensor, group: Mapping[str, Any]) -> Tenso
 def _largest_norm(anchor_norm: Tensor, p_bound: float | None) -> Tensor:
     if p_bound is None:
         return _no_bound(anchor_norm)
-    return torch.where(anchor_norm > 0, p_bound * anchor_norm, torch.inf)
+    return torch.where(anchor_norm != 0, p_bound * anchor_norm.abs(), torch.inf)
 
 
 def _madam_largest_entry(anchor_norm: Tensor, numel: int, group: Mapping[str, Any]) -> Tensor:
