@@ -17,7 +17,6 @@ from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
 from hf_relopt.optim.places import Places
-from hf_relopt.roles import is_vector
 from hf_relopt.rules import fromage
 from hf_relopt.sharding import (
     Place,
@@ -203,7 +202,7 @@ def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:
     counts = []
     for t, param in enumerate(batch.params):
         own = [block for block in blocks if block.tensor == t]
-        if is_vector(param):
+        if batch.memory == "vector":
             counts += [torch.ones((), device=device)] * len(own)
             continue
         parts = local_grad(param).split([len(block.param) for block in own])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_relopt import groups
 from hf_relopt.errors import ConfigError
-from hf_relopt.groups import Overrides, Plan
+from hf_relopt.groups import FINE_TUNING_LR, Overrides, Plan
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.frame import check_spectral
 from hf_relopt.optim.fromage import Fromage
@@ -26,14 +26,18 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
 }
 
 FROM_SCRATCH_LR = 0.01
-FINE_TUNING_LR = 0.001
 ADAPTER_LR = 0.03
+# What PEFT's kinds of adapters are called; others are called as PEFT spells them.
+_NAMES = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr"}
+_NAMES |= {"oft": "OFT", "boft": "BOFT", "vera": "VeRA", "fourierft": "FourierFT"}
 
 
 def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
     """The rate if nobody gives one, and why."""
-    if groups.has_adapters(model):
-        return ADAPTER_LR, "the model has LoRA adapters to train, which start from zero"
+    adapters = groups.adapters(model)
+    if adapters:
+        kinds = " and ".join(_NAMES.get(kind, kind) for kind in adapters)
+        return ADAPTER_LR, f"the model has {kinds} adapters to train, which are new to it"
     pretrained, evidence = groups.looks_pretrained(model)
     if pretrained:
         return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
@@ -82,7 +86,7 @@ def plan(
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") == "spectral":
-            spectral.append({"direction": "spectral", "params": [entry.param]})
+            spectral.append({**own, "params": [entry.param]})
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
     if spectral and preset is None:
         check_spectral(spectral)

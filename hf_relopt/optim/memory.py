@@ -17,6 +17,7 @@ from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
 from hf_relopt.optim.places import Places
 from hf_relopt.optim.rules import MEMORIES, memory_of, rule_of
 from hf_relopt.optim.state import State, rate_of, widest
+from hf_relopt.roles import is_vector
 from hf_relopt.rules import direction
 from hf_relopt.sharding import Sums, local, local_grad
 
@@ -56,7 +57,7 @@ class Framed:
     @property
     def memory(self) -> str:
         """What the parameters remember: an entry of MEMORIES."""
-        memory = memory_of(self.frame, self.params[0])
+        memory = memory_of(self.group, self.params[0])
         assert memory is not None
         return memory
 
@@ -86,7 +87,7 @@ def memory_work(
 ) -> Work:
     """The work of taking gradients in: the memory is what changes."""
     frame, device = frame_of(group), params[0].device
-    memory = memory_of(frame, params[0])
+    memory = memory_of(group, params[0])
     assert memory is not None
     rule = MEMORIES[memory]
     remembered = [local(state["momentum"]) for state in states] if rule.buffers else None
@@ -164,4 +165,13 @@ def _adam(batch: Framed, momenta: Sequence[Tensor]) -> list[Tensor]:
     counts = constant(tuple(sizes), torch.int64, momenta[0].device)
     first, second = (c.repeat_interleave(counts, output_size=sum(sizes)) for c in corrections)
     together = end_to_end(momenta), end_to_end(seconds)
-    return apart(direction.adam(*together, correction1=first, correction2=second), momenta)
+    found = apart(direction.adam(*together, correction1=first, correction2=second), momenta)
+    return [
+        towards if is_vector(param) else _where_touched(towards, param)
+        for towards, param in zip(found, batch.params, strict=True)
+    ]
+
+
+def _where_touched(towards: Tensor, param: Tensor) -> Tensor:
+    """Biases of experts, or of positions: those that nothing has met in this step rest."""
+    return torch.where(local_grad(param) != 0, towards, 0.0)
