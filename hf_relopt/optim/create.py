@@ -27,6 +27,10 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
 
 FROM_SCRATCH_LR = 0.01
 ADAPTER_LR = 0.03
+# Prompts start far longer than the words of a model, VeRA's vectors act through fixed matrices; OSF
+# trains parts of the model's own weights. benchmarks/results/adapters_sst2_cpu_202611.md
+_OF_KIND = {"prompt_tuning": 0.1, "multitask_prompt_tuning": 0.1, "vera": 0.1, "pvera": 0.1}
+_OF_KIND["osf"] = FINE_TUNING_LR
 # What PEFT's kinds of adapters are called; others are called as PEFT spells them.
 _NAMES = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr"}
 _NAMES |= {"oft": "OFT", "boft": "BOFT", "vera": "VeRA", "fourierft": "FourierFT"}
@@ -37,7 +41,8 @@ def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
     adapters = groups.adapters(model)
     if adapters:
         kinds = " and ".join(_NAMES.get(kind, kind) for kind in adapters)
-        return ADAPTER_LR, f"the model has {kinds} adapters to train, which are new to it"
+        lr = _OF_KIND.get(adapters[0], ADAPTER_LR)
+        return lr, f"the model has {kinds} adapters to train beside weights that are frozen"
     pretrained, evidence = groups.looks_pretrained(model)
     if pretrained:
         return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
@@ -59,8 +64,9 @@ def plan(
     Args:
         model: tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
-        lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
-            pretrained, else 0.01, for presets 0.02.
+        lr: relative step, 0 <= lr < 1; None: 0.03 for adapters such as LoRA (0.1 for prompts and
+            VeRA), 0.001 if the model looks pretrained, else 0.01, for presets 0.02. What an adapted
+            model trains beside its adapters follows 0.001 at most, but for the head of a task.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see :class:`Fromage` and :class:`Madam`. They win over a
