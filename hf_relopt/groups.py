@@ -23,8 +23,8 @@ from hf_relopt.roles import (
     steps_as_vector,
 )
 
-# The rate of what has been trained before.
-FINE_TUNING_LR = 0.001
+# The rate of what has been trained before, and of what is new to it.
+FINE_TUNING_LR, ADAPTER_LR = 0.001, 0.03
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
 
@@ -135,7 +135,7 @@ def build(
         module = model.get_submodule(home.rpartition(".")[0])
         role = role_of(model, name, tied, param, module)
         names = {name, *tied, home, *(home_of(model, each) for each in tied)}
-        own_lr = _at_most(lr, FINE_TUNING_LR) if adapting and _is_beside(model, name) else lr
+        own_lr = _beside_adapters(model, name, lr) if adapting else lr
         chosen: dict[str, Any] = {"rule": optim, "lr": own_lr}
         said: dict[str, Any] = {}
         for target, changes in overrides.items():
@@ -225,17 +225,17 @@ def follows(param: Tensor, options: Mapping[str, Any]) -> str:
     return ", ".join([rule, direction, *([how[scale]] if scale in how else [])])
 
 
-def _is_beside(model: nn.Module, name: str) -> bool:
-    """Tell a weight of an adapted model that is trained beside adapters, and was trained before.
+def _beside_adapters(model: nn.Module, name: str, lr: float | Tensor) -> float | Tensor:
+    """The rate of a weight where adapters are trained at ``lr``, which may be large.
 
-    The head of a task has not: PEFT trains and saves it with the adapter that needs it.
+    What lies in the adapted model was trained before, and follows 0.001 at most; but the head of a
+    task is new: PEFT trains and saves it with the adapter that needs it.
     """
     part = adapted_part(model, name)
-    is_new = part is not None and is_for_a_task(part) and ".modules_to_save." in name
-    return part is not None and adapter_of(model, name) is None and not is_new
-
-
-def _at_most(lr: float | Tensor, largest: float) -> float | Tensor:
+    if part is None or adapter_of(model, name) is not None:
+        return lr
+    is_new = is_for_a_task(part) and ".modules_to_save." in name
+    largest = ADAPTER_LR if is_new else FINE_TUNING_LR
     return lr.clamp(max=largest) if isinstance(lr, Tensor) else min(lr, largest)
 
 
