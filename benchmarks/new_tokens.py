@@ -37,7 +37,8 @@ def codes(text: str) -> tuple[Tensor, Tensor, int]:
     for place, pair in enumerate(PAIRS):
         mark = chr(0xE000 + place)
         joined, number[mark] = joined.replace(pair, mark), size + place
-    return tuple(torch.tensor([number[c] for c in part]) for part in (text, joined)) + (size,)  # type: ignore[return-value]
+    first, second = (torch.tensor([number[mark] for mark in part]) for part in (text, joined))
+    return first, second, size
 
 
 def batch(data: Tensor, generator: torch.Generator, first: float, last: float) -> Tensor:
