@@ -23,8 +23,8 @@ from hf_relopt.roles import (
     steps_as_vector,
 )
 
-# The rate of what has been trained before, and of what is new to it.
-FINE_TUNING_LR, ADAPTER_LR = 0.001, 0.03
+# The rate of what has been trained before.
+FINE_TUNING_LR = 0.001
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
 
@@ -229,14 +229,13 @@ def _beside_adapters(model: nn.Module, name: str, lr: float | Tensor) -> float |
     """The rate of a weight where adapters are trained at ``lr``, which may be large.
 
     What lies in the adapted model was trained before, and follows 0.001 at most; but the head of a
-    task is new: PEFT trains and saves it with the adapter that needs it.
+    task is as new as they are: PEFT trains and saves it with the adapter that needs it.
     """
     part = adapted_part(model, name)
-    if part is None or adapter_of(model, name) is not None:
+    is_new = part is not None and is_for_a_task(part) and ".modules_to_save." in name
+    if part is None or is_new or adapter_of(model, name) is not None:
         return lr
-    is_new = is_for_a_task(part) and ".modules_to_save." in name
-    largest = ADAPTER_LR if is_new else FINE_TUNING_LR
-    return lr.clamp(max=largest) if isinstance(lr, Tensor) else min(lr, largest)
+    return lr.clamp(max=FINE_TUNING_LR) if isinstance(lr, Tensor) else min(lr, FINE_TUNING_LR)
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_relopt import groups
 from hf_relopt.errors import ConfigError
-from hf_relopt.groups import ADAPTER_LR, FINE_TUNING_LR, Overrides, Plan
+from hf_relopt.groups import FINE_TUNING_LR, Overrides, Plan
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.frame import check_spectral
 from hf_relopt.optim.fromage import Fromage
@@ -26,6 +26,7 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
 }
 
 FROM_SCRATCH_LR = 0.01
+ADAPTER_LR = 0.03
 # Prompts start far longer than the words of a model, VeRA's vectors act through fixed matrices; OSF
 # trains parts of the model's own weights. benchmarks/results/adapters_sst2_cpu_202611.md
 _OF_KIND = {"prompt_tuning": 0.1, "multitask_prompt_tuning": 0.1, "vera": 0.1, "pvera": 0.1}
@@ -65,7 +66,7 @@ def plan(
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
         lr: relative step, 0 <= lr < 1; None: 0.03 for adapters such as LoRA (0.1 for prompts and
             VeRA), 0.001 if the model looks pretrained, else 0.01, for presets 0.02. What an adapted
-            model trains beside its adapters follows 0.001 at most, the head of a task 0.03.
+            model trains beside its adapters follows 0.001 at most, but for the head of a task.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see :class:`Fromage` and :class:`Madam`. They win over a
