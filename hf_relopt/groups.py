@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
-from hf_relopt.presets import TASK_HEAD, Preset, rule_of_name
+from hf_relopt.presets import PROMPTS, TASK_HEAD, Preset, rule_of_name
 from hf_relopt.roles import (
     adapted_part,
     adapter_of,
@@ -144,7 +144,9 @@ def build(
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
             ahead = role == "head" and is_for_a_task(model) and not is_vector(param)
-            kind, asked = TASK_HEAD if ahead else role, {**(options or {}), **said}
+            is_prompt = role == "lora" and isinstance(module, nn.Embedding)
+            kind = TASK_HEAD if ahead else PROMPTS if is_prompt else role
+            asked = {**(options or {}), **said}
             chosen.update(preset.options_of(kind, asked, own_lr), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):

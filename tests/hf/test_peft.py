@@ -292,3 +292,16 @@ def test_an_adapted_model_is_known_inside_another(make: Callable[[], nn.Module])
     entries = plan(model, "fromage").entries
     assert any(entry.role == "lora" and "ia3_l" in entry.name for entry in entries)
     assert {entry.options["lr"] for entry in entries} == {0.03}
+
+
+@pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning"])
+def test_under_a_preset_prompts_go_along_the_gradient_unless_a_momentum_is_asked_for(
+    kind: str,
+) -> None:
+    for options, expected in (({}, "gradient"), ({"momentum": 0.8}, "spectral")):
+        chosen = plan(adapted(kind), "fromage_spectral", **options)
+        (entry,) = [entry for entry in chosen.entries if "prompt_encoder" in entry.name]
+        assert entry.options["direction"] == expected
+    own = {"lora": {"direction": "adam"}}
+    chosen = plan(adapted(kind), "fromage_spectral", overrides=own)
+    assert {e.options["direction"] for e in chosen.entries if e.role == "lora"} == {"adam"}
