@@ -133,8 +133,10 @@ def rate_in_use(spec: OptimizerSpec, optimizer: torch.optim.Optimizer) -> float:
     """The rate that `spec` gave or that was taken for it; not that of overridden weights."""
     if spec.lr is not None:
         return float(spec.lr)
-    groups = (group for group in optimizer.param_groups if group.get("rule") != "adamw")
-    return float(statistics.mode(group["lr"] for group in groups))
+    groups = [group for group in optimizer.param_groups if group.get("rule") != "adamw"]
+    # What is trained beside adapters may have another.
+    adapters = [group for group in groups if group.get("role") == "lora"]
+    return float(statistics.mode(group["lr"] for group in adapters or groups))
 
 
 def options_in_use(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

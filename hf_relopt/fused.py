@@ -23,12 +23,14 @@ def split_of(model: nn.Module, name: str, module: nn.Module, param: Tensor) -> d
 
     Args:
         model: its ``config``, if there is one, says how many heads share keys and values.
-        name: of the weight, as in ``h.0.attn.c_attn.weight``.
+        name: of the weight without parametrizations, as in ``h.0.attn.c_attn.weight``.
         module: holds the weight.
     Returns: ``scale``, ``split_dim`` and ``split_sizes``; empty if it is one matrix.
     """
-    if param.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd):
-        return {"scale": "block"}  # one matrix for each expert
+    if param.dim() == 3:
+        # XLNet keeps a square matrix as [in, heads, size of a head].
+        square = param.shape[0] == param.shape[1] * param.shape[2]
+        return {} if square else {"scale": "block"}  # one matrix for each expert
     if param.dim() != 2:
         return {}
     owner, _, own = name.rpartition(".")
@@ -56,13 +58,21 @@ def _config(model: nn.Module) -> Any:
     return config if text is None else text()
 
 
+def _said(config: Any, name: str, default: int | None = None) -> int | None:
+    """A number that all layers have in common, or ``default``."""
+    try:
+        number: int | None = getattr(config, name, default)
+    except RuntimeError:  # what Transformers raises where layers differ
+        return default
+    return number
+
+
 def _shared_heads(config: Any, inputs: int, outputs: int) -> tuple[int, int, int] | None:
     """Queries, and the fewer keys and values that groups of heads share."""
-    heads = getattr(config, "num_attention_heads", None)
-    shared = getattr(config, "num_key_value_heads", None)
+    heads, shared = _said(config, "num_attention_heads"), _said(config, "num_key_value_heads")
     if not heads or not shared or shared == heads:
         return None
-    size = getattr(config, "head_dim", None) or inputs // heads
+    size = _said(config, "head_dim") or inputs // heads
     sizes = (heads * size, shared * size, shared * size)
     return sizes if sum(sizes) == outputs else None
 
@@ -73,7 +83,7 @@ def _equal_parts(config: Any, inputs: int, outputs: int, *, cross: bool) -> int 
         return 3
     if outputs == 2 * inputs and cross:
         return 2
-    heads = getattr(config, "num_attention_heads", None)
-    if not heads or getattr(config, "num_key_value_heads", heads) != heads:
+    heads = _said(config, "num_attention_heads")
+    if not heads or _said(config, "num_key_value_heads", heads) != heads:
         return None
     return 3 if outputs % 3 == 0 and outputs // 3 % heads == 0 else None

@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
-from hf_relopt.presets import TASK_HEAD, Preset, rule_of_name
-from hf_relopt.roles import is_for_a_task, is_vector, role_of
+from hf_relopt.presets import PROMPTS, TASK_HEAD, Preset, rule_of_name
+from hf_relopt.roles import (
+    adapted_part,
+    adapter_of,
+    home_of,
+    is_for_a_task,
+    is_vector,
+    role_of,
+    steps_as_vector,
+)
 
+# The rate of what has been trained before.
+FINE_TUNING_LR = 0.001
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
 
@@ -87,7 +97,7 @@ class Plan:
     def options_of(self, entry: Entry) -> dict[str, Any]:
         """The options in force for an entry: its own, over the optimizer's if it has its rule."""
         common = self.options if entry.options["rule"] == rule_of_name(self.optim) else {}
-        return {**common, **entry.options}
+        return {**common, **entry.options, "role": entry.role}
 
     def _follows(self, entry: Entry) -> str:
         words = follows(entry.param, self.options_of(entry))
@@ -119,21 +129,28 @@ def build(
     used: set[str] = set()
     entries: list[Entry] = []
     skipped: list[Entry] = []
-    for name, param, tied, module in _trainable(model):
+    adapting = adapters(model)
+    for name, param, tied in _trainable(model):
+        home = home_of(model, name)
+        module = model.get_submodule(home.rpartition(".")[0])
         role = role_of(model, name, tied, param, module)
-        chosen: dict[str, Any] = {"rule": optim, "lr": lr}
+        names = {name, *tied, home, *(home_of(model, each) for each in tied)}
+        own_lr = _beside_adapters(model, name, lr) if adapting else lr
+        chosen: dict[str, Any] = {"rule": optim, "lr": own_lr}
         said: dict[str, Any] = {}
         for target, changes in overrides.items():
-            if target == role or any(fnmatchcase(n, target) for n in (name, *tied)):
+            if target == role or any(fnmatchcase(each, target) for each in names):
                 used.add(target)
                 said.update(changes)
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
             ahead = role == "head" and is_for_a_task(model) and not is_vector(param)
-            kind, asked = TASK_HEAD if ahead else role, {**(options or {}), **said}
-            chosen.update(preset.options_of(kind, asked, lr), rule=preset.rule)
+            is_prompt = role == "lora" and isinstance(module, nn.Embedding)
+            kind = TASK_HEAD if ahead else PROMPTS if is_prompt else role
+            asked = {**(options or {}), **said}
+            chosen.update(preset.options_of(kind, asked, own_lr), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):
-                chosen.update(split_of(model, name, module, param))
+                chosen.update(split_of(model, home, module, param))
             chosen.update(options or {})
         chosen.update(said)
         skip = chosen.pop("skip", False)
@@ -152,9 +169,22 @@ def build(
     return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}), lr)
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """True if LoRA adapters are among the weights to be trained."""
-    return any(".lora_" in name and p.requires_grad for name, p in model.named_parameters())
+def adapters(model: nn.Module) -> list[str]:
+    """The kinds of adapters that are trained, in PEFT's words, those of most parameters first.
+
+    None if most of what they adapt is trained, too: that is training a model.
+    """
+    sizes: dict[str, int] = {}
+    frozen = trained = 0
+    for name, param in model.named_parameters():
+        kind = adapter_of(model, name)
+        if not param.requires_grad:
+            frozen += param.numel() if kind is None else 0
+        elif kind is None:
+            trained += param.numel()
+        else:
+            sizes[kind] = sizes.get(kind, 0) + param.numel()
+    return sorted(sizes, key=lambda kind: -sizes[kind]) if frozen >= trained else []
 
 
 def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
@@ -181,12 +211,12 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
 
 
 def follows(param: Tensor, options: Mapping[str, Any]) -> str:
-    """What a weight with these options (``rule`` among them) follows, in words."""
+    """What a weight with these options, ``rule`` and ``role`` among them, follows, in words."""
     rule = options["rule"]
     direction, scale = options.get("direction", "gradient"), options.get("scale", "tensor")
     if rule != "fromage" or (direction, scale) == ("gradient", "tensor"):
         return rule
-    if is_vector(param):
+    if steps_as_vector(options, param):
         return rule if direction == "gradient" else f"{rule}, entry by entry"
     sizes = options.get("split_sizes")
     if isinstance(sizes, int):
@@ -197,16 +227,27 @@ def follows(param: Tensor, options: Mapping[str, Any]) -> str:
     return ", ".join([rule, direction, *([how[scale]] if scale in how else [])])
 
 
-def _trainable(
-    model: nn.Module,
-) -> Iterator[tuple[str, Tensor, tuple[str, ...], nn.Module]]:
-    """(first name, tensor, its other names, its module) of each trainable tensor once."""
+def _beside_adapters(model: nn.Module, name: str, lr: float | Tensor) -> float | Tensor:
+    """The rate of a weight where adapters are trained at ``lr``, which may be large.
+
+    What lies in the adapted model was trained before, and follows 0.001 at most; but the head of a
+    task is as new as they are: PEFT trains and saves it with the adapter that needs it.
+    """
+    part = adapted_part(model, name)
+    is_new = part is not None and is_for_a_task(part) and ".modules_to_save." in name
+    if part is None or is_new or adapter_of(model, name) is not None:
+        return lr
+    return lr.clamp(max=FINE_TUNING_LR) if isinstance(lr, Tensor) else min(lr, FINE_TUNING_LR)
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:
+    """(first name, tensor, its other names) of each trainable tensor once."""
     names: dict[Tensor, list[str]] = {}
     for name, named in model.named_parameters(remove_duplicate=False):
         if named.requires_grad:
             names.setdefault(named, []).append(name)
     for param, (first, *tied) in names.items():
-        yield first, param, tuple(tied), model.get_submodule(first.rpartition(".")[0])
+        yield first, param, tuple(tied)
 
 
 def _is_zero(param: Tensor) -> bool:

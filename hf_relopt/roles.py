@@ -1,8 +1,29 @@
-"""What a weight of a model is for: its role."""
+"""What a weight of a model is for: its role.
+
+The first line that fits decides.
+
+    scalar     one element
+    lora       what PEFT has put beside a model to adapt it, LoRA or another (also by ``.lora_``)
+    vector     one dimension longer than one; a bias whatever its shape, as those of experts, of
+               gates, of relative positions; what scales entry by entry: ``A_log``, ``D``, ``scale``
+    embedding  weights of nn.Embedding; tables of vectors that a module holds itself: positions,
+               queries, learned tokens
+    head       what lies beside the body of a Transformers model
+    conv       kernels of convolutions
+    matrix     everything else
+
+What a parametrization stores (weight norm, spectral norm, of torch's old and new kind) is judged,
+and found by overrides, as the weight that is made of it: ``conv.weight`` for
+``conv.parametrizations.weight.original1``. The norms that weight norm keeps are vectors.
+
+A parameter that is no layer's ``weight`` is judged by the words of its name, since its shape may
+mean anything: [8, 64] is a bias of eight experts, or eight learned queries, or a matrix.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,20 +32,43 @@ ROLES = ("matrix", "embedding", "head", "conv", "lora", "vector", "scalar")
 
 # BertForSequenceClassification, ViTForImageClassification, FSDP2's FSDPBertForQuestionAnswering.
 _TASK = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice)$")
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
+# Words of names, as in down_proj_bias, relative_position_bias_table, pos_bias_u.
+_BIAS = {"bias", "biases"}
+_SCALES = {"log", "scale", "scales", "gamma", "gain", "decay", "mix"}
+_MATRIX = {"weight", "proj", "projection", "kernel"}
+_TABLE = {"token", "tokens", "embed", "embeds", "embedding", "embeddings", "emb", "embs"}
+_TABLE |= {"pos", "position", "positions", "positional", "query", "queries", "latent", "latents"}
+_TABLE |= {"prompt", "prompts", "codebook", "codebooks", "codevectors"}
+# Where PEFT's classes live: peft.tuners.ia3.layer. What they adapt is one of these to them.
+_TUNER = re.compile(r"peft\.tuners\.(\w+)")
+_ADAPTED = {"base_layer", "base_model", "model"}
 
 
 def role_of(
     model: nn.Module, name: str, tied: tuple[str, ...], param: Tensor, module: nn.Module
 ) -> str:
-    """One of ROLES for a weight of ``module`` by the name and the ``tied`` ones it has there."""
+    """One of ROLES for a weight of ``module`` by the name and the ``tied`` ones it has there.
+
+    Args:
+        module: the one that :func:`home_of` gives.
+    """
+    own, stored = (each.rpartition(".")[2] for each in (home_of(model, name), name))
+    is_weight = own == "weight" and (isinstance(module, _LAYERS) or _is_conv1d(module))
+    words = set(own.lower().split("_"))
     if param.dim() == 0 or param.numel() == 1:
         return "scalar"
-    if ".lora_" in name or name.startswith("lora_"):
+    if adapter_of(model, name) is not None:
         return "lora"
+    # A Linear with one output is a head or a matrix still.
+    if param.dim() == 1 or (is_vector(param) and not (is_weight and stored == "weight")):
+        return "vector"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    if param.dim() == 1:
+    if not is_weight and (words & _BIAS or _scales(own, words)):
         return "vector"
+    if not is_weight and _is_table(own, words, param, module):
+        return "embedding"
     if any(_is_head(model, each) for each in (name, *tied)):
         return "head"
     return "conv" if isinstance(module, nn.modules.conv._ConvNd) else "matrix"
@@ -34,6 +78,46 @@ def is_vector(param: Tensor) -> bool:
     """True for biases, gains and scalars: at most one dimension is longer than one."""
     shape = param.shape
     return len(shape) < 2 or sum([size > 1 for size in shape]) <= 1
+
+
+def steps_as_vector(group: Mapping[str, Any], param: Tensor) -> bool:
+    """True for what a group steps as a vector: by its shape, or because the plan calls it one."""
+    return group.get("role") == "vector" or is_vector(param)
+
+
+def home_of(model: nn.Module, name: str) -> str:
+    """The name that a weight would have without parametrizations; most often the one it has."""
+    owner, _, own = name.rpartition(".")
+    parametrized = re.fullmatch(r"(|.*\.)parametrizations\.(\w+)\.original\d*", name)
+    if parametrized:
+        return f"{parametrized[1]}{parametrized[2]}"
+    # torch.nn.utils.weight_norm and spectral_norm leave what they make as a plain attribute.
+    plain = re.sub("_(g|v|orig)$", "", own)
+    module = model.get_submodule(owner)
+    made = plain != own and plain not in module._parameters
+    if made and isinstance(getattr(module, plain, None), Tensor):
+        return f"{owner}.{plain}" if owner else plain
+    return name
+
+
+def adapter_of(model: nn.Module, name: str) -> str | None:
+    """PEFT's word for the adapter that a weight belongs to, as in "ia3"; None if to none."""
+    kind = None
+    for module, word in _way_to(model, name):
+        tuner = _tuner(module)
+        if tuner is not None:
+            kind = None if word in _ADAPTED else tuner
+    by_name = ".lora_" in name or name.startswith("lora_")
+    return "lora" if kind is None and by_name else kind
+
+
+def adapted_part(model: nn.Module, name: str) -> nn.Module | None:
+    """The model that PEFT has adapted and that a weight lies in, or None."""
+    found = None
+    for module, _ in _way_to(model, name):
+        if isinstance(getattr(module, "peft_config", None), Mapping):
+            found = module
+    return found
 
 
 def is_for_a_task(model: nn.Module) -> bool:
@@ -51,6 +135,48 @@ def bare(model: nn.Module, name: str = "") -> tuple[nn.Module, str]:
     unwrap: Any = getattr(model, "get_base_model", None)
     base = model if unwrap is None else unwrap()
     return (model, name) if base is model else (base, name.removeprefix("base_model.model."))
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Transformers' Conv1D is a Linear whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _scales(own: str, words: set[str]) -> bool:
+    """A state-space model's matrices are diagonals: ``A_log`` and ``D`` act entry by entry."""
+    return own in ("D", "Ds") or (bool(words & _SCALES) and not words & _MATRIX)
+
+
+def _is_table(own: str, words: set[str], param: Tensor, module: nn.Module) -> bool:
+    """Vectors that are looked up or put beside others, and that no input is multiplied by.
+
+    A dimension of one beside two longer ones is there to be spread: positions [1, n, d].
+    """
+    if own == "weight":
+        return "Embedding" in type(module).__name__
+    if words & _MATRIX or isinstance(module, _LAYERS):
+        return False
+    spread = param.dim() > 2 and 1 in param.shape
+    return spread or bool(words & _TABLE)
+
+
+def _way_to(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+    """The modules around a weight, the outermost first, each with the word that leads on."""
+    module: nn.Module | None = model
+    for word in name.split("."):
+        if module is None:
+            return
+        yield module, word
+        module = module._modules.get(word)
+
+
+def _tuner(module: nn.Module) -> str | None:
+    """The kind of adapter that a class of PEFT is for; "custom" for one that others derive."""
+    for cls in type(module).__mro__:
+        found = _TUNER.match(cls.__module__)
+        if found:
+            return "custom" if found[1] in ("tuners_utils", "lycoris_utils") else found[1]
+    return None
 
 
 def _is_head(model: nn.Module, name: str) -> bool:

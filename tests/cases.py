@@ -17,8 +17,8 @@ import torch
 from hf_relopt import Fromage, Madam
 from tests.oracles import Path
 from tests.oracles.adamw import adamw as adamw_oracle
+from tests.oracles.frame import anchors_of, is_vector
 from tests.oracles.frame import frame as frame_oracle
-from tests.oracles.frame import is_vector, parts
 from tests.oracles.fromage import fromage as fromage_oracle
 from tests.oracles.madam import madam as madam_oracle
 
@@ -89,12 +89,11 @@ class Case:
         return torch.bfloat16 if low else torch.float32
 
     def anchors(self, weight: torch.Tensor) -> list[float]:
-        """The norms that a weight's anchors keep: of the tensor, of its rows or of its blocks."""
+        """What a weight's anchors keep: norms of the tensor, of its rows or of its blocks."""
         names = ("split_dim", "split_sizes")
         split = {name: self.options[name] for name in names if name in self.options}
         array = weight.detach().double().numpy()
-        each = parts(array, self.options.get("scale", "tensor"), **split)
-        return [float(np.linalg.norm(part)) for part in each]
+        return anchors_of(array, self.options.get("scale", "tensor"), **split).tolist()
 
 
 def _fromage(name: str, **options: Any) -> Case:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_relopt.groups import peak_lr
 from hf_relopt.optim.frame import FRAME_OPTIONS, frame_of
-from hf_relopt.roles import is_vector
+from hf_relopt.roles import steps_as_vector
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -71,7 +71,9 @@ def _matrices(optimizer: Any) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     """Fromage's weights that are no vectors, with their groups."""
     for group in optimizer.param_groups:
         if group["rule"] == "fromage":
-            yield from ((group, param) for param in group["params"] if not is_vector(param))
+            yield from (
+                (group, param) for param in group["params"] if not steps_as_vector(group, param)
+            )
 
 
 def _by_size(pairs: Iterable[tuple[str, Tensor]]) -> list[str]:

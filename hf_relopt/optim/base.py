@@ -22,7 +22,7 @@ from hf_relopt.optim import changes, checkpoint, inputs
 from hf_relopt.optim.current_plan import plan_of
 from hf_relopt.optim.frame_step import refuse_unframeable, step_framed
 from hf_relopt.optim.measure import Measurement
-from hf_relopt.optim.memory import Framed, memory_work, take_in
+from hf_relopt.optim.memory import Framed, memory_work, summed, take_in
 from hf_relopt.optim.options import (
     OPTIONS,
     check_options,
@@ -259,7 +259,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Step batches whose norms are summed over shards at once."""
         works = [self._work(*batch) for batch in batches]
         rows = [
-            BACKENDS[batch[0]["backend"]].local_sums(work.params, work.grads, work.sums)
+            BACKENDS[batch[0]["backend"]].local_sums(summed(work, *batch), work.grads, work.sums)
             for work, batch in zip(works, batches, strict=True)
         ]
         norms = whole_norms([batch[1] for batch in batches], [batch[2] for batch in batches], rows)
@@ -276,7 +276,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 states = [self.state[param] for param in params]
                 finite = decision.state["skipped"] == before["skipped"]
                 seen = (decision.learn, finite, self._anchored.issuperset(indices))
-                framed.append(Framed(group, params, indices, states, work, *seen))
+                framed.append(Framed(group, params, indices, states, work, *seen, norm.param))
                 continue
             if self._measurement is None:
                 backend.apply(batch)
@@ -289,13 +289,12 @@ class RelativeOptimizer(torch.optim.Optimizer):
     def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
         rule = rule_of(group, params[0])
         states = [self.state[param] for param in params]
-        if rule.framed:
-            return memory_work(group, params, indices, states, self._places)
         sums = rule.sums(group)
         # Weights' norms only if the rule or an anchor needs them.
         if sums == "grad" and rule.anchored and not self._anchored.issuperset(indices):
             sums = "norms"
-        return work_of(group, params, indices, states, sums, self._places)
+        work = memory_work if rule.framed else work_of
+        return work(group, params, indices, states, sums, self._places)
 
     def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
         """Remember on the host which anchors are made: one synchronisation, when some were not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from hf_relopt.optim.frame import Frame
 from hf_relopt.optim.measure import Measurement
 from hf_relopt.optim.memory import Framed
 from hf_relopt.optim.places import Places
-from hf_relopt.roles import is_vector
 from hf_relopt.rules import fromage
 from hf_relopt.sharding import (
     Place,
@@ -140,7 +140,9 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
     kept = [state["anchor_norm"] for state in batch.states]
     anchors = torch.cat(kept).to(dtype)
     if not batch.anchored:
-        anchors = with_anchors(anchors, norms.param, batch.finite[owner])
+        share = _shares(blocks, norms.param, numel)
+        least = fromage.PLACEHOLDER_BLOCK
+        anchors = with_anchors(anchors, norms.param, batch.finite[owner], share, least)
         torch._foreach_copy_(kept, list(anchors.split([len(each) for each in kept])))
     if batch.memory == "vector":
         coefficients = fromage.vector_coefficients(
@@ -183,6 +185,13 @@ def _decided(batch: Framed, blocks: Sequence[Block], norms: WholeNorms) -> Batch
     )
 
 
+def _shares(blocks: Sequence[Block], norms: Tensor, numel: Tensor) -> Tensor:
+    """What each block would have of its tensor's norm, were that evenly spread."""
+    counts = [len(list(own)) for _, own in groupby(blocks, lambda block: block.tensor)]
+    each = zip(norms.split(counts), numel.split(counts), strict=True)
+    return torch.cat([n.square().sum().sqrt() * (k / k.sum()).sqrt() for n, k in each])
+
+
 def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:
     """Which experts, of which each is a block, have a gradient in this step, bool.
 
@@ -193,7 +202,7 @@ def _touched(batch: Framed, blocks: Sequence[Block]) -> Tensor:
     counts = []
     for t, param in enumerate(batch.params):
         own = [block for block in blocks if block.tensor == t]
-        if is_vector(param):
+        if batch.memory == "vector":
             counts += [torch.ones((), device=device)] * len(own)
             continue
         parts = local_grad(param).split([len(block.param) for block in own])

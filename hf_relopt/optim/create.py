@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from hf_relopt import groups
 from hf_relopt.errors import ConfigError
-from hf_relopt.groups import Overrides, Plan
+from hf_relopt.groups import FINE_TUNING_LR, Overrides, Plan
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.frame import check_spectral, no_shape_yet
 from hf_relopt.optim.fromage import Fromage
@@ -27,8 +27,14 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
 }
 
 FROM_SCRATCH_LR = 0.01
-FINE_TUNING_LR = 0.001
 ADAPTER_LR = 0.03
+# Prompts start far longer than the words of a model, VeRA's vectors act through fixed matrices; OSF
+# trains parts of the model's own weights. benchmarks/results/adapters_sst2_cpu_202611.md
+_OF_KIND = {"prompt_tuning": 0.1, "multitask_prompt_tuning": 0.1, "vera": 0.1, "pvera": 0.1}
+_OF_KIND["osf"] = FINE_TUNING_LR
+# What PEFT's kinds of adapters are called; others are called as PEFT spells them.
+_NAMES = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr"}
+_NAMES |= {"oft": "OFT", "boft": "BOFT", "vera": "VeRA", "fourierft": "FourierFT"}
 
 
 def default_lr(
@@ -39,8 +45,11 @@ def default_lr(
     Args:
         pretrained: whether the model was trained before, with the evidence; None: look at it now.
     """
-    if groups.has_adapters(model):
-        return ADAPTER_LR, "the model has LoRA adapters to train, which start from zero"
+    adapters = groups.adapters(model)
+    if adapters:
+        kinds = " and ".join(_NAMES.get(kind, kind) for kind in adapters)
+        lr = _OF_KIND.get(adapters[0], ADAPTER_LR)
+        return lr, f"the model has {kinds} adapters to train beside weights that are frozen"
     was_trained, evidence = pretrained or groups.looks_pretrained(model)
     if was_trained:
         return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
@@ -62,8 +71,9 @@ def plan(
     Args:
         model: tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
-        lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
-            pretrained, else 0.01, for presets 0.02.
+        lr: relative step, 0 <= lr < 1; None: 0.03 for adapters such as LoRA (0.1 for prompts and
+            VeRA), 0.001 if the model looks pretrained, else 0.01, for presets 0.02. What an adapted
+            model trains beside its adapters follows 0.001 at most, but for the head of a task.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see ``Fromage`` and ``Madam``. They win over a preset's,
@@ -95,7 +105,7 @@ def plan(
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") == "spectral":
-            spectral.append({"direction": "spectral", "params": [entry.param]})
+            spectral.append({**own, "params": [entry.param]})
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
     if spectral and preset is None:
         check_spectral(spectral)

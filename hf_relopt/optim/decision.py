@@ -13,6 +13,7 @@ from hf_relopt.backends.batch import Decision, compute_dtype
 from hf_relopt.lns.rounding import noise_keys
 from hf_relopt.optim.options import OPTIONS
 from hf_relopt.optim.rules import MEMORIES, RULES, Facts, Rule
+from hf_relopt.rules import fromage
 from hf_relopt.sharding import WholeNorms
 
 # A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
@@ -100,9 +101,26 @@ def _advanced(
     return new
 
 
-def with_anchors(anchor_norm: Tensor, param_norm: Tensor, finite: Tensor) -> Tensor:
-    """Make the anchors that are missing where the gradient is usable."""
-    norm = torch.where(param_norm > 0, param_norm.clamp(*_FLOAT32_RANGE), 0.0)
+def with_anchors(
+    anchor_norm: Tensor,
+    param_norm: Tensor,
+    finite: Tensor,
+    share: Tensor | None = None,
+    least: float = 0.0,
+) -> Tensor:
+    """Make the anchors that are missing where the gradient is usable.
+
+    Args:
+        share: of parts of tensors, what each would have of its tensor's norm; with ``least``, see
+            rules/fromage.py.
+    """
+    norm = _in_float32(param_norm)
+    if share is not None:
+        norm = fromage.part_anchor(norm, _in_float32(share), least)
     fresh = torch.isnan(anchor_norm) & finite
     # Through float32, so that the first step sees what is kept.
     return torch.where(fresh, norm.to(torch.float32).to(norm.dtype), anchor_norm)
+
+
+def _in_float32(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, norm.clamp(*_FLOAT32_RANGE), 0.0)

@@ -14,7 +14,7 @@ from hf_relopt.optim.options import OPTIONS
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import SCALARS, anchors
 from hf_relopt.presets import PRESETS, rule_of_name
-from hf_relopt.roles import is_vector
+from hf_relopt.roles import steps_as_vector
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -46,7 +46,7 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
         ranks: parts into which FSDP2 cuts the first dimension of each weight, at least 1.
     """
     trained = [
-        (_state({**plan.options, **entry.options}, entry.param, ranks), held(entry.param, ranks))
+        (_state(plan.options_of(entry), entry.param, ranks), held(entry.param, ranks))
         for entry in plan.entries
     ]
     computed = [held(entry.param, ranks) for entry in (*plan.entries, *plan.skipped)]
@@ -69,14 +69,14 @@ def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int]:
 def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int, int]:
     """Bytes of state for each entry of a weight, and for the tensor."""
     options = OPTIONS[given["rule"]]
-    group = {"rule": given["rule"]}
+    group = {"rule": given["rule"], "role": given.get("role")}
     group.update({name: given.get(name, option.default) for name, option in options.items()})
     rule, per_entry, few = rule_of(group, param), 0, STATE_BYTES * len(SCALARS)
     for name in rule.buffers:
         half = name == "momentum" and group.get("momentum_dtype") is not None
         per_entry += STATE_BYTES // 2 if half else STATE_BYTES
     if rule.anchored:
-        by_row = group.get("scale") == "row" and not is_vector(param)
+        by_row = group.get("scale") == "row" and not steps_as_vector(group, param)
         # Anchors of rows lie where the rows do.
         few += STATE_BYTES * -(-anchors(group, param) // (ranks if by_row else 1))
     return per_entry, few

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.option import Option, flag, none_or, number, one_of, parse_bool
-from hf_relopt.roles import is_vector
+from hf_relopt.roles import steps_as_vector
 
 DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
 SCALES = ("tensor", "row", "block")
@@ -262,7 +262,7 @@ def check_frame(group: Mapping[str, Any]) -> None:
             if frame.is_paper:
                 continue
             raise no_shape_yet(name)
-        vector = is_vector(tensor)
+        vector = steps_as_vector(group, tensor)
         if not vector:
             frame.blocks(tensor.shape, name)
         if frame.sphere and (frame.direction == "gradient" or not vector):
@@ -284,7 +284,8 @@ def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:
         ConfigError: as above.
     """
     for group in groups:
-        if group.get("direction") == "spectral" and not all(map(is_vector, group["params"])):
+        vectors = (steps_as_vector(group, param) for param in group["params"])
+        if group.get("direction") == "spectral" and not all(vectors):
             return
     raise ConfigError(
         "direction is 'spectral', and none of the weights that would follow it is a matrix: there "

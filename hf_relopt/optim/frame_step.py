@@ -21,7 +21,7 @@ from hf_relopt.optim.memory import Framed, directions
 from hf_relopt.optim.places import Places
 from hf_relopt.optim.rows import step_rows
 from hf_relopt.optim.spectral import make_spectral
-from hf_relopt.roles import is_vector
+from hf_relopt.roles import steps_as_vector
 from hf_relopt.sharding import cut_of, is_sharded, parts_of, rows_are_whole
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
@@ -70,7 +70,7 @@ def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> No
         UnsupportedSetup: a spectral matrix that is sharded over several dimensions of its mesh, or
             rows that are sharded.
     """
-    if group["rule"] != "fromage" or is_vector(param):
+    if group["rule"] != "fromage" or steps_as_vector(group, param):
         return
     frame = frame_of(group)
     if frame.direction == "spectral":

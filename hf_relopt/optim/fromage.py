@@ -29,7 +29,9 @@ class Fromage(RelativeOptimizer):
             "adam", the momentum over the root of the second moment. State is 0, 4, 4 and 8 bytes
             per weight.
         scale: the norm is that of the full "tensor", of each "row" (index of the first dimension,
-            for embeddings; rows without gradient are left alone), or of each "block".
+            for embeddings; rows without gradient are left alone), or of each "block". A row or a
+            block that starts with much less than its share of the tensor's norm, as a new token's
+            row does, is stepped as if it had that share, at 10 times ``lr`` up to 0.01.
         bound: "sphere" keeps each norm as it was at the first step; None leaves it to ``p_bound``.
         p_bound: largest norm of a weight in units of its norm at the first step, > 0; None for no
             bound under the paper's rule, and for 4.0 in all other cases, where successive steps may

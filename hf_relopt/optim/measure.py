@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import widest
-from hf_relopt.roles import is_vector
+from hf_relopt.roles import steps_as_vector
 from hf_relopt.sharding import local, sum_over_shards
 
 # A weight is at its bound if it is there to within float32 rounding.
@@ -40,7 +40,11 @@ class Seen:
     def by_row(self) -> bool:
         """True if each row has a bound of its own."""
         in_rows = self.group.get("scale") == "row"
-        return in_rows and rule_of(self.group, self.param).framed and not is_vector(self.param)
+        return (
+            in_rows
+            and rule_of(self.group, self.param).framed
+            and not steps_as_vector(self.group, self.param)
+        )
 
     @property
     def anchor_norm(self) -> Tensor:

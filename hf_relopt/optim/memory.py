@@ -15,10 +15,11 @@ from hf_relopt.lns.rounding import ROUNDED_DTYPES
 from hf_relopt.optim.decision import GroupRule
 from hf_relopt.optim.frame import VECTOR_BETA, VECTOR_DECAY, Frame, frame_of
 from hf_relopt.optim.places import Places
-from hf_relopt.optim.rules import MEMORIES, memory_of
+from hf_relopt.optim.rules import MEMORIES, memory_of, rule_of
 from hf_relopt.optim.state import State, rate_of, widest
+from hf_relopt.roles import is_vector
 from hf_relopt.rules import direction
-from hf_relopt.sharding import local, local_grad
+from hf_relopt.sharding import Sums, local, local_grad
 
 # The memory is rounded with noise of its own: numbers beyond those of any parameter.
 _MEMORY_NUMBERS = 2**32
@@ -29,7 +30,8 @@ class Framed:
     """Parameters of one group, device and dtype whose gradients are taken in.
 
     ``work`` is what the memory took in; ``learn`` and ``finite`` are bool [T]: was the gradient
-    usable, and was it finite? ``anchored``: are all anchors known to be made?
+    usable, and was it finite? ``anchored``: are all anchors known to be made? Where they are not,
+    ``param_norm`` [T] are the norms of the whole tensors.
     """
 
     group: Mapping[str, Any]
@@ -40,6 +42,7 @@ class Framed:
     learn: Tensor
     finite: Tensor
     anchored: bool
+    param_norm: Tensor | None = None
 
     @property
     def lr(self) -> Tensor:
@@ -54,7 +57,7 @@ class Framed:
     @property
     def memory(self) -> str:
         """What the parameters remember: an entry of MEMORIES."""
-        memory = memory_of(self.frame, self.params[0])
+        memory = memory_of(self.group, self.params[0])
         assert memory is not None
         return memory
 
@@ -70,6 +73,7 @@ class Framed:
             self.learn[chosen],
             self.finite[chosen],
             self.anchored,
+            None if self.param_norm is None else self.param_norm[chosen],
         )
 
 
@@ -78,11 +82,12 @@ def memory_work(
     params: Sequence[Tensor],
     indices: Sequence[int],
     states: Sequence[State],
+    sums: Sums,
     places: Places,
 ) -> Work:
     """The work of taking gradients in: the memory is what changes."""
     frame, device = frame_of(group), params[0].device
-    memory = memory_of(frame, params[0])
+    memory = memory_of(group, params[0])
     assert memory is not None
     rule = MEMORIES[memory]
     remembered = [local(state["momentum"]) for state in states] if rule.buffers else None
@@ -106,12 +111,20 @@ def memory_work(
         numel=constant(tuple(param.numel() for param in params), widest(device), device),
         index=constant(numbers, torch.int64, device) if noisy else None,
         lr=rate_of(group, device),
-        sums="grad",
+        sums=sums,
         decide=GroupRule.of(group, dtype, memory),
         update=rule.update,
         constants=constants,
         maximize=group["maximize"],
     )
+
+
+def summed(
+    work: Work, group: Mapping[str, Any], params: Sequence[Tensor], _: Sequence[int]
+) -> Sequence[Tensor]:
+    """Whose norms ``work`` sums beside its gradients': the weights', and never a memory's."""
+    of_weights = work.sums == "norms" and rule_of(group, params[0]).framed
+    return [local(param) for param in params] if of_weights else work.params
 
 
 def take_in(work: Work, decision: Decision, apply: Callable[[Batch], None]) -> None:
@@ -152,4 +165,13 @@ def _adam(batch: Framed, momenta: Sequence[Tensor]) -> list[Tensor]:
     counts = constant(tuple(sizes), torch.int64, momenta[0].device)
     first, second = (c.repeat_interleave(counts, output_size=sum(sizes)) for c in corrections)
     together = end_to_end(momenta), end_to_end(seconds)
-    return apart(direction.adam(*together, correction1=first, correction2=second), momenta)
+    found = apart(direction.adam(*together, correction1=first, correction2=second), momenta)
+    return [
+        towards if is_vector(param) else _where_touched(towards, param)
+        for towards, param in zip(found, batch.params, strict=True)
+    ]
+
+
+def _where_touched(towards: Tensor, param: Tensor) -> Tensor:
+    """Biases of experts, or of positions: those that nothing has met in this step rest."""
+    return torch.where(local_grad(param) != 0, towards, 0.0)

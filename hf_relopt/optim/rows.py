@@ -52,7 +52,11 @@ def _step(batch: Framed, t: int, direction: Tensor, place: Place | None, noisy: 
     touched = local_grad(batch.params[t]).flatten(1).count_nonzero(dim=1) > 0
     anchors = kept.to(wide)
     if not batch.anchored:
-        anchors = with_anchors(anchors, param_norm, batch.finite[t])
+        assert batch.param_norm is not None
+        # Of the whole tensor, of whose rows this rank may have some.
+        share = batch.param_norm[t] / len(batch.params[t]) ** 0.5
+        least = fromage.PLACEHOLDER_ROW
+        anchors = with_anchors(anchors, param_norm, batch.finite[t], share, least)
         kept.copy_(anchors)
     coefficients = fromage.coefficients(
         lr=batch.lr,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hf_relopt.backends.batch import Update
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.frame import Frame, frame_of
-from hf_relopt.roles import is_vector
+from hf_relopt.optim.frame import frame_of
+from hf_relopt.roles import steps_as_vector
 from hf_relopt.rules import adamw, direction, fromage, madam
 from hf_relopt.sharding import Sums, WholeNorms
 
@@ -123,7 +123,7 @@ def _framed_largest_norm(anchor_norm: Tensor, group: Mapping[str, Any]) -> Tenso
 def _largest_norm(anchor_norm: Tensor, p_bound: float | None) -> Tensor:
     if p_bound is None:
         return _no_bound(anchor_norm)
-    return torch.where(anchor_norm > 0, p_bound * anchor_norm, torch.inf)
+    return torch.where(anchor_norm != 0, p_bound * anchor_norm.abs(), torch.inf)
 
 
 def _madam_largest_entry(anchor_norm: Tensor, numel: int, group: Mapping[str, Any]) -> Tensor:
@@ -203,11 +203,14 @@ MEMORIES: dict[str, Rule] = {
 }
 
 
-def memory_of(frame: Frame, param: Tensor) -> str | None:
+def memory_of(group: Mapping[str, Any], param: Tensor) -> str | None:
     """The entry of MEMORIES that ``param`` has in a Fromage group; None: the paper's rule."""
-    if frame.is_paper or (frame.direction == "gradient" and is_vector(param)):
+    frame = frame_of(group)
+    if frame.is_paper:
         return None
-    return "vector" if is_vector(param) else frame.direction
+    if not steps_as_vector(group, param):
+        return frame.direction
+    return None if frame.direction == "gradient" else "vector"
 
 
 def require_rule(rule: Any) -> str:
@@ -228,5 +231,5 @@ def rule_of(group: Mapping[str, Any], param: Tensor) -> Rule:
     """What ``param`` follows as a member of ``group``."""
     if group["rule"] != "fromage":
         return RULES[group["rule"]]
-    memory = memory_of(frame_of(group), param)
+    memory = memory_of(group, param)
     return RULES["fromage"] if memory is None else MEMORIES[memory]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_relopt.optim.frame import frame_of
 from hf_relopt.optim.rules import rule_of
-from hf_relopt.roles import is_vector
+from hf_relopt.roles import steps_as_vector
 from hf_relopt.sharding import one_per_row
 
 State = dict[str, Tensor]
@@ -28,7 +28,12 @@ def new_state(group: Mapping[str, Any], param: Tensor) -> State:
     """
     rule = rule_of(group, param)
     state = {name: torch.zeros((), dtype=torch.float32, device=param.device) for name in SCALARS}
-    if rule.anchored and rule.framed and frame_of(group).scale == "row" and not is_vector(param):
+    if (
+        rule.anchored
+        and rule.framed
+        and frame_of(group).scale == "row"
+        and not steps_as_vector(group, param)
+    ):
         state["anchor_norm"] = one_per_row(param, float("nan"))
     elif rule.anchored:
         state["anchor_norm"] = torch.full(
@@ -42,7 +47,7 @@ def new_state(group: Mapping[str, Any], param: Tensor) -> State:
 
 def anchors(group: Mapping[str, Any], param: Tensor) -> int:
     """How many anchors a tensor of an anchored rule has: one, or one per block or row."""
-    if not rule_of(group, param).framed or is_vector(param):
+    if not rule_of(group, param).framed or steps_as_vector(group, param):
         return 1
     frame = frame_of(group)
     return param.shape[0] if frame.scale == "row" else len(frame.blocks(param.shape))

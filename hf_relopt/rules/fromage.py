@@ -17,12 +17,33 @@ a tensor that started at zero or a vector, takes steps of a fixed length:
 
     W <- W - eta * R * U/|U|,     R = floor           started at zero
     W <- W - eta * s * U,         s = max(RMS(W0), min_scale)     a vector, U = m/sqrt(v)
+
+Where a part of a tensor is stepped by its own norm, its first one may say nothing: the row of a
+new token is the mean of the others, a tenth as long; an expert may start at zero beside others. A
+part P, of n of the tensor's N entries, has a share T of its norm, and is a placeholder if it has
+much less:
+
+    T = |W0| * sqrt(n/N),     |P0| < T/2 (a row), < T/10 (a block)
+
+It is stepped as others are whose norms are T, and sooner, since it has learnt nothing yet:
+
+    R = max(|P|, T),     eta' = max(eta, min(10 eta, 0.01)),     |P'| <= p_bound * T; sphere: <= T
+
+Its anchor is -T: the sign says which parts these are. A tensor that is all zero has none.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+# Rows are many and alike. Of MiniLM's 30,522 those below half are the tokens that were never
+# trained, all at one place; rows that are drawn at random are all above it.
+PLACEHOLDER_ROW = 0.5
+# Blocks are few and may differ: a trained model's values are half as long as its queries, or less.
+PLACEHOLDER_BLOCK = 0.1
+# How many times the rate untrained weights follow in a model that is fine-tuned, and to what rate.
+AHEAD, UNTRAINED_LR = 10.0, 0.01
 
 
 def coefficients(
@@ -42,23 +63,27 @@ def coefficients(
     Args:
         param_norm, grad_norm: |W| and |U|.
         cosine: <W, U> / (|W| |U|); needed only with ``p_bound`` or ``sphere``.
-        anchor_norm: |W0|; 0 marks a tensor that started at zero.
+        anchor_norm: |W0|; 0 marks a tensor that started at zero, -T a placeholder.
         floor: min_scale * sqrt(n), the least reference norm of a zero-start tensor.
         p_bound: the largest |W'| / |W0|, or None.
         sphere: |W'| = |W0|; ``p_bound`` is None then.
         framed: is this anything but the paper's rule, with or without p_bound?
     """
-    growth = torch.sqrt(1 + lr * lr)
     zero_start = anchor_norm == 0
-    from_zero = floor if framed else torch.maximum(param_norm, floor)
-    reference = torch.where(zero_start, from_zero, param_norm)
+    if framed:
+        lr = torch.where(anchor_norm < 0, untrained_lr(lr), lr)
+        # -anchor_norm is T of a placeholder, and below any norm for others.
+        reference = torch.where(zero_start, floor, torch.maximum(param_norm, -anchor_norm))
+    else:
+        reference = torch.where(zero_start, torch.maximum(param_norm, floor), param_norm)
+    growth = torch.sqrt(1 + lr * lr)
     # 1 - 1/growth without cancellation: written as 1/growth it would be rounded to float32 the same
     # way in every step, and a thousand such roundings add up.
     shrink = lr * lr / (growth * (1 + growth))
     move = lr * reference / growth
     if p_bound is not None or sphere:
         assert cosine is not None
-        scale = bound_scale(lr, growth, param_norm, cosine, anchor_norm, p_bound)
+        scale = bound_scale(lr, growth, param_norm, reference, cosine, anchor_norm, p_bound)
         if not framed:
             scale = torch.where(zero_start, 1.0, scale)
         shrink = shrink + (1 - scale) / growth
@@ -73,21 +98,42 @@ def bound_scale(
     lr: Tensor,
     growth: Tensor,
     param_norm: Tensor,
+    reference: Tensor,
     cosine: Tensor,
     anchor_norm: Tensor,
     p_bound: float | None,
 ) -> Tensor:
-    """The factor <= 1 that brings |W'| back to ``p_bound * anchor_norm``; None: to |W0| itself.
+    """The factor <= 1 that brings |W'| back to ``p_bound * |W0|``; None: to |W0| itself.
 
-    |W'|^2 = |W|^2 (1 - 2 eta cos + eta^2) / (1 + eta^2), so the bound needs no look at W'. The
-    root of the denominator is ``growth``.
+    |W'|^2 = R^2 (q^2 - 2 eta q cos + eta^2) / (1 + eta^2) with q = |W|/R, so the bound needs no
+    look at W'. The root of the denominator is ``growth``; q is 1 but for a placeholder, which has T
+    for |W0| and is not stretched to it.
     """
-    # cos may exceed 1 by a rounding, and the bracket is (1 - eta)^2 > 0 there: clamp, never NaN.
-    square = (1 + lr * (lr - 2 * cosine)).clamp(min=0)
-    new_norm = param_norm * torch.sqrt(square) / growth
-    largest = anchor_norm if p_bound is None else p_bound * anchor_norm
+    q = torch.where(reference > 0, param_norm / reference, 1.0)
+    # cos may exceed 1 by a rounding, and the bracket is (q - eta)^2 there: clamp, never NaN.
+    square = (q * q + lr * (lr - 2 * q * cosine)).clamp(min=0)
+    new_norm = reference * torch.sqrt(square) / growth
+    size = anchor_norm.abs()
+    largest = size if p_bound is None else p_bound * size
     scale = torch.where(new_norm > 0, largest / new_norm, 1.0)
-    return scale if p_bound is None else scale.clamp(max=1.0)
+    held = scale.clamp(max=1.0)
+    return held if p_bound is not None else torch.where(anchor_norm < 0, held, scale)
+
+
+def part_anchor(part_norm: Tensor, share: Tensor, least: float) -> Tensor:
+    """The anchor of a part of a tensor: |P0|, or -T for a placeholder.
+
+    Args:
+        part_norm: |P0|.
+        share: T, the norm that the part would have if the tensor's were evenly spread.
+        least: PLACEHOLDER_ROW or PLACEHOLDER_BLOCK.
+    """
+    return torch.where(part_norm < least * share, -share, part_norm)
+
+
+def untrained_lr(lr: Tensor) -> Tensor:
+    """What untrained weights follow in a model whose rate is ``lr``: ten times that, up to 0.01."""
+    return torch.maximum(lr, (AHEAD * lr).clamp(max=UNTRAINED_LR))
 
 
 def vector_coefficients(

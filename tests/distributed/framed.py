@@ -177,6 +177,37 @@ def shared_portions_have_work_for_every_process() -> None:
             assert seen == [1] * 16, "some process had two matrices of a portion, or none"
 
 
+def placeholders_are_the_same_on_every_rank() -> None:
+    """What a row is held against is the whole table, and the first gradient may be none.
+
+    Seven rows: with three ranks one has a single row, with four tensors some have none.
+    """
+    mesh, ranks = world(), dist.get_world_size()
+    for shape, options in (
+        ((7, 16), {"direction": "momentum", "scale": "row"}),
+        ((ranks - 1 or 1, 16), {"scale": "row"}),
+        ((5, 4, 4), {"direction": "spectral", "scale": "block"}),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        first = torch.randn(shape, generator=generator)
+        first[-1] *= 0.01
+        first[len(first) // 2] = 0.0 if len(first) > 2 else first[len(first) // 2]
+        one = nn.Parameter(first.clone())
+        many = nn.Parameter(distribute_tensor(first.clone(), mesh, [Shard(0)]))
+        pair = [Fromage([param], 1e-3, **options) for param in (one, many)]
+        for step in range(4):
+            grad = torch.randn(shape, generator=generator)
+            grad[0] = torch.nan if step == 0 else grad[0]
+            one.grad, many.grad = grad, distribute_tensor(grad.clone(), mesh, [Shard(0)])
+            for optimizer in pair:
+                optimizer.step()
+        anchors = [optimizer.state_dict()["state"][0]["anchor_norm"] for optimizer in pair]
+        found = anchors[1].full_tensor() if isinstance(anchors[1], DTensor) else anchors[1]
+        assert torch.equal(found, anchors[0]), (found, anchors[0])
+        assert bool((anchors[0] < 0).any()) is (len(first) > 1)
+        torch.testing.assert_close(many.full_tensor(), one, rtol=1e-5, atol=1e-6)
+
+
 def whole_experts_stay_where_they_are() -> None:
     """Five experts, cut by expert: no rank needs another's."""
     mesh = world()
@@ -277,6 +308,7 @@ ON_ANY = (
     the_work_is_spread,
     copies_share_the_work,
     shared_portions_have_work_for_every_process,
+    placeholders_are_the_same_on_every_rank,
     whole_experts_stay_where_they_are,
     spectral_models_train_alike,
 )
@@ -292,6 +324,7 @@ ON_THREE = (
     the_work_is_spread,
     copies_share_the_work,
     shared_portions_have_work_for_every_process,
+    placeholders_are_the_same_on_every_rank,
 )
 CHECKS = {2: ON_ANY, 3: ON_THREE, 4: ON_FOUR}
 

@@ -9,8 +9,14 @@ U  =  g                                                 "gradient"
 W  <- (W - lr |W| U/|U|) / sqrt(1 + lr^2)               of the tensor, of each row or of each block
 
 Then the bound: |W| <= p_bound |W_0|, or |W| = |W_0| ("sphere", which takes the place of the root).
-A part (tensor, row, block) that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U|; a row or
-an expert without a gradient in this step stays. Vectors under any direction but "gradient" are
+A tensor that starts at zero goes W <- W - lr min_scale sqrt(n) U/|U| in each part; a row or an
+expert without a gradient in this step stays. A part with less than its share T = |W_0| sqrt(n/N)
+of another tensor's norm, a row with less than T/2 or a block with less than T/10, is a placeholder,
+whose anchor is -T:
+
+P  <- (P - r R U/|U|) / sqrt(1 + r^2),  R = max(|P|, T),  r = max(lr, min(10 lr, 0.01))
+
+and then |P| <= p_bound T, or |P| <= T on the sphere. Vectors under any direction but "gradient" are
 stepped entry by entry: W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
 """
 
@@ -81,6 +87,20 @@ def parts(
     return np.split(weight, np.cumsum(split_sizes)[:-1], axis=dim)
 
 
+def anchors_of(
+    weight: Array,
+    scale: str,
+    split_dim: int | None = None,
+    split_sizes: int | Sequence[int] | None = None,
+) -> Array:
+    """The first norm of each part, or -T of a placeholder."""
+    each = parts(weight, scale, split_dim, split_sizes)
+    norms = np.array([norm(part) for part in each])
+    shares = norm(weight) * np.sqrt([part.size / max(weight.size, 1) for part in each])
+    least = {"tensor": 0.0, "row": 0.5, "block": 0.1}[scale]
+    return np.where(norms < least * shares, -shares, norms)
+
+
 def frame(
     weight: Array,
     grads: Sequence[Array | None],
@@ -118,7 +138,7 @@ def frame(
         return parts(array, scale, split_dim, split_sizes)
 
     def anchors(array: Array) -> Array:
-        return np.array([norm(part) for part in of_parts(array)])
+        return anchors_of(array, scale, split_dim, split_sizes)
 
     for grad, common in zip(grads, rates(lr, len(grads)), strict=True):
         eta = common * (1.0 if lr_factor is None else lr_factor)
@@ -194,9 +214,14 @@ def _step(
         if not paper:
             return w - eta * floor * unit
         return (w - eta * max(norm(w), floor) * unit) / np.sqrt(1.0 + eta**2)
-    new = w - eta * norm(w) * unit
-    if bound == "sphere":
+    reference = norm(w)
+    if anchor < 0.0:
+        reference, eta = max(reference, -anchor), max(eta, min(10.0 * eta, 0.01))
+    new = w - eta * reference * unit
+    if bound == "sphere" and anchor > 0.0:
         return new * (anchor / norm(new))
     new = new / np.sqrt(1.0 + eta**2)
-    size, largest = norm(new), np.inf if p_bound is None else p_bound * anchor
+    if bound == "sphere":
+        p_bound = 1.0
+    size, largest = norm(new), np.inf if p_bound is None else p_bound * abs(anchor)
     return new * (largest / size) if size > largest else new
