@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
@@ -113,8 +114,9 @@ def build(
             ``rule``, the rule's own options, or ``skip: True`` for no training. Later ones win.
 
     Raises:
-        ConfigError: an override matches no trainable weight.
+        ConfigError: an override matches no trainable weight, or a weight has no shape yet.
     """
+    refuse_lazy(model)
     overrides = dict(overrides or {})
     used: set[str] = set()
     entries: list[Entry] = []
@@ -150,6 +152,16 @@ def build(
                 else f"The override {target!r} matches nothing: the model has no trainable weight."
             )
     return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}), lr)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise ConfigError for a model with weights that have no shape yet."""
+    for name, param in model.named_parameters():
+        if is_lazy(param):
+            raise ConfigError(
+                f"{name} has no shape yet: a lazy module makes its weights in its first forward "
+                "pass. Run the model once on a small batch before the optimizer is made."
+            )
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -32,8 +32,11 @@ def check_arguments(args: Any) -> None:
         _refuse_fsdp1(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
 
 
-def check_launch(model: nn.Module) -> None:
+def check_launch(model: nn.Module | None) -> None:
     """Refuse what Accelerate's state and the model show when the optimizer is made.
+
+    Args:
+        model: None if nobody knows it.
 
     Raises:
         UnsupportedSetup: ZeRO stage 1 or more, FSDP1, Megatron, or several processes of which
@@ -61,7 +64,8 @@ def check_launch(model: nn.Module) -> None:
             "would train a model of its own. An FSDP configuration on a machine without an "
             "accelerator does this. Use torchrun there, or a configuration of type MULTI_CPU (DDP)."
         )
-    check_model(model)
+    if model is not None:
+        check_model(model)
 
 
 def check_declared(kind: str, fsdp_version: str, deepspeed: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from hf_relopt import groups
 from hf_relopt.errors import ConfigError
 from hf_relopt.groups import Overrides, Plan
+from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.frame import check_spectral
 from hf_relopt.optim.fromage import Fromage
@@ -25,21 +28,11 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
     **dict.fromkeys(PRESETS, Fromage),
 }
 
-FROM_SCRATCH_LR = 0.01
-FINE_TUNING_LR = 0.001
-ADAPTER_LR = 0.03
-
 
 def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
-    """The rate if nobody gives one, and why."""
-    if groups.has_adapters(model):
-        return ADAPTER_LR, "the model has LoRA adapters to train, which start from zero"
-    pretrained, evidence = groups.looks_pretrained(model)
-    if pretrained:
-        return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
-    preset = PRESETS.get(optim)
-    lr = preset.from_scratch_lr if preset else FROM_SCRATCH_LR
-    return lr, f"the model looks untrained: {evidence}"
+    """The learning rate if nobody gives one, and why."""
+    look = learning_rates.look_at(model)
+    return learning_rates.default_for(look, optim), f"{look.words}: {look.evidence}"
 
 
 def plan(
@@ -66,6 +59,7 @@ def plan(
         ConfigError: an unknown name, a bad option, or an override that matches nothing.
     """
     check_name(optim)
+    _require_model(model)
     rule = rule_of_name(optim)
     for name in options:
         if name not in OPTIONS[rule] or name == "lr":
@@ -99,11 +93,18 @@ def create_optimizer(
 ) -> RelativeOptimizer:
     """The optimizer for ``model``, for a plain or Accelerate loop; arguments as in :func:`plan`.
 
+    Warns (UserWarning) of a learning rate with which nothing would be learned, such as AdamW's.
+
     Raises:
         ConfigError: an unknown name, a bad option, an override that matches nothing, or a model
             without trainable weights.
     """
-    return from_plan(plan(model, optim, lr, overrides=overrides, **options))
+    chosen = plan(model, optim, lr, overrides=overrides, **options)
+    look = functools.partial(learning_rates.look_at, model)
+    given = lr is not None
+    for remark in learning_rates.remarks(chosen, overrides, lr_is_given=given, look=look):
+        warnings.warn(remark, UserWarning, stacklevel=2)
+    return from_plan(chosen)
 
 
 def from_plan(chosen: Plan) -> RelativeOptimizer:
@@ -124,6 +125,18 @@ def check_name(optim: str) -> None:
         near = difflib.get_close_matches(str(optim), OPTIMIZERS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Use one of these."
         raise ConfigError(f"optim is {optim!r}; hf_relopt has {', '.join(OPTIMIZERS)}. {hint}")
+
+
+def _require_model(model: Any) -> None:
+    """Raise ConfigError for parameters in place of the model that holds them."""
+    if isinstance(model, nn.Module):
+        return
+    raise ConfigError(
+        f"model is of type {type(model).__name__}; a plan is made of a model, whose modules say "
+        "what each weight is for. Pass the model (torch.nn.Module) in place of "
+        "model.parameters(), and freeze what is not to be trained. Parameters alone, without a "
+        "plan: Fromage(params) or Madam(params)."
+    )
 
 
 def check_request(optim: str, options: Mapping[str, Any]) -> None:

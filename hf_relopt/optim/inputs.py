@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.options import check_options, check_rate
@@ -38,7 +39,10 @@ def as_list(params: Any) -> list[Any]:
 
 
 def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse complex parameters, and those that are in this group or in ``others`` already."""
+    """Refuse complex parameters, and those that are in this group or in ``others`` already.
+
+    Parameters without names get numbers for names if those in ``others`` have names.
+    """
     if isinstance(group["params"], set):
         raise _unordered()
     group["params"] = _listed(group["params"])
@@ -48,6 +52,11 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
             raise ConfigError(
                 f"A parameter is of type {type(param).__name__}; an optimizer takes tensors, "
                 "(name, tensor) pairs or groups of them. Pass model.parameters()."
+            )
+        if is_lazy(param):
+            raise ConfigError(
+                "A parameter has no shape yet: a lazy module makes its weights in its first "
+                "forward pass. Run the model once before the optimizer is made."
             )
         if param.is_complex():
             raise ConfigError(
@@ -60,6 +69,19 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
                 "take two steps in one. List each tensor once (tied weights are one tensor)."
             )
         seen.add(param)
+    _name_as_others(group, others)
+
+
+def _name_as_others(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Number the tensors of a group without names that joins groups with names.
+
+    torch would refuse it. Plans name their weights, and callbacks add what they thaw without names.
+    """
+    named = any(isinstance(param, tuple) for param in group["params"]) or "param_names" in group
+    if named or not any("param_names" in other for other in others):
+        return
+    params = enumerate(group["params"])
+    group["params"] = [(f"param_groups.{len(others)}.{n}", param) for n, param in params]
 
 
 def _listed(params: Any) -> list[Any]:

@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from hf_relopt import RelOptTrainer, UnsupportedSetup, create_optimizer
 from hf_relopt.errors import ConfigError
-from hf_relopt.hf.arguments import resolve_lr
 from hf_relopt.hf.checkpoints import find_fault
+from hf_relopt.hf.learning_rate import look_as_rank_zero
 from hf_relopt.optim.create import default_lr
 from tests.distributed.ranks import run_checks
 from tests.hf.tiny import arguments, gpt2, rows
@@ -217,7 +217,7 @@ def ddp_and_fsdp2_go_on_from_each_other() -> None:
                 torch.testing.assert_close(tensor, expected[name], rtol=close, atol=close, msg=name)
 
 
-def all_ranks_take_the_rate_of_the_one_that_has_weights() -> None:
+def all_ranks_see_what_the_one_sees_that_has_weights() -> None:
     """cpu_ram_efficient_loading: on other ranks than the first the model is on the meta device."""
     stop_sharding()
     args = arguments(FOLDER / "meta", optim="fromage")
@@ -229,7 +229,7 @@ def all_ranks_take_the_rate_of_the_one_that_has_weights() -> None:
     if dist.get_rank() > 0:
         model.to("meta")
         assert default_lr(model, "fromage")[0] == 0.001, "it is judged by where it comes from"
-    assert resolve_lr(args, "fromage", model, None) == 0.01, "its norm gains are untrained"
+    assert look_as_rank_zero(model).situation == "untrained", "its norm weights are"
     del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
 
 
@@ -300,7 +300,7 @@ CHECKS = (
     another_directions_shards_are_refused,
     accelerate_loop_swaps_the_tensors,
     ddp_and_fsdp2_go_on_from_each_other,
-    all_ranks_take_the_rate_of_the_one_that_has_weights,
+    all_ranks_see_what_the_one_sees_that_has_weights,
     evaluate_before_train_is_refused,
     recipe_trains_and_goes_on,
 )

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from hf_relopt.hf import log
+
 
 class Said(logging.Handler):
     """Every message of hf_relopt, and the levels they came with."""
@@ -27,6 +29,7 @@ class Said(logging.Handler):
 @pytest.fixture
 def said() -> Iterator[Said]:
     handler = Said()
+    log._said.clear()  # what an earlier test heard is news here
     logger = logging.getLogger("hf_relopt")
     logger.addHandler(handler)
     yield handler

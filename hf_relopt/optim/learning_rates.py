@@ -1,0 +1,180 @@
+"""Which learning rates make sense: by optimizer, and by what is trained.
+
+The ranges are measured: docs/coming-from-adamw.md says where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from hf_relopt import groups
+from hf_relopt.groups import Entry, Overrides, Plan
+from hf_relopt.presets import PRESETS, rule_of_name
+
+FROM_SCRATCH_LR = 0.01
+FINE_TUNING_LR = 0.001
+ADAPTER_LR = 0.03
+
+Situation = Literal["untrained", "pretrained", "adapters"]
+
+
+class Look(NamedTuple):
+    """What a look at a model says of it, and the evidence in words."""
+
+    situation: Situation
+    evidence: str
+
+    @property
+    def words(self) -> str:
+        """Why the default learning rate is what it is, in a few words."""
+        if self.situation == "adapters":
+            return "the model has LoRA adapters to train"
+        return f"the model looks {self.situation}"
+
+
+class Range(NamedTuple):
+    """Learning rates that did well, and how far beyond them nothing can be expected."""
+
+    low: float
+    high: float
+
+    @property
+    def least(self) -> float:
+        """Below it next to nothing moves in a run of usual length."""
+        return self.low / 5
+
+    @property
+    def most(self) -> float:
+        """Above it weights are thrown about: fine-tuning at 0.01 ended at chance."""
+        return self.high * 3
+
+
+_FROM_SCRATCH = {"fromage": Range(0.01, 0.03), "madam": Range(0.01, 0.05)}
+_FINE_TUNING = {"fromage": Range(0.001, 0.003), "madam": Range(0.001, 0.003)}
+_ADAPTERS = Range(0.01, 0.03)
+# Of a part of the weights: a new head has 0.01 in fine-tuning.
+_ANYWHERE = Range(0.001, 0.05)
+
+
+def look_at(model: nn.Module) -> Look:
+    """Say whether the model is untrained or pretrained, or adapters are trained on it.
+
+    Raises:
+        ConfigError: a lazy module has not made its weights yet.
+    """
+    groups.refuse_lazy(model)
+    if groups.has_adapters(model):
+        return Look("adapters", "LoRA adapters start from zero")
+    pretrained, evidence = groups.looks_pretrained(model)
+    return Look("pretrained" if pretrained else "untrained", evidence)
+
+
+def default_for(look: Look, optim: str) -> float:
+    """The learning rate if nobody gives one."""
+    if look.situation == "adapters":
+        return ADAPTER_LR
+    if look.situation == "pretrained":
+        return FINE_TUNING_LR
+    preset = PRESETS.get(optim)
+    return preset.from_scratch_lr if preset else FROM_SCRATCH_LR
+
+
+def range_for(look: Look, optim: str) -> Range:
+    """The learning rates that did well."""
+    if look.situation == "adapters":
+        return _ADAPTERS
+    if look.situation == "pretrained":
+        return _FINE_TUNING.get(optim, Range(0.001, 0.002))
+    return _FROM_SCRATCH.get(optim, Range(0.01, 0.04))
+
+
+def remark_on(lr: float, look: Look | None, optim: str) -> str | None:
+    """One sentence on a learning rate with which nothing would be learned; None for others.
+
+    Args:
+        lr: the peak of a schedule. 0 is no slip: it is said on purpose.
+        look: None if nobody knows the model.
+    """
+    name = f"learning rate {lr:g}"
+    if look is None:
+        return _remark(name, lr, _ANYWHERE, optim, "in most cases")
+    kind = {"untrained": "from scratch", "pretrained": "in fine-tuning", "adapters": "for LoRA"}
+    where = f"{kind[look.situation]}. Leave it out for {default_for(look, optim):g}"
+    return _remark(name, lr, range_for(look, optim), optim, where)
+
+
+def remark_on_part(lr: float, optim: str, name: str) -> str | None:
+    """The same for a part of the weights, which may be new where others are pretrained."""
+    where = "in most cases. Leave it out for that of the other weights"
+    return _remark(f"{name} is {lr:g}, which", lr, _ANYWHERE, optim, where)
+
+
+def _remark(name: str, lr: float, fit: Range, optim: str, where: str) -> str | None:
+    if lr == 0 or fit.least <= lr <= fit.most:
+        return None
+    does = (
+        "hardly moves anything: it looks like AdamW's"
+        if lr < fit.least
+        else f"changes weights by {lr:.0%} of their size in each step, and nothing can settle"
+    )
+    return (
+        f"{name} {does}. Under {optim} a learning rate is the size of a step relative to the "
+        f"weights; {fit.low:g} to {fit.high:g} make sense {where}."
+    )
+
+
+def remarks(
+    chosen: Plan,
+    overrides: Overrides | None,
+    *,
+    lr_is_given: bool,
+    look: Callable[[], Look] | None,
+) -> Iterator[str]:
+    """Sentences on learning rates that a user is unlikely to mean.
+
+    Args:
+        chosen: the plan with ``overrides``.
+        lr_is_given: the plan's own learning rate is the user's, not a default.
+        look: at the model. It reads norm weights, and gathers sharded ones, so it is called only
+            where there is something to say. None: nobody knows the model.
+    """
+    lr, optim = float(chosen.lr), chosen.optim
+    if lr_is_given and not _fits_everywhere(lr):
+        inner = {"matrix", "embedding", "conv", "lora"} & {entry.role for entry in chosen.entries}
+        # A head alone on a frozen model is new, whatever the model looks like.
+        here = look() if look is not None and inner else None
+        yield from filter(None, [remark_on(lr, here, optim)])
+    for target, changes in (overrides or {}).items():
+        rule = changes.get("rule", rule_of_name(optim))
+        if "lr" in changes and rule != "adamw":
+            yield from filter(None, [remark_on_part(float(changes["lr"]), optim, f"{target}.lr")])
+        if "lr" not in changes and rule == "adamw" and _lacks_lr(chosen, target, overrides or {}):
+            yield (
+                f"{target}.rule is adamw and {target}.lr is not given: AdamW runs there at "
+                f"{lr:g}, the relative learning rate of {optim}. Give it one of its own, such as "
+                f"{target}.lr=0.001 (AdamW's are most often 1e-5 to 3e-3)."
+            )
+
+
+def _fits_everywhere(lr: float) -> bool:
+    every = [*_FROM_SCRATCH.values(), *_FINE_TUNING.values()]
+    return lr == 0 or max(one.least for one in every) <= lr <= min(one.most for one in every)
+
+
+def _lacks_lr(chosen: Plan, target: str, overrides: Overrides) -> bool:
+    """Say whether a weight that ``target`` gives to AdamW follows the others' learning rate."""
+    return any(
+        entry.options["rule"] == "adamw"
+        and matches(target, entry)
+        and not any("lr" in own and matches(other, entry) for other, own in overrides.items())
+        for entry in chosen.entries
+    )
+
+
+def matches(target: str, entry: Entry) -> bool:
+    """Say whether an override's role or name pattern means this weight."""
+    return target == entry.role or any(fnmatchcase(n, target) for n in (entry.name, *entry.tied))
