@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +92,7 @@ def create_optimizer(
 ) -> RelativeOptimizer:
     """The optimizer for ``model``, for a plain or Accelerate loop; arguments as in :func:`plan`.
 
-    Warns (UserWarning) of a learning rate with which nothing would be learned, such as AdamW's.
+    Logs a warning of a learning rate with which nothing would be learned, such as AdamW's.
 
     Raises:
         ConfigError: an unknown name, a bad option, an override that matches nothing, or a model
@@ -103,7 +102,7 @@ def create_optimizer(
     look = functools.partial(learning_rates.look_at, model)
     given = lr is not None
     for remark in learning_rates.remarks(chosen, overrides, lr_is_given=given, look=look):
-        warnings.warn(remark, UserWarning, stacklevel=2)
+        learning_rates.warn_once(remark)
     return from_plan(chosen)
 
 

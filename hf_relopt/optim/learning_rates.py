@@ -5,6 +5,9 @@ The ranges are measured: docs/coming-from-adamw.md says where.
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
@@ -14,6 +17,8 @@ from torch import nn
 from hf_relopt import groups
 from hf_relopt.groups import Entry, Overrides, Plan
 from hf_relopt.presets import PRESETS, rule_of_name
+
+_logger = logging.getLogger("hf_relopt")
 
 FROM_SCRATCH_LR = 0.01
 FINE_TUNING_LR = 0.001
@@ -158,6 +163,13 @@ def remarks(
                 f"{lr:g}, the relative learning rate of {optim}. Give it one of its own, such as "
                 f"{target}.lr=0.001 (AdamW's are most often 1e-5 to 3e-3)."
             )
+
+
+@functools.cache
+def warn_once(remark: str) -> None:
+    """Log a remark, once in a process and on the main rank; it is advice, and breaks no run."""
+    if os.environ.get("RANK", "0") == "0":
+        _logger.warning("%s", remark)
 
 
 def _fits_everywhere(lr: float) -> bool:

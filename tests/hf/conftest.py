@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from hf_relopt.hf import log
+from hf_relopt.optim import learning_rates
 
 
 class Said(logging.Handler):
@@ -29,7 +30,9 @@ class Said(logging.Handler):
 @pytest.fixture
 def said() -> Iterator[Said]:
     handler = Said()
-    log._said.clear()  # what an earlier test heard is news here
+    # What an earlier test heard is news here.
+    log._said.clear()
+    learning_rates.warn_once.cache_clear()
     logger = logging.getLogger("hf_relopt")
     logger.addHandler(handler)
     yield handler
