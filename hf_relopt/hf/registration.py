@@ -8,6 +8,7 @@ work. Everything that leans on those insides is in this file.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from enum import Enum
 from types import ModuleType
@@ -18,8 +19,12 @@ from hf_relopt.hf import arguments, trainers
 from hf_relopt.hf.log import logger
 from hf_relopt.import_hook import is_finished
 from hf_relopt.optim.create import OPTIMIZERS
+from hf_relopt.version import __version__
 
-SUPPORTED = "5.4 to 5.23"
+# Major and minor version of the oldest and the newest transformers that the tests pass with. All
+# else that names them is derived from here, or held to it by tests/test_versions.py.
+OLDEST, NEWEST = (5, 4), (5, 24)
+SUPPORTED = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
 
 
 def register() -> None:
@@ -61,11 +66,33 @@ def require() -> None:
         UnsupportedSetup: this Transformers keeps its optimizers elsewhere.
     """
     register()
+    _warn_if_untried()
     try:
         from transformers import trainer_optimizer
     except ImportError:
         raise _moved("module trainer_optimizer") from None
     _add_handlers(trainer_optimizer)
+
+
+@functools.cache
+def _warn_if_untried() -> None:
+    """One line for a release that nobody tried; pip may install it, for most of them work.
+
+    A cap in our requirements would hold back every new Transformers, whatever else it is used for,
+    until we have looked. Where a release moved what we lean on, :func:`_moved` says so.
+    """
+    import transformers
+
+    found = re.match(r"(\d+)\.(\d+)", transformers.__version__)
+    version = (int(found[1]), int(found[2])) if found else OLDEST
+    if not OLDEST <= version <= NEWEST:
+        logger.warning(
+            "transformers %s was never tried with hf_relopt %s, which knows %s. If training goes "
+            "wrong, install one of these.",
+            transformers.__version__,
+            __version__,
+            SUPPORTED,
+        )
 
 
 def restore_member(name: str) -> Enum:

@@ -124,7 +124,7 @@ def _remark(name: str, lr: float, fit: Range, optim: str, where: str) -> str | N
     does = (
         "hardly moves anything: it looks like AdamW's"
         if lr < fit.least
-        else f"changes weights by {lr:.0%} of their size in each step, and nothing can settle"
+        else f"is too large: each step changes the weights by {lr:.0%} of their size"
     )
     return (
         f"{name} {does}. Under {optim} a learning rate is the size of a step relative to the "
