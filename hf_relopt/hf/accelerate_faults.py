@@ -47,7 +47,8 @@ UPCAST = FsdpFault(
     torch_since=_EVER,
     what="Under FSDP2 and mixed precision it leaves weights in bfloat16 or float16 that all other "
     "releases make float32.",
-    do="Load the model in float32 (dtype=torch.float32), or use another release.",
+    do="Load the model in float32 (dtype=torch.float32), use another release, or say that such "
+    "weights are meant: --optim_args rounding=stochastic.",
 )
 TIED = FsdpFault(
     id="no-tied-embeddings",

@@ -72,12 +72,13 @@ def check_launch(model: nn.Module | None) -> None:
         check_model(model)
 
 
-def check_accelerate(model: nn.Module | None, *, resumes: bool) -> None:
+def check_accelerate(model: nn.Module | None, *, resumes: bool, rounds: bool = False) -> None:
     """Refuse what the installed Accelerate would do wrong under FSDP2, before it does.
 
     Args:
         model: None if nobody knows it.
         resumes: a checkpoint is about to be loaded.
+        rounds: the user said how weights in low precision are rounded, and so means them.
 
     Raises:
         UnsupportedSetup: the fault, and what to do.
@@ -93,7 +94,7 @@ def check_accelerate(model: nn.Module | None, *, resumes: bool) -> None:
     mixed = str(AcceleratorState._shared_state.get("_mixed_precision", "no"))
     low = any(param.requires_grad and param.dtype in _LOW for param in params)
     meets = {
-        UPCAST: mixed != "no" and low,
+        UPCAST: mixed != "no" and low and not rounds,
         TIED: _has_tied_embeddings(model),
         SHARDED_STATE: resumes and "SHARDED" in str(plugin.state_dict_type),
     }

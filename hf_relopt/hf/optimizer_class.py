@@ -127,7 +127,8 @@ class Maker:
         keeps_state = not getattr(trainer, "_discard", False)  # RelOptTrainer may leave it out
         resumes = trainer is not None and trainers.is_resuming(trainer) and keeps_state
         guards.check_launch(self.model)
-        guards.check_accelerate(self.model, resumes=resumes)
+        rounds = "rounding" in {**self.said.options, **options}
+        guards.check_accelerate(self.model, resumes=resumes, rounds=rounds)
         if isinstance(params, nn.Module):
             params = [param for param in params.parameters() if param.requires_grad]
         refuse_weight_decay(options.pop("weight_decay", 0), "the options", self.name)

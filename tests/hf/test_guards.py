@@ -139,7 +139,12 @@ def test_deepspeed(tmp_path):
 @pytest.mark.parametrize(
     ("version", "model", "resumes", "refused"),
     [
-        ("1.13.0", gpt2().to(torch.bfloat16), False, ["1.13.0", "float32", "dtype=torch.float32"]),
+        (
+            "1.13.0",
+            gpt2().to(torch.bfloat16),
+            False,
+            ["1.13.0", "dtype=torch.float32", "rounding="],
+        ),
         ("1.14.0", gpt2().to(torch.bfloat16), False, ["1.14.0", "tied", "accelerate>=1.15"]),
         ("1.12.0", gpt2(), True, ["1.12.0", "SHARDED_STATE_DICT", "accelerate>=1.13"]),
         ("1.13.0", gpt2(), True, None),
@@ -171,6 +176,8 @@ def test_what_a_release_of_accelerate_does_wrong_under_fsdp2(
         guards.check_accelerate(model, resumes=resumes)
     for words in refused:
         assert words in str(error.value)
+    if "rounding=" in str(error.value):
+        guards.check_accelerate(model, resumes=resumes, rounds=True)
 
 
 def test_sharded_weights_are_refused_by_what_they_are():
