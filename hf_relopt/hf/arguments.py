@@ -40,7 +40,7 @@ def check(args: Any) -> None:
     """Refuse what can be refused as soon as ``args`` exist; silent for other optimizers.
 
     Raises:
-        ConfigError: malformed optim_args, a rate out of range, a non-zero weight_decay.
+        ConfigError: malformed optim_args, a learning rate out of range, a non-zero weight_decay.
         UnsupportedSetup: a launch mode that would not be exact.
     """
     name = name_of(args)

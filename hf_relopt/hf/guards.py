@@ -1,4 +1,4 @@
-"""Launch modes under which whole norms would be wrong, refused before training starts."""
+"""Launch modes under which norms of full tensors would be wrong, refused before training starts."""
 
 from __future__ import annotations
 
@@ -163,15 +163,15 @@ def check_replicas(model: nn.Module) -> None:
 
 
 def every_process_has_all_weights(model: nn.Module) -> bool:
-    """True under DDP: several processes, and nothing that cuts weights."""
+    """True under DDP: several processes, and nothing that shards weights."""
     from accelerate.state import AcceleratorState, PartialState
 
     state = PartialState._shared_state
     kind = str(getattr(state.get("distributed_type"), "value", "NO"))
-    cut = AcceleratorState._shared_state.get("fsdp_plugin")
-    # Accelerate calls it DDP, too, where Transformers has cut the model for tensor parallelism.
-    whole = cut is None and (getattr(model, "_tp_size", None) or 1) == 1
-    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and whole
+    plugin = AcceleratorState._shared_state.get("fsdp_plugin")
+    # Accelerate calls it DDP, too, where Transformers sharded the model for tensor parallelism.
+    is_full = plugin is None and (getattr(model, "_tp_size", None) or 1) == 1
+    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and is_full
 
 
 def is_set(name: str, variables: Mapping[str, str] = os.environ) -> bool:

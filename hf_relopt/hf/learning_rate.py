@@ -22,11 +22,11 @@ class LrInForce(float):
     """A learning rate in arguments that no user put there, with what the user said instead.
 
     It travels with the arguments: through copies, ``dataclasses.replace``, ``to_dict`` and pickles.
-    A rate that somebody sets by hand is a plain float, and so theirs. JSON has plain numbers only.
+    One that somebody sets by hand is a plain float, and so theirs. JSON has plain numbers only.
 
     Attributes:
         said: what the user gave; None for nothing. TRL makes its own arguments out of plain ones:
-            the default of one class would look like a rate that was given to the other.
+            the default of one class would look like one that was given to the other.
     """
 
     said: float | None
@@ -89,7 +89,7 @@ def choose(args: Any, name: str, look: Look | None, asked: float | None) -> Choi
 
     Args:
         look: at the model; None if there is none to look at.
-        asked: the rate in optim_args.
+        asked: the one in optim_args.
 
     Returns:
         None if the default is wanted and there is no look to choose it by.
