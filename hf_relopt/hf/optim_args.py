@@ -16,7 +16,7 @@ from hf_relopt.presets import rule_of_name
 
 @dataclass(frozen=True)
 class OptimArgs:
-    """What ``--optim_args`` says: a learning rate (or None), options, and overrides for the plan."""
+    """What ``--optim_args`` says: a learning rate, options, and overrides for the plan."""
 
     lr: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
