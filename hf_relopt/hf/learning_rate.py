@@ -118,14 +118,18 @@ def look_as_rank_zero(model: nn.Module) -> Look:
     see whether they were trained.
     """
     look = look_at(model)
-    loading = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    if not all(map(guards.is_set, loading)):
-        return look
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not only_rank_zero_has_weights():
         return look
     seen: list[Any] = [look]
     torch.distributed.broadcast_object_list(seen, src=0)
     return seen[0]
+
+
+def only_rank_zero_has_weights() -> bool:
+    """Say whether the other ranks hold weights without numbers, for now."""
+    loading = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return together and all(map(guards.is_set, loading))
 
 
 def _let_yaml_write_it(cls: type) -> None:

@@ -79,6 +79,8 @@ class Maker:
         self._spoke = False
         self.said = optim_args.parse(name, args.optim_args)
         self.choice = self._choose()
+        # What the trainer gets to pass back for weights whose group has no learning rate.
+        self.lr = learning_rate.said_by(args) if self.choice is None else self.choice.lr
 
     @property
     def trainer(self) -> Any:
@@ -89,11 +91,6 @@ class Maker:
     def model(self) -> nn.Module | None:
         """The model to be trained, or None if nobody knows."""
         return None if self._model is None else self._model()
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of weights whose group has none of its own."""
-        return learning_rate.said_by(self.args) if self.choice is None else self.choice.lr
 
     @property
     def look(self) -> Callable[[], Look] | None:
@@ -132,13 +129,23 @@ class Maker:
         if isinstance(params, nn.Module):
             params = [param for param in params.parameters() if param.requires_grad]
         refuse_weight_decay(options.pop("weight_decay", 0), "the options", self.name)
-        groups, choice = self._settle(read_groups(params, self.name), lr)
+        passed = read_groups(params, self.name)
+        self._forget_a_model_without(passed)
+        groups, choice = self._settle(passed, lr)
         chosen = self._plan(groups, choice, options)
         # Frozen weights may be thawed later, but the plan that is shown is of what moves.
         moving = tuple(entry for entry in chosen.entries if entry.param.requires_grad)
         optimizer = from_plan(chosen)
         self._tell(replace(chosen, entries=moving), choice, optimizer)
         return optimizer
+
+    def _forget_a_model_without(self, groups: Sequence[CallerGroup]) -> None:
+        """A model that holds none of the weights says nothing about them."""
+        held = {id(param) for param in self.model.parameters()} if self.model is not None else ()
+        if not any(id(param) in held for group in groups for _, param in group.params):
+            self._model = None
+            if self.choice is not None and not self.choice.is_given:
+                self.choice = None
 
     def _settle(self, groups: Sequence[CallerGroup], lr: Any) -> tuple[list[CallerGroup], Choice]:
         """Which learning rate is the common one, and which groups have one of their own."""

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from hf_relopt.hf import arguments, learning_rate, optim_args
 from hf_relopt.hf.learning_rate import look_as_rank_zero
 from hf_relopt.optim.learning_rates import Look
+from hf_relopt.sharding import is_sharded
 
 # Trainer -> (the model it was looked at with, what was seen).
 _looks: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[nn.Module], Look]] = (
@@ -29,16 +30,23 @@ def remember(trainer: Any) -> None:
     Trainers with param groups of their own read it from their arguments.
     """
     _trainers.add(trainer)
-    args, model = getattr(trainer, "args", None), getattr(trainer, "model", None)
-    if args is None or not isinstance(model, nn.Module):
+    args: Any = getattr(trainer, "args", None)
+    model = getattr(trainer, "model", None)
+    if getattr(args, "optim", None) is None or not isinstance(model, nn.Module):
         return
     name = arguments.name_of(args)
-    if name is None or any(is_lazy(param) for param in model.parameters()):
+    if name is None or not _can_be_looked_at_alone(model):
         return
     asked = optim_args.parse(name, args.optim_args).lr
     choice = learning_rate.choose(args, name, first_look(trainer), asked)
     if choice is not None:
         learning_rate.write_back(args, choice.lr)
+
+
+def _can_be_looked_at_alone(model: nn.Module) -> bool:
+    """False where other ranks would have to take part, who may not make a Trainer just now."""
+    shards = any(is_sharded(param) or is_lazy(param) for param in model.parameters())
+    return not shards and not learning_rate.only_rank_zero_has_weights()
 
 
 def trainer_of(args: Any, model: nn.Module | None) -> Any:

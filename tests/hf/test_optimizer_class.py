@@ -417,3 +417,18 @@ def test_a_lazy_module_is_one_clear_error(tmp_path):
     model(torch.ones(3))
     Trainer(model, args, train_dataset=data).train()
     assert args.learning_rate == 0.01
+
+
+def test_a_model_that_holds_none_of_the_weights_decides_nothing(tmp_path):
+    """A probe beside a model that is looked at, and not trained."""
+
+    class Probe(Caller):
+        def groups(self):
+            return [{"params": [nn.Parameter(torch.ones(3, 4))]}]
+
+    with pytest.raises(ConfigError, match="No learning rate is given"):
+        asked(Probe, tmp_path, optim="fromage")
+    with pytest.raises(ConfigError, match="what each weight is for"):
+        asked(Probe, tmp_path, optim="fromage_spectral", learning_rate=0.02)
+    _, ours = asked(Probe, tmp_path, optim="madam", learning_rate=0.02)
+    assert [(g["role"], g["lr"]) for g in ours.param_groups] == [("matrix", 0.02)]
