@@ -402,7 +402,8 @@ def _status(launch=None, accelerator=True, **versions: str) -> dict[str, str]:
 
 def test_installed_versions():
     versions = facts()["versions"]
-    assert list(versions)[:2] == ["python", "torch"] and versions["torch"] == torch.__version__
+    assert list(versions)[:2] == ["python", "torch"]
+    assert torch.__version__.startswith(versions["torch"])  # a build has a suffix, as +cu130
 
 
 def test_versions_out_of_range_are_present():

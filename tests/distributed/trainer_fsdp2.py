@@ -51,7 +51,7 @@ def shard_from_now_on() -> None:
 
 
 def stop_sharding() -> None:
-    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION"):
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_STATE_DICT_TYPE"):
         os.environ.pop(name, None)
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -65,6 +65,7 @@ def trainer(
     **given: Any,
 ) -> RelOptTrainer:
     stop_sharding()
+    os.environ["FSDP_STATE_DICT_TYPE"] = state  # transformers 5.4 does not read it in fsdp_config
     how = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": state}} if fsdp else {}
     args = arguments(FOLDER / name, optim=optim, max_steps=STEPS, **how, **given)
     assert args.device.type == "cpu"

@@ -214,10 +214,11 @@ def test_moved_tables_break_no_script_that_does_not_use_us(place, tmp_path):
 @pytest.mark.parametrize(("version", "told"), [("5.99.0", 1), ("5.3.0", 1), (None, 0)])
 def test_a_release_that_nobody_tried_gets_one_line_where_we_are_asked_for(version, told, tmp_path):
     code = """
-        import sys, transformers
-        transformers.__version__ = sys.argv[2] or transformers.__version__
+        import sys
         import hf_relopt
         from tests.hf.tiny import arguments
+        import transformers  # it replaces itself while it is imported
+        transformers.__version__ = sys.argv[2] or transformers.__version__
         arguments(sys.argv[1], optim="adamw_torch")
         print("another optimizer", file=sys.stderr)
         for name in ("fromage", "madam"):
