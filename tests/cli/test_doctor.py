@@ -429,6 +429,16 @@ def test_faults_of_launch_modes(written):
     assert _status(fsdp2)["full-state-dict-needs-a-dimension"] == "handled"
 
 
+def test_a_configuration_for_cpus_starts_one_process_without_mpirun(written):
+    cpus = {"distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}
+    launch = launch_mode.from_config(written(**cpus))
+    assert (launch.mode, launch.processes) == ("one process", 1)
+    launch = launch_mode.from_config(written(**cpus, mpirun_config={"mpirun_hostfile": "hosts"}))
+    assert (launch.mode, launch.processes) == ("DDP", 2)
+    launch = launch_mode.from_config(written(**{**DDP, "use_cpu": True}))
+    assert (launch.mode, launch.processes) == ("DDP", 4)
+
+
 @pytest.mark.parametrize(
     ("accelerate", "torch", "present"),
     [
