@@ -287,7 +287,7 @@ def recipe_trains_and_goes_on() -> None:
             super().__init__(*given, **named)
             assert self.is_fsdp_enabled
 
-    training_session.RelOptTrainer = Sharding
+    training_session.make_trainer.__defaults__ = (Sharding,)
     stop_sharding()
     PartialState(cpu=True)
     leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
