@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_relopt import UnsupportedSetup
+from hf_relopt.cli import main
 from hf_relopt.cli.run import AUTOLOAD, child_environment, hiding_switch, run_and_wait, shebang
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -415,6 +417,19 @@ def test_help_shows_how_to_use_it(environment):
             assert word in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 100
         assert "\\b" not in done.stdout and "python train.py hf-relopt" not in done.stdout
+
+
+def test_our_own_command_line_never_shows_a_traceback(monkeypatch, capsys):
+    """Commands say what is wrong themselves; this is for what none of them expects."""
+
+    def refuse(**_):
+        raise UnsupportedSetup("ZeRO is refused.")
+
+    monkeypatch.setattr(main, "app", refuse)
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "hf-relopt: ZeRO is refused.\n"
 
 
 def test_start_up_costs_next_to_nothing(run, environment):
