@@ -1,21 +1,24 @@
 # `make demo` and `make test` set up everything they need in .venv, once; see `make help`.
 # Another Python:        make test PYTHON=python3.12
-# Another transformers:  make test TRANSFORMERS=5.4.0 VENV=.venv-oldest
+# Other versions:        make test TRANSFORMERS=5.4.0 ACCELERATE=1.11.0 VENV=.venv-oldest
 # A part of the tests:   make test ARGS="tests/test_import_hook.py -k thread"
 
 PYTHON ?= python3
 VENV ?= .venv
 TRANSFORMERS ?=
+ACCELERATE ?=
 WORKERS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed$(if $(TRANSFORMERS),-$(TRANSFORMERS))
+ASKED := $(addprefix transformers==,$(TRANSFORMERS)) $(addprefix accelerate==,$(ACCELERATE))
+STAMP := $(VENV)/.installed$(addprefix -,$(TRANSFORMERS))$(addprefix -accelerate-,$(ACCELERATE))
 PINS := $(VENV)/constraints.txt
 # Twice quiet: errors only.
 PIP := $(BIN)/python -m pip -q -q --disable-pip-version-check --no-input
-# transformers caps these two: another transformers needs others of them as well.
-UNPIN := $(if $(TRANSFORMERS),/^(transformers|huggingface_hub|tokenizers)==/d)
+# transformers caps two more: another transformers needs others of them as well.
+UNPIN := $(if $(TRANSFORMERS),-e '/^(transformers|huggingface_hub|tokenizers)==/d') \
+	$(if $(ACCELERATE),-e '/^accelerate==/d') -e ''
 # An environment of another Python than is asked for is made anew: a mixture does not work.
 WHICH := import sys; print(sys.version, sys.base_prefix)
 SOURCES := hf_relopt tests recipes benchmarks docs/site
@@ -96,8 +99,8 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ "$$old" != "$$new" ] && [ -f $(VENV)/pyvenv.cfg ]; then clear=--clear; fi; \
 	[ "$$old" = "$$new" ] || $(PYTHON) -m venv $$clear $(VENV) || \
 		{ echo "Could not make $(VENV). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@sed -E '$(UNPIN)' constraints.txt > $(PINS)
-	@$(if $(TRANSFORMERS),echo 'transformers==$(TRANSFORMERS)' >> $(PINS),:)
+	@sed -E $(UNPIN) constraints.txt > $(PINS)
+	@printf '%s\n' $(ASKED) >> $(PINS)
 	$(SAY) "Installing PyTorch (large: this can take some minutes)"
 	@$(PIP) install -c $(PINS) "$$(grep '^torch==' $(PINS))"
 	$(SAY) "Installing hf_relopt and what it needs"

@@ -73,6 +73,8 @@ def _register(_: object) -> None:
     importlib.import_module("hf_relopt.hf.registration").register_on_import()
 
 
-# Options are parsed as soon as the first module is there; the Trainer looks into the second.
+# Options are parsed as soon as the first module is there; the Trainer looks into the second, and is
+# in the third.
 import_hook.call_when_imported("transformers.training_args", _register)
 import_hook.call_when_imported("transformers.trainer_optimizer", _register)
+import_hook.call_when_imported("transformers.trainer", _register)

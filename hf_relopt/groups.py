@@ -40,6 +40,7 @@ class Entry:
         role: one of roles.ROLES.
         zero_start: all of its entries are zero now.
         options: ``rule`` and ``lr``, and whatever the overrides say.
+        overrides: the roles and patterns of those overrides, in their order.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     zero_start: bool
     tied: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,15 @@ def build(
         names = {name, *tied, home, *(home_of(model, each) for each in tied)}
         own_lr = _beside_adapters(model, name, lr) if adapting else lr
         chosen: dict[str, Any] = {"rule": optim, "lr": own_lr}
+        own = tuple(
+            target
+            for target in overrides
+            if target == role or any(fnmatchcase(each, target) for each in names)
+        )
+        used.update(own)
         said: dict[str, Any] = {}
-        for target, changes in overrides.items():
-            if target == role or any(fnmatchcase(each, target) for each in names):
-                used.add(target)
-                said.update(changes)
+        for target in own:
+            said.update(overrides[target])
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
             ahead = role == "head" and is_for_a_task(model) and not is_vector(param)
             is_prompt = role == "lora" and isinstance(module, nn.Embedding)
@@ -154,7 +160,7 @@ def build(
             chosen.update(options or {})
         chosen.update(said)
         skip = chosen.pop("skip", False)
-        entry = Entry(name, param, role, _is_zero(param), tied, chosen)
+        entry = Entry(name, param, role, _is_zero(param), tied, chosen, own)
         (skipped if skip else entries).append(entry)
     for target in overrides:
         if target not in used:

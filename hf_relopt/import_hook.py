@@ -41,11 +41,11 @@ def call_when_imported(module_name: str, callback: Callback) -> None:
         Exception: whatever the callback raises, if the module is loaded already.
     """
     module = sys.modules.get(module_name)
-    if module is not None and not _is_finished(module):
+    if module is not None and not is_finished(module):
         # Another thread may be loading it: import_module waits for that one. Within one thread (a
         # circular import) it returns at once, and the finder below calls later.
         module = importlib.import_module(module_name)
-    if module is not None and _is_finished(module):
+    if module is not None and is_finished(module):
         callback(module)
         return
     with _lock:
@@ -54,11 +54,12 @@ def call_when_imported(module_name: str, callback: Callback) -> None:
             sys.meta_path.insert(0, _FINDER)
     # Another thread may have finished the import since we looked.
     module = sys.modules.get(module_name)
-    if module is not None and _is_finished(module):
+    if module is not None and is_finished(module):
         _fire(module)
 
 
-def _is_finished(module: ModuleType) -> bool:
+def is_finished(module: ModuleType) -> bool:
+    """Has the module's code run to its end? In a circular import others see it half loaded."""
     spec = getattr(module, "__spec__", None)
     return getattr(spec, _EXECUTED, False) or not getattr(spec, "_initializing", False)
 
@@ -128,7 +129,7 @@ class _Finder:
         """Serve modules that were loaded past us: half loaded when awaited, or never wrapped."""
         for name in list(_waiting):
             module = sys.modules.get(name)
-            if module is not None and _is_finished(module):
+            if module is not None and is_finished(module):
                 _fire(module)
 
 

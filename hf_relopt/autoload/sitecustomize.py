@@ -3,6 +3,10 @@
 Python imports a module of this name at start-up, and `hf-relopt run` puts this file first. It costs
 next to nothing: standard library only, and hf_relopt (with torch) is imported only when, and if,
 transformers.training_args is. The environment's own sitecustomize, which this one hides, is run.
+
+An error of ours that nobody catches ends in its own sentences, which say what to do; a user who
+never wrote a line of ours has no use for our traceback. Only here: a script that imports hf_relopt
+itself keeps Python's way.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+TRACEBACK = "HF_RELOPT_TRACEBACK"
 
 
 def _real(path: str) -> str:
@@ -51,6 +56,40 @@ def _hook() -> None:
     _load(spec).call_when_imported("transformers.training_args", _register)
 
 
+def _is_ours(kind: type[BaseException]) -> bool:
+    """Say whether it is a RelOptError; this file imports nothing of ours to ask."""
+    names = [(base.__module__, base.__name__) for base in kind.__mro__]
+    return ("hf_relopt.errors", "RelOptError") in names
+
+
+def _place(traceback: TracebackType | None) -> str:
+    """Where in the script it happened: its last line that is on the way to the error."""
+    script = _real(getattr(sys.modules.get("__main__"), "__file__", None) or "")
+    line = 0
+    while traceback is not None:
+        if _real(traceback.tb_frame.f_code.co_filename) == script:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f"{os.path.basename(script)}, line {line}; " if line else ""
+
+
+def _end_shortly() -> None:
+    before = sys.excepthook
+
+    def tell(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if not _is_ours(kind) or os.environ.get(TRACEBACK, "0") != "0":
+            before(kind, error, traceback)
+            return
+        sys.stderr.write(
+            f"hf-relopt: {kind.__name__}: {error}\n"
+            f"({_place(traceback)}{TRACEBACK}=1 shows the traceback)\n"
+        )
+
+    sys.excepthook = tell
+
+
 def _chain() -> None:
     """Run the sitecustomize that comes after this one on sys.path, if there is one."""
     # Only what comes after: two installations of hf_relopt would else call each other for ever.
@@ -66,4 +105,5 @@ def _chain() -> None:
 
 
 _hook()
+_end_shortly()
 _chain()

@@ -58,12 +58,13 @@ def examine(
         ConfigError: an option or a file that cannot be used.
     """
     from hf_relopt.errors import ConfigError
+
+    if dtype is not None and dtype not in ITEMSIZES:  # before torch is imported
+        raise ConfigError(f"--dtype is {dtype!r}; it takes {', '.join(ITEMSIZES)}.")
     from hf_relopt.hf import launch_mode
     from hf_relopt.hf import optim_args as optim_args_text
     from hf_relopt.optim.create import check_name
 
-    if dtype is not None and dtype not in ITEMSIZES:
-        raise ConfigError(f"--dtype is {dtype!r}; it takes {', '.join(ITEMSIZES)}.")
     check_name(optim)
     said = optim_args_text.parse(optim, optim_args)
     if accelerate is None:

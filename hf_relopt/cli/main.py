@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.run import run_command
+from hf_relopt.errors import RelOptError
 
 # Plain text: examples must come out as they can be typed, in a log file as on a terminal.
 app = typer.Typer(
@@ -66,9 +68,11 @@ def run(
       hf-relopt run trl sft --model_name_or_path MODEL --dataset_name DATA --optim fromage
 
     \b
-    CMD is looked up as your shell does it. Its Python must have hf_relopt installed, and must
-    not be started with -S, -E or -I, which switch off what this relies on (PYTHONPATH).
-    The exit code is the command's own; 127: no such command; 126: it cannot be run.
+    CMD is looked up as your shell does it. Its Python must have hf_relopt installed, and is
+    refused with -S, -E or -I, which switch off what this relies on (PYTHONPATH).
+    An error of ours that the script does not catch ends in one message; HF_RELOPT_TRACEBACK=1
+    shows the traceback. The exit code is the command's own; 127: no such command; 126: it cannot
+    be run.
     """  # noqa: D301  click looks for the character itself, which a raw string does not hold
     raise typer.Exit(run_command(command))
 
@@ -152,7 +156,11 @@ def doctor(
 def main() -> None:
     """Entry point of the console script `hf-relopt`."""
     # Always by this name, also as `python -m hf_relopt.cli.main`.
-    app(prog_name="hf-relopt")
+    try:
+        app(prog_name="hf-relopt")
+    except RelOptError as error:
+        print(f"hf-relopt: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,10 @@ from types import FrameType
 
 # Holds sitecustomize.py and nothing else: whatever lies here is importable in every child.
 AUTOLOAD = Path(__file__).resolve().parents[1] / "autoload"
+
+# Switches of Python itself that take PYTHONPATH or sitecustomize away; their long forms have none.
+_SWITCHES = {"I": "PYTHONPATH", "E": "PYTHONPATH", "S": "sitecustomize"}
+_PYTHON = re.compile(r"(python|pypy)[\d.]*(w?)(\.exe)?")
 
 # The shell's own exit codes.
 CANNOT_RUN = 126
@@ -42,6 +47,15 @@ def run_command(command: Sequence[str]) -> int:
         if os.path.dirname(program) and os.path.exists(program):
             return _fail(program, "permission denied (is it executable?)", CANNOT_RUN)
         return _fail(program, "command not found", NOT_FOUND)
+    switch = hiding_switch(command) or hiding_switch(shebang(found))
+    if switch is not None:
+        return _fail(
+            program,
+            f"Python's -{switch} switches off {_SWITCHES[switch]}, by which our optimizers get "
+            f"into the command. Leave -{switch} out, or write `import hf_relopt` into the script "
+            "and start it without `hf-relopt run`",
+            CANNOT_RUN,
+        )
     environment = child_environment(os.environ)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -55,6 +69,44 @@ def run_command(command: Sequence[str]) -> int:
         return _fail(program, f"{found} names an interpreter that does not exist", NOT_FOUND)
     except OSError as error:
         return _fail(program, error.strerror or str(error), CANNOT_RUN)
+
+
+def hiding_switch(command: Sequence[str]) -> str | None:
+    """The first of Python's switches -I, -E and -S in a command: our start-up file is lost then.
+
+    Args:
+        command: Python and its arguments, perhaps behind other programs (env, nice, timeout). What
+            follows a script, -m or -c is theirs.
+    """
+    words = iter(command)
+    for word in words:
+        if word.endswith(".py"):
+            return None
+        if _PYTHON.fullmatch(os.path.basename(word)):
+            break
+    for word in words:
+        if not word.startswith("-") or word.startswith("--"):
+            return None
+        for place, letter in enumerate(word[1:], 2):
+            if letter in _SWITCHES:
+                return letter
+            if letter in "cm":
+                return None
+            if letter in "WX":
+                if place == len(word):  # its value is the next word
+                    next(words, None)
+                break
+    return None
+
+
+def shebang(path: str) -> list[str]:
+    """The words of a script's first line, if it names an interpreter."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return []
+    return first[2:].decode(errors="replace").split() if first.startswith(b"#!") else []
 
 
 def run_and_wait(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
-import torch
-from torch import nn
-
 from hf_relopt.errors import ConfigError
-from hf_relopt.hf import guards, optim_args
-from hf_relopt.hf.first_look import first_look
-from hf_relopt.hf.log import logger
-from hf_relopt.optim.create import OPTIMIZERS, default_lr
+from hf_relopt.hf import guards, learning_rate, optim_args
+from hf_relopt.hf.log import logger, say_once
+from hf_relopt.optim.create import OPTIMIZERS
 from hf_relopt.optim.options import check_options
-from hf_relopt.presets import rule_of_name
+from hf_relopt.presets import PRESETS, rule_of_name
 
 # In the messages about weight decay. Presets are bounded as they stand, embeddings closely.
 _BOUNDS = {"fromage": "p_bound=1.0", "madam": "p_scale=3.0"}
+# In the message about AdamW's decays: what an optimizer has of the kind.
+_MADAM_DECAY = "Its own decay is --optim_args beta=0.999. "
+_PRESET_DECAY = "Its own decay is --optim_args momentum=0.9. "
 
 
 def name_of(args: Any) -> str | None:
@@ -26,11 +26,21 @@ def name_of(args: Any) -> str | None:
     return name if name in OPTIMIZERS else None
 
 
+def mark_or_take_back(args: Any) -> None:
+    """Keep in mind whether a learning rate was given; under other optimizers forget ours."""
+    if "learning_rate" not in vars(args):
+        return  # the arguments are only being made
+    if name_of(args) is None:
+        learning_rate.take_back(args)
+    elif learning_rate.given_in(args) is None:
+        learning_rate.write_back(args, float(args.learning_rate))
+
+
 def check(args: Any) -> None:
     """Refuse what can be refused as soon as ``args`` exist; silent for other optimizers.
 
     Raises:
-        ConfigError: malformed optim_args, a rate out of range, a non-zero weight_decay.
+        ConfigError: malformed optim_args, a learning rate out of range, a non-zero weight_decay.
         UnsupportedSetup: a launch mode that would not be exact.
     """
     name = name_of(args)
@@ -47,66 +57,39 @@ def check(args: Any) -> None:
     guards.check_arguments(args)
 
 
-def resolve_lr(args: Any, name: str, model: nn.Module, given: float | None) -> float:
-    """The rate for optimizer ``name``; written back into ``args``: logs and cards are to be true.
-
-    A rate in optim_args wins; then one in ``args`` that is not its class's default; then ours.
-    """
-    default = default_of(args)
-    if given is not None:
-        lr, why = given, "from optim_args"
-    elif args.learning_rate != default:
-        lr, why = args.learning_rate, "as given"
-    else:
-        lr, evidence = _as_rank_zero_sees_it(*default_lr(model, name, first_look(model)))
-        why = (
-            f"since none was given and {evidence}; a rate of {default:g} cannot be told from the "
-            "default of the arguments, --optim_args lr=... forces one"
-        )
-    args.learning_rate = lr
-    logger.info("learning rate %g, %s.", lr, why)
-    return lr
-
-
-def _as_rank_zero_sees_it(lr: float, evidence: str) -> tuple[float, str]:
-    """One rate for all ranks where only the first has read the weights.
-
-    With Accelerate's cpu_ram_efficient_loading the others hold them on the meta device, and cannot
-    see whether they were trained.
-    """
-    loading = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    if not all(map(guards.is_set, loading)):
-        return lr, evidence
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return lr, evidence
-    said: list[Any] = [lr, evidence]
-    torch.distributed.broadcast_object_list(said, src=0)
-    return said[0], said[1]
-
-
-def default_of(args: Any) -> float:
-    """The class's own default rate: 5e-5 for TrainingArguments, 2e-5 for TRL's SFTConfig."""
-    fields = {field.name: field for field in dataclasses.fields(args)}
-    return float(fields["learning_rate"].default)  # type: ignore[arg-type]
-
-
 def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
-    """One line each on a schedule or a clipping that does not do what it does for AdamW."""
+    """One line each on arguments that do not do what they do for AdamW."""
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule.startswith("constant"):
-        logger.warning(
-            "lr_scheduler_type is %s: the relative step never gets smaller by itself under %s, so "
-            "the loss will hover. Use linear or cosine.",
-            schedule,
-            name,
+        say_once(
+            logging.WARNING,
+            f"lr_scheduler_type is {schedule}: the relative step never gets smaller by itself "
+            f"under {name}, so the loss will hover. Use linear or cosine.",
+        )
+    unread = _unread(args)
+    if unread:
+        own = _PRESET_DECAY if name in PRESETS else _MADAM_DECAY if name == "madam" else ""
+        say_once(
+            logging.WARNING,
+            f"{', '.join(unread)}: {name} does not read {'this' if len(unread) == 1 else 'these'}, "
+            f"drop {'it' if len(unread) == 1 else 'them'}. {own}Weights that an override gives to "
+            "AdamW take betas and eps there (vector.betas=0.9;0.95).",
         )
     if args.max_grad_norm > 0 and clipping_is_pointless(groups):
-        logger.info(
-            "max_grad_norm %g changes nothing: each gradient is divided by its own norm. "
-            "RelOptTrainer leaves clipping out; the stock Trainer runs it, and one NaN then stops "
-            "every tensor for that step (--max_grad_norm 0 avoids this).",
-            args.max_grad_norm,
+        say_once(logging.INFO, f"max_grad_norm changes nothing under {name}.")
+        logger.debug(
+            "Each gradient is divided by its own norm. RelOptTrainer leaves clipping out; the "
+            "stock Trainer runs it, and one NaN then stops every tensor for that step "
+            "(--max_grad_norm 0 avoids this)."
         )
+
+
+def _unread(args: Any) -> list[str]:
+    """AdamW's and GaLore's arguments that were given, as "adam_beta2 0.95"."""
+    fields = {field.name: field for field in dataclasses.fields(args)}
+    names = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules")
+    given = {name: getattr(args, name) for name in names if name in fields}
+    return [f"{n} {value}" for n, value in given.items() if value != fields[n].default]
 
 
 def clipping_is_pointless(groups: list[dict[str, Any]]) -> bool:

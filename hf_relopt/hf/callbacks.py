@@ -31,7 +31,7 @@ class TelemetryCallback(TrainerCallback):
             self._optimizer.measure_next_step()
 
     def figures(self) -> dict[str, float]:
-        """The figures of the step measured last, once; empty if there is none."""
+        """The metrics of the step measured last, once; empty if there is none."""
         if self._optimizer is None:
             return {}
         return self._optimizer.take_measurement() or {}

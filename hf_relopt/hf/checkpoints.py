@@ -72,22 +72,30 @@ def last_complete_checkpoint(
         passed_over.append((folder, fault))
     for folder, fault in passed_over:
         if fault == WEIGHTS_ALONE:
-            raise FormatError(f"{folder} cannot be resumed: {fault}. {_INSTEAD_OF_STATE}")
+            raise weights_alone_error(folder)
     return None
 
 
-_INSTEAD_OF_STATE = (
-    "Train without save_only_model to resume exactly. RelOptTrainer.train(..., "
-    "discard_optimizer_state=True) goes on with these weights, at their place in the schedule and "
-    "the data; or start a new run from them with from_pretrained."
-)
+def weights_alone_error(folder: str | os.PathLike[str]) -> FormatError:
+    """The error for resuming from a checkpoint without optimizer state and schedule."""
+    return FormatError(
+        f"{folder} cannot be resumed: {WEIGHTS_ALONE}. Train without save_only_model to resume "
+        "exactly. RelOptTrainer.train(..., discard_optimizer_state=True) continues with these "
+        "weights, at their place in the schedule and the data; or start a new run from them with "
+        "from_pretrained."
+    )
+
+
+def holds_weights_alone(folder: str | os.PathLike[str]) -> bool:
+    """Say whether neither optimizer state nor schedule is there; looks at names of files alone."""
+    return _state_missing(Path(folder), weights_alone=False) == WEIGHTS_ALONE
 
 
 def require_complete(folder: str | os.PathLike[str], *, weights_alone: bool = False) -> None:
     """Raise FormatError, with the fault, unless ``folder`` is a whole checkpoint."""
     fault = find_fault(Path(folder), weights_alone=weights_alone)
     if fault == WEIGHTS_ALONE:
-        raise FormatError(f"{folder} cannot be resumed: {fault}. {_INSTEAD_OF_STATE}")
+        raise weights_alone_error(folder)
     if fault is not None:
         raise FormatError(
             f"{folder} is not a whole checkpoint: {fault}. Resume from another one; with "

@@ -1,4 +1,4 @@
-"""Launch modes under which whole norms would be wrong, refused before training starts."""
+"""Launch modes under which norms of full tensors would be wrong, refused before training starts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.hf.accelerate_faults import SHARDED_STATE, TIED, UPCAST, numbers
 from hf_relopt.sharding import is_sharded
 
+_LOW = (torch.bfloat16, torch.float16)
 _INSTEAD = "Use FSDP2 (fsdp_version: 2), DDP (accelerate launch --multi_gpu), or a single device."
 
 
@@ -32,8 +35,11 @@ def check_arguments(args: Any) -> None:
         _refuse_fsdp1(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
 
 
-def check_launch(model: nn.Module) -> None:
+def check_launch(model: nn.Module | None) -> None:
     """Refuse what Accelerate's state and the model show when the optimizer is made.
+
+    Args:
+        model: None if nobody knows it.
 
     Raises:
         UnsupportedSetup: ZeRO stage 1 or more, FSDP1, Megatron, or several processes of which
@@ -59,9 +65,50 @@ def check_launch(model: nn.Module) -> None:
         raise UnsupportedSetup(
             f"{started} processes were started, and Accelerate takes each for the only one: each "
             "would train a model of its own. An FSDP configuration on a machine without an "
-            "accelerator does this. Use torchrun there, or a configuration of type MULTI_CPU (DDP)."
+            "accelerator does this. Use torchrun there, or a configuration of type MULTI_GPU with "
+            "use_cpu: true (DDP). One of type MULTI_CPU starts a single process."
         )
-    check_model(model)
+    if model is not None:
+        check_model(model)
+
+
+def check_accelerate(model: nn.Module | None, *, resumes: bool, rounds: bool = False) -> None:
+    """Refuse what the installed Accelerate would do wrong under FSDP2, before it does.
+
+    Args:
+        model: None if nobody knows it.
+        resumes: a checkpoint is about to be loaded.
+        rounds: the user said how weights in low precision are rounded, and so means them.
+
+    Raises:
+        UnsupportedSetup: the fault, and what to do.
+    """
+    from accelerate import __version__
+    from accelerate.state import AcceleratorState
+
+    plugin = AcceleratorState._shared_state.get("fsdp_plugin")
+    if plugin is None:
+        return
+    versions = numbers(__version__), numbers(torch.__version__)
+    params = list(model.parameters()) if model is not None else []
+    mixed = str(AcceleratorState._shared_state.get("_mixed_precision", "no"))
+    low = any(param.requires_grad and param.dtype in _LOW for param in params)
+    meets = {
+        UPCAST: mixed != "no" and low and not rounds,
+        TIED: _has_tied_embeddings(model),
+        SHARDED_STATE: resumes and "SHARDED" in str(plugin.state_dict_type),
+    }
+    for fault, is_met in meets.items():
+        if is_met and fault.is_in(*versions):
+            raise UnsupportedSetup(f"accelerate {__version__}: {fault.what} {fault.do}")
+
+
+def _has_tied_embeddings(model: nn.Module | None) -> bool:
+    pair = [getattr(model, f"get_{side}_embeddings", None) for side in ("input", "output")]
+    if None in pair:
+        return False
+    first, last = (getattr(get(), "weight", None) for get in pair if get is not None)
+    return first is not None and first is last
 
 
 def check_declared(kind: str, fsdp_version: str, deepspeed: dict[str, Any]) -> None:
@@ -116,15 +163,15 @@ def check_replicas(model: nn.Module) -> None:
 
 
 def every_process_has_all_weights(model: nn.Module) -> bool:
-    """True under DDP: several processes, and nothing that cuts weights."""
+    """True under DDP: several processes, and nothing that shards weights."""
     from accelerate.state import AcceleratorState, PartialState
 
     state = PartialState._shared_state
     kind = str(getattr(state.get("distributed_type"), "value", "NO"))
-    cut = AcceleratorState._shared_state.get("fsdp_plugin")
-    # Accelerate calls it DDP, too, where Transformers has cut the model for tensor parallelism.
-    whole = cut is None and (getattr(model, "_tp_size", None) or 1) == 1
-    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and whole
+    plugin = AcceleratorState._shared_state.get("fsdp_plugin")
+    # Accelerate calls it DDP, too, where Transformers sharded the model for tensor parallelism.
+    is_full = plugin is None and (getattr(model, "_tp_size", None) or 1) == 1
+    return kind.startswith("MULTI_") and state.get("num_processes", 1) > 1 and is_full
 
 
 def is_set(name: str, variables: Mapping[str, str] = os.environ) -> bool:

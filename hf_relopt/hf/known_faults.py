@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from hf_relopt.hf import accelerate_faults
+from hf_relopt.hf.accelerate_faults import numbers
 from hf_relopt.hf.launch_mode import Launch
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "deepspeed", "peft", "trl")
@@ -52,24 +53,25 @@ def known_faults(
     Args:
         versions: as from :func:`installed`.
         launch: the launch mode; some faults need several processes.
-        supported: the transformers releases that registration knows, as "5.4 to 5.23".
+        supported: the transformers releases that registration knows, as "5.4 to 5.24".
         accelerator_here: this machine has a GPU or the like.
     """
-    oldest, newest = (_numbers(text) for text in supported.split(" to "))
-    transformers = _numbers(versions["transformers"])
+    oldest, newest = (numbers(text) for text in supported.split(" to "))
+    transformers, accelerate = numbers(versions["transformers"]), numbers(versions["accelerate"])
+    oldest_accelerate = ".".join(map(str, accelerate_faults.OLDEST))
     sharded = launch.mode in ("FSDP2", "HSDP")
     return [
         Fault(
             "python-too-old",
             "python",
-            _present(_numbers(versions["python"]) < (3, 10)),
+            _present(numbers(versions["python"]) < (3, 10)),
             "hf_relopt needs Python 3.10 or newer.",
             "Use a newer one.",
         ),
         Fault(
             "torch-too-old",
             "torch",
-            _present(_numbers(versions["torch"]) < (2, 6)),
+            _present(numbers(versions["torch"]) < (2, 6)),
             "hf_relopt needs torch 2.6 or newer.",
             "pip install 'torch>=2.6'.",
         ),
@@ -83,14 +85,25 @@ def known_faults(
         Fault(
             "accelerate-too-old",
             "accelerate",
-            _present(_numbers(versions["accelerate"]) < (1, 15)),
-            "Before 1.15 it breaks tied embeddings with new torch and skips the float32 upcast.",
-            "pip install 'accelerate>=1.15'.",
+            _present(accelerate < accelerate_faults.OLDEST),
+            f"hf_relopt needs accelerate {oldest_accelerate} or newer.",
+            f"pip install 'accelerate>={oldest_accelerate}'.",
+        ),
+        *(
+            Fault(
+                fault.id,
+                "accelerate",
+                _present(sharded and fault.is_in(accelerate, numbers(versions["torch"]))),
+                fault.what,
+                fault.do,
+            )
+            for fault in accelerate_faults.FSDP2_FAULTS
         ),
         Fault(
             "evaluate-before-train",
-            "transformers",
-            _present(launch.mode == "DDP"),
+            "accelerate",
+            # Older ones wrap a model in DDP that was evaluated first.
+            _present(launch.mode == "DDP" and accelerate >= (1, 14)),
             "evaluate() or predict() before train() leaves DDP out: processes train apart.",
             "RelOptTrainer refuses this; in a stock Trainer use eval_on_start=True.",
         ),
@@ -121,9 +134,3 @@ def known_faults(
 
 def _present(here: bool) -> str:
     return "present" if here else "absent"
-
-
-def _numbers(text: str | None) -> tuple[int, int]:
-    """Major and minor version; those of a package that is not installed are far in the future."""
-    found = re.match(r"(\d+)\.(\d+)", text or "")
-    return (int(found[1]), int(found[2])) if found else (10**9, 0)

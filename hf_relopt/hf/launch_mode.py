@@ -121,7 +121,7 @@ def _from_file(path: Path, source: str) -> _Said:
     return _Said(
         source=source,
         # SageMaker's configurations are another class, without num_processes.
-        kind="of SageMaker" if count is None else config.distributed_type.value,
+        kind="of SageMaker" if count is None else _kind(config),
         # -1 is Accelerate's word for "given on the command line".
         processes=None if count is None or count == -1 else _count("num_processes", count),
         # `accelerate launch` puts fsdp_ in front of names that lack it.
@@ -131,6 +131,13 @@ def _from_file(path: Path, source: str) -> _Said:
         mixed_precision=str(config.mixed_precision or "no"),
         use_cpu=config.use_cpu is True,
     )
+
+
+def _kind(config: Any) -> str:
+    # Without mpirun, `accelerate launch` starts one process for MULTI_CPU, whatever it says.
+    kind = config.distributed_type.value
+    alone = kind == "MULTI_CPU" and not getattr(config, "mpirun_config", None)
+    return "NO" if alone else kind
 
 
 def _from_variables(variables: Mapping[str, str], given: int | None) -> _Said:

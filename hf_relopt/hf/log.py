@@ -8,6 +8,14 @@ import sys
 
 logger = logging.getLogger("hf_relopt")
 
+_said: set[str] = set()
+
+
+def say_once(level: int, message: str) -> None:
+    """Log what holds for every run of a process the first time, and at debug level after that."""
+    logger.log(logging.DEBUG if message in _said else level, "%s", message)
+    _said.add(message)
+
 
 def _is_main_process(_: logging.LogRecord) -> bool:
     return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""A model card whose figures are read from the trainer, not from memory.
+"""A model card whose metrics are read from the trainer, not from memory.
 
 The Trainer's own card looks for "adam" in the optimizer's name, so it would describe madam as Adam
 and name options that madam does not have. This one describes the optimizer that really ran.
@@ -19,7 +19,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_relopt.groups import followed_lr, follows
-from hf_relopt.hf.optimizer_words import RULES, peak_rate, rule_words, rules_in_use
+from hf_relopt.hf.optimizer_words import RULES, peak_lr_of, rule_words, rules_in_use
 from hf_relopt.version import __version__
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def write_model_card(
     """
     told = CardDetails(**details)
     name = told.model_name or Path(trainer.args.output_dir).name
-    before = _figures(told.metrics_before)
-    after = _figures(told.metrics if told.metrics is not None else _last_evaluation(trainer))
+    before = _metrics(told.metrics_before)
+    after = _metrics(told.metrics if told.metrics is not None else _last_evaluation(trainer))
     sections = [
         f"# {name}",
         told.summary,
-        _figures_section(before, after, _words(told.dataset)),
+        _results_section(before, after, _words(told.dataset)),
         f"![Training and validation loss]({told.curve})" if told.curve else "",
         f"## Sample\n\n{_fenced(told.sample)}" if told.sample else "",
         _training_section(trainer, told.seconds),
@@ -149,7 +149,7 @@ def _last_evaluation(trainer: Trainer) -> Mapping[str, float]:
     return next((entry for entry in log if any(key.startswith("eval_") for key in entry)), {})
 
 
-def _figures(metrics: Mapping[str, float] | None) -> dict[str, float]:
+def _metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
     return {
         name.removeprefix("eval_"): value
         for name, value in (metrics or {}).items()
@@ -157,7 +157,7 @@ def _figures(metrics: Mapping[str, float] | None) -> dict[str, float]:
     }
 
 
-def _figures_section(before: dict[str, float], after: dict[str, float], dataset: str) -> str:
+def _results_section(before: dict[str, float], after: dict[str, float], dataset: str) -> str:
     if not after:
         return ""
     rows = [
@@ -166,7 +166,7 @@ def _figures_section(before: dict[str, float], after: dict[str, float], dataset:
     ]
     head = ("", "before training", "after") if before else ("", "value")
     where = f", on validation data from {dataset}" if dataset else ""
-    return f"## Figures\n\nMeasured by the run that wrote this card{where}.\n\n{_table(head, rows)}"
+    return f"## Results\n\nMeasured by the run that wrote this card{where}.\n\n{_table(head, rows)}"
 
 
 def _training_section(trainer: Trainer, seconds: float | None) -> str:
@@ -176,7 +176,7 @@ def _training_section(trainer: Trainer, seconds: float | None) -> str:
     warmup = args.get_warmup_steps(state.max_steps)
     rows = [
         ("optimizer", "; ".join(rule_words(trainer))),
-        ("peak learning rate", _number(peak_rate(trainer))),
+        ("peak learning rate", _number(peak_lr_of(trainer))),
         ("schedule", f"{schedule}, {warmup} steps of warm-up" if warmup else str(schedule)),
         ("steps", f"{state.global_step:,} of {state.max_steps:,}"),
         ("sequences per step", f"{batch:,}"),

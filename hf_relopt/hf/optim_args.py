@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.create import check_override, check_request
+from hf_relopt.optim.create import OPTIMIZERS, check_override, check_request
 from hf_relopt.optim.options import OPTIONS, bad_value, parse_value
 from hf_relopt.optim.rules import RULES
 from hf_relopt.presets import rule_of_name
@@ -14,7 +16,7 @@ from hf_relopt.presets import rule_of_name
 
 @dataclass(frozen=True)
 class OptimArgs:
-    """What ``--optim_args`` says: a rate (or None), options, and overrides for the plan."""
+    """What ``--optim_args`` says: a learning rate, options, and overrides for the plan."""
 
     lr: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +44,28 @@ def parse(optim: str, text: str | None) -> OptimArgs:
             nested.setdefault(target, {})[option] = value
     overrides = {target: _override(optim, target, given) for target, given in nested.items()}
     return OptimArgs(options.pop("lr", None), options, overrides)
+
+
+def check_words(words: Sequence[str], optim: str | None = None) -> None:
+    """Check ``--optim`` and ``--optim_args`` in a command line, before anything heavy is imported.
+
+    This needs torch (3 s), and not Transformers (12 s). A parser decides on everything else.
+
+    Args:
+        words: the command line, without the program's name.
+        optim: the optimizer if ``--optim`` is not among them.
+
+    Raises:
+        ConfigError: as :func:`parse`; nothing for optimizers that are not ours.
+    """
+    said: dict[str, Any] = {"optim": optim, "optim_args": None}
+    for word, following in itertools.pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in said:
+            said[name] = value if equals else following
+    if said["optim"] in OPTIMIZERS:
+        parse(said["optim"], said["optim_args"])
 
 
 def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:

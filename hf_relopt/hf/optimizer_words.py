@@ -23,7 +23,7 @@ RULES = {
 # What Fromage's steps follow in place of the gradient.
 DIRECTIONS = {
     "momentum": "the momentum",
-    "spectral": "the momentum with all singular values made equal "
+    "spectral": "the orthogonalized momentum "
     "([Amsel et al., 2025](https://arxiv.org/abs/2505.16932))",
     "adam": "the momentum over the root of the second moment",
 }
@@ -128,7 +128,7 @@ def _class_name(trainer: Trainer) -> str:
     return type(inner).__name__
 
 
-def peak_rate(trainer: Trainer) -> float:
+def peak_lr_of(trainer: Trainer) -> float:
     """The learning rate that the schedule of most weights starts from."""
     groups = getattr(trainer.optimizer, "param_groups", [])
     if not groups:

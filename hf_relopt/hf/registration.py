@@ -8,24 +8,23 @@ work. Everything that leans on those insides is in this file.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from enum import Enum
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import nn
-
 from hf_relopt.errors import UnsupportedSetup
-from hf_relopt.groups import peak_lr
-from hf_relopt.hf import arguments, guards, optim_args
+from hf_relopt.hf import arguments, trainers
 from hf_relopt.hf.log import logger
-from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.optim.create import OPTIMIZERS, from_plan
-from hf_relopt.optim.create import plan as make_plan
-from hf_relopt.presets import follows_spectral
+from hf_relopt.import_hook import is_finished
+from hf_relopt.optim.create import OPTIMIZERS
+from hf_relopt.version import __version__
 
-SUPPORTED = "5.4 to 5.23"
+# Major and minor version of the oldest and the newest transformers that the tests pass with. All
+# else that names them is derived from here, or held to it by tests/test_versions.py.
+OLDEST, NEWEST = (5, 4), (5, 24)
+SUPPORTED = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
 
 
 def register() -> None:
@@ -39,10 +38,11 @@ def register() -> None:
     # First, so that asking for our names gets our error even if the rest fails.
     _check_arguments_early(training_args)
     _add_members(training_args)
-    # The handlers' module imports torch and more: it is filled when somebody needs it.
-    trainer_optimizer = sys.modules.get("transformers.trainer_optimizer")
-    if trainer_optimizer is not None:
-        _add_handlers(trainer_optimizer)
+    # These import torch and more: they are looked at when somebody needs them.
+    for name, treat in (("trainer_optimizer", _add_handlers), ("trainer", _prepare_trainers)):
+        module = sys.modules.get(f"transformers.{name}")
+        if module is not None and is_finished(module):
+            treat(module)
 
 
 def register_on_import() -> None:
@@ -66,11 +66,33 @@ def require() -> None:
         UnsupportedSetup: this Transformers keeps its optimizers elsewhere.
     """
     register()
+    _warn_if_untried()
     try:
         from transformers import trainer_optimizer
     except ImportError:
         raise _moved("module trainer_optimizer") from None
     _add_handlers(trainer_optimizer)
+
+
+@functools.cache
+def _warn_if_untried() -> None:
+    """One line for a release that nobody tried; pip may install it, for most of them work.
+
+    A cap in our requirements would hold back every new Transformers, whatever else it is used for,
+    until we have looked. Where a release moved what we lean on, :func:`_moved` says so.
+    """
+    import transformers
+
+    found = re.match(r"(\d+)\.(\d+)", transformers.__version__)
+    version = (int(found[1]), int(found[2])) if found else OLDEST
+    if not OLDEST <= version <= NEWEST:
+        logger.warning(
+            "transformers %s was never tried with hf_relopt %s, which knows %s. If training goes "
+            "wrong, install one of these.",
+            transformers.__version__,
+            __version__,
+            SUPPORTED,
+        )
 
 
 def restore_member(name: str) -> Enum:
@@ -79,41 +101,6 @@ def restore_member(name: str) -> Enum:
     from transformers.training_args import OptimizerNames
 
     return OptimizerNames(name)
-
-
-def build_optimizer(model: nn.Module, args: Any) -> RelativeOptimizer:
-    """The optimizer that ``args`` ask for, with its plan printed.
-
-    Raises:
-        ConfigError, UnsupportedSetup: see :func:`hf_relopt.hf.arguments.check`.
-    """
-    name = arguments.name_of(args)
-    assert name is not None
-    arguments.check(args)
-    guards.check_launch(model)
-    said = optim_args.parse(name, args.optim_args)
-    lr = arguments.resolve_lr(args, name, model, said.lr)
-    options = dict(said.options)
-    if follows_spectral(name, options) and guards.every_process_has_all_weights(model):
-        options.setdefault("share_work", True)
-    chosen = make_plan(model, name, lr, overrides=said.overrides, **options)
-    logger.info("%s", chosen)
-    optimizer = from_plan(chosen)
-    arguments.explain(args, name, optimizer.param_groups)
-    followers = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] == lr]
-    # With every group overridden there is no common rate to report.
-    if followers:
-        adopt = functools.partial(_adopt_saved_lr, args, followers[0])
-        optimizer.register_load_state_dict_post_hook(adopt)
-    return optimizer
-
-
-def _adopt_saved_lr(args: Any, place: int, optimizer: torch.optim.Optimizer) -> None:
-    """After a resume the checkpoint's rate is in force: let ``args`` say so."""
-    lr = peak_lr(optimizer.param_groups[place])
-    if lr != args.learning_rate:
-        logger.info("resumed: learning rate %g, from the checkpoint.", lr)
-        args.learning_rate = lr
 
 
 def _add_members(training_args: ModuleType) -> None:
@@ -149,13 +136,41 @@ def _add_handlers(trainer_optimizer: ModuleType) -> None:
         table[OptimizerNames(value)] = _handle
 
 
-def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
-    """Trainer calls ``factory()(model, **kwargs)`` with what a handler returns."""
+def _handle(context: Any) -> tuple[type, dict[str, Any]]:
+    """Trainer calls ``cls(param_groups, **kwargs)`` with what a handler returns."""
+    from hf_relopt.hf.optimizer_class import class_and_options
 
-    def factory() -> Any:
-        return functools.partial(build_optimizer, args=context.args)
+    return class_and_options(context.args, context.model)
 
-    return factory, {}
+
+def _prepare_trainers(trainer: ModuleType) -> None:
+    """Know of each Trainer when it is made, and of the checkpoint that it is about to load."""
+    trainer_class = getattr(trainer, "Trainer", None)
+    for method, after, before in (
+        ("__init__", trainers.remember, None),
+        ("_load_from_checkpoint", None, trainers.check_resuming),
+    ):
+        original = vars(trainer_class).get(method) if isinstance(trainer_class, type) else None
+        if original is None:
+            raise _moved(f"trainer.Trainer.{method}")
+        if not getattr(original, "_hf_relopt", False):
+            setattr(trainer_class, method, _with(original, before, after))
+
+
+def _with(original: Any, before: Any, after: Any) -> Any:
+    """A method with something of ours before or after it."""
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(self, *args, **kwargs)
+        result = original(self, *args, **kwargs)
+        if after is not None:
+            after(self)
+        return result
+
+    wrapped._hf_relopt = True  # type: ignore[attr-defined]
+    return wrapped
 
 
 def _check_arguments_early(training_args: ModuleType) -> None:
@@ -170,6 +185,21 @@ def _check_arguments_early(training_args: ModuleType) -> None:
             raise _moved(f"TrainingArguments.{method}")
         if not getattr(original, "_hf_relopt", False):
             setattr(arguments_class, method, _checked(original))
+    if not getattr(arguments_class.__setattr__, "_hf_relopt", False):
+        setattr(arguments_class, "__setattr__", _taking_back(arguments_class.__setattr__))  # noqa: B010
+
+
+def _taking_back(original: Any) -> Any:
+    """With another optimizer, the learning rate that we wrote into the arguments goes."""
+
+    @functools.wraps(original)
+    def wrapped(self: Any, name: str, value: Any) -> None:
+        original(self, name, value)
+        if name == "optim":
+            arguments.mark_or_take_back(self)
+
+    wrapped._hf_relopt = True  # type: ignore[attr-defined]
+    return wrapped
 
 
 def _checked(original: Any) -> Any:
@@ -180,6 +210,7 @@ def _checked(original: Any) -> Any:
         if str(getattr(wanted, "value", wanted)) in OPTIMIZERS:
             require()
         result = original(self, *args, **kwargs)
+        arguments.mark_or_take_back(self)
         arguments.check(self)
         return result
 

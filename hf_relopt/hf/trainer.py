@@ -19,7 +19,6 @@ from hf_relopt.hf.across_modes import (
 )
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
 from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
-from hf_relopt.hf.first_look import remember
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
 from hf_relopt.hf.schedule import load_schedule, take_place
@@ -81,8 +80,6 @@ class RelOptMixin:
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        if self.optimizer is None:  # type: ignore[attr-defined]
-            remember(self.model)  # type: ignore[attr-defined]
         weights = weights_to_carry(checkpoint, fsdp=self.is_fsdp_enabled)  # type: ignore[attr-defined]
         if weights is None or arguments.name_of(self.args) is None:  # type: ignore[attr-defined]
             super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]

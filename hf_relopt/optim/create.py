@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from hf_relopt import groups
 from hf_relopt.errors import ConfigError
-from hf_relopt.groups import FINE_TUNING_LR, Overrides, Plan
+from hf_relopt.groups import Overrides, Plan
+from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.frame import check_spectral, no_shape_yet
 from hf_relopt.optim.fromage import Fromage
@@ -26,36 +28,11 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
     **dict.fromkeys(PRESETS, Fromage),
 }
 
-FROM_SCRATCH_LR = 0.01
-ADAPTER_LR = 0.03
-# Prompts start far longer than the words of a model, VeRA's vectors act through fixed matrices; OSF
-# trains parts of the model's own weights. benchmarks/results/adapters_sst2_cpu_202611.md
-_OF_KIND = {"prompt_tuning": 0.1, "multitask_prompt_tuning": 0.1, "vera": 0.1, "pvera": 0.1}
-_OF_KIND["osf"] = FINE_TUNING_LR
-# What PEFT's kinds of adapters are called; others are called as PEFT spells them.
-_NAMES = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr"}
-_NAMES |= {"oft": "OFT", "boft": "BOFT", "vera": "VeRA", "fourierft": "FourierFT"}
 
-
-def default_lr(
-    model: nn.Module, optim: str, pretrained: tuple[bool, str] | None = None
-) -> tuple[float, str]:
-    """The learning rate if nobody gives one, and why.
-
-    Args:
-        pretrained: whether the model was trained before, with the evidence; None: look at it now.
-    """
-    adapters = groups.adapters(model)
-    if adapters:
-        kinds = " and ".join(_NAMES.get(kind, kind) for kind in adapters)
-        lr = _OF_KIND.get(adapters[0], ADAPTER_LR)
-        return lr, f"the model has {kinds} adapters to train beside weights that are frozen"
-    was_trained, evidence = pretrained or groups.looks_pretrained(model)
-    if was_trained:
-        return FINE_TUNING_LR, f"the model looks pretrained: {evidence}"
-    preset = PRESETS.get(optim)
-    lr = preset.from_scratch_lr if preset else FROM_SCRATCH_LR
-    return lr, f"the model looks untrained: {evidence}"
+def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
+    """The learning rate if nobody gives one, and why."""
+    look = learning_rates.look_at(model)
+    return learning_rates.default_for(look, optim), f"{look.words}: {look.evidence}"
 
 
 def plan(
@@ -86,6 +63,7 @@ def plan(
         ConfigError: an unknown name, a bad option, or an override that matches nothing.
     """
     check_name(optim)
+    _require_model(model)
     rule = rule_of_name(optim)
     for name in options:
         if name not in OPTIONS[rule] or name == "lr":
@@ -125,19 +103,24 @@ def create_optimizer(
     Args:
         model: tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
-        lr: relative step, 0 <= lr < 1; None: 0.03 for LoRA adapters, 0.001 if the model looks
-            pretrained, else 0.01, for presets 0.02.
+        lr: relative step, 0 <= lr < 1; None: chosen by the model, as for ``plan``.
         overrides: options by role or name pattern, as for ``plan``.
         options: the optimizer's options, see ``Fromage`` and ``Madam``.
 
     Returns:
-        A ``Fromage`` or a ``Madam``; ``print`` shows its plan.
+        A ``Fromage`` or a ``Madam``; ``print`` shows its plan. A log line warns of a learning rate
+        with which nothing would be learned, such as AdamW's.
 
     Raises:
         ConfigError: an unknown name, a bad option, an override that matches nothing, or a model
             without trainable weights.
     """
-    return from_plan(plan(model, optim, lr, overrides=overrides, **options))
+    chosen = plan(model, optim, lr, overrides=overrides, **options)
+    look = functools.partial(learning_rates.look_at, model)
+    given = lr is not None
+    for remark in learning_rates.remarks(chosen, overrides, lr_is_given=given, look=look):
+        learning_rates.warn_once(remark)
+    return from_plan(chosen)
 
 
 def from_plan(chosen: Plan) -> RelativeOptimizer:
@@ -158,6 +141,18 @@ def check_name(optim: str) -> None:
         near = difflib.get_close_matches(str(optim), OPTIMIZERS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Use one of these."
         raise ConfigError(f"optim is {optim!r}; hf_relopt has {', '.join(OPTIMIZERS)}. {hint}")
+
+
+def _require_model(model: Any) -> None:
+    """Raise ConfigError for parameters in place of the model that holds them."""
+    if isinstance(model, nn.Module):
+        return
+    raise ConfigError(
+        f"model is of type {type(model).__name__}; a plan is made of a model, whose modules say "
+        "what each weight is for. Pass the model (torch.nn.Module) in place of "
+        "model.parameters(), and freeze what is not to be trained. Parameters alone, without a "
+        "plan: Fromage(params) or Madam(params)."
+    )
 
 
 def check_request(optim: str, options: Mapping[str, Any]) -> None:

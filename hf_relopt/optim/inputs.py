@@ -95,11 +95,12 @@ def give_names(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> No
     Names in a later group are left out where the first ones have none; weights without a name get
     one that says where they are.
     """
-    named = any(isinstance(param, tuple) for param in group["params"])
+    named = any(isinstance(param, tuple) for param in group["params"]) or "param_names" in group
     if not others or named == ("param_names" in others[0]):
         return
     if named:
         group["params"] = tensors(group)
+        group.pop("param_names", None)
         return
     where = f"param_groups.{len(others)}"
     group["params"] = [(f"{where}.{i}", param) for i, param in enumerate(group["params"])]

@@ -20,6 +20,7 @@ from hf_relopt.cli.doctor import examine, run_doctor
 from hf_relopt.cli.doctor_report import amount
 from hf_relopt.hf import guards, launch_mode
 from hf_relopt.hf.known_faults import installed, known_faults
+from hf_relopt.hf.registration import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
 DDP = {"distributed_type": "MULTI_GPU", "num_processes": 4}
@@ -395,22 +396,23 @@ def test_amounts(size, words):
 
 def _status(launch=None, accelerator=True, **versions: str) -> dict[str, str]:
     launch = launch or launch_mode.from_environment()
-    found = known_faults({**installed(), **versions}, launch, "5.4 to 5.23", accelerator)
+    found = known_faults({**installed(), **versions}, launch, SUPPORTED, accelerator)
     return {fault.id: fault.status for fault in found}
 
 
 def test_installed_versions():
     versions = facts()["versions"]
-    assert list(versions)[:2] == ["python", "torch"] and versions["torch"] == torch.__version__
+    assert list(versions)[:2] == ["python", "torch"]
+    assert torch.__version__.startswith(versions["torch"])  # a build has a suffix, as +cu130
 
 
 def test_versions_out_of_range_are_present():
     assert _status()["transformers-untried"] == "absent"
-    for version in ("4.57.0", "5.3.9", "5.24.0", "6.0"):
+    for version in ("4.57.0", "5.3.9", "5.99.0", "6.0"):
         assert _status(transformers=version)["transformers-untried"] == "present"
     assert _status(transformers="5.4.0")["transformers-untried"] == "absent"
-    assert _status(accelerate="1.14.2")["accelerate-too-old"] == "present"
-    assert _status(accelerate="1.15.0.dev0")["accelerate-too-old"] == "absent"
+    assert _status(accelerate="1.10.1")["accelerate-too-old"] == "present"
+    assert _status(accelerate="1.11.0.dev0")["accelerate-too-old"] == "absent"
     assert _status(torch="2.5.1+cu124")["torch-too-old"] == "present"
     assert _status(python="3.9.1")["python-too-old"] == "present"
 
@@ -418,12 +420,43 @@ def test_versions_out_of_range_are_present():
 def test_faults_of_launch_modes(written):
     ddp, fsdp2 = (launch_mode.from_config(written(**config)) for config in (DDP, FSDP2))
     on_cpu = launch_mode.from_config(written(**{**FSDP2, "use_cpu": True}))
-    assert _status(ddp)["evaluate-before-train"] == "present"
+    assert _status(ddp, accelerate="1.14.0")["evaluate-before-train"] == "present"
+    assert _status(ddp, accelerate="1.13.0")["evaluate-before-train"] == "absent"
     assert _status(ddp, accelerator=False)["no-sharding-on-a-cpu"] == "absent"
     assert _status(fsdp2)["no-sharding-on-a-cpu"] == "absent"
     assert _status(fsdp2, accelerator=False)["no-sharding-on-a-cpu"] == "present"
     assert _status(on_cpu)["no-sharding-on-a-cpu"] == "present"
     assert _status(fsdp2)["full-state-dict-needs-a-dimension"] == "handled"
+
+
+def test_a_configuration_for_cpus_starts_one_process_without_mpirun(written):
+    cpus = {"distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}
+    launch = launch_mode.from_config(written(**cpus))
+    assert (launch.mode, launch.processes) == ("one process", 1)
+    launch = launch_mode.from_config(written(**cpus, mpirun_config={"mpirun_hostfile": "hosts"}))
+    assert (launch.mode, launch.processes) == ("DDP", 2)
+    launch = launch_mode.from_config(written(**{**DDP, "use_cpu": True}))
+    assert (launch.mode, launch.processes) == ("DDP", 4)
+
+
+@pytest.mark.parametrize(
+    ("accelerate", "torch", "present"),
+    [
+        ("1.11.0", "2.13.0", {"sharded-state-is-not-loaded"}),
+        ("1.13.0", "2.13.0", {"no-float32-upcast"}),
+        ("1.14.0", "2.13.0", {"no-tied-embeddings"}),
+        ("1.14.0", "2.12.1", set()),
+        ("1.15.0", "2.13.0", set()),
+    ],
+)
+def test_faults_of_accelerate_under_fsdp2(accelerate, torch, present, written):
+    ids = {"sharded-state-is-not-loaded", "no-float32-upcast", "no-tied-embeddings"}
+    launch = launch_mode.from_config(written(**FSDP2))
+    versions = {"accelerate": accelerate, "torch": torch}
+    found = _status(launch, **versions)
+    assert {name for name in ids if found[name] == "present"} == present
+    ddp = _status(launch_mode.from_config(written(**DDP)), **versions)
+    assert {ddp[name] for name in ids} == {"absent"}
 
 
 # -- the command --------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_relopt.cli.run import AUTOLOAD, child_environment, run_and_wait
+from hf_relopt import UnsupportedSetup
+from hf_relopt.cli import main
+from hf_relopt.cli.run import AUTOLOAD, child_environment, hiding_switch, run_and_wait, shebang
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [sys.executable, "-m", "hf_relopt.cli.main"]
@@ -267,6 +269,90 @@ def test_what_cannot_be_run_is_one_clear_line(run, tmp_path):
     assert "interpreter" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "switch"),
+    [
+        ("python -I train.py", "I"),
+        ("python3.12 -sE train.py", "E"),
+        ("/usr/bin/python3 -u -S train.py", "S"),
+        ("python -W error -X dev -I train.py", "I"),
+        ("python -Werror -Xutf8 -BE", "E"),
+        ("pypy3 -S train.py", "S"),
+        ("env A=1 nice -n 5 python -bIu train.py", "I"),
+        ("accelerate launch --no_python python -S train.py", "S"),
+        ("python -W -I train.py", None),  # a value, if a strange one
+        ("python -P -s -u train.py -I", None),
+        ("python -m torch.distributed.run -E -S", None),
+        ("python -bm module -I", None),
+        ("python -c pass -S", None),
+        ("python", None),
+        ("torchrun train.py --with python -I", None),
+        ("ls -S", None),
+    ],
+)
+def test_switches_that_hide_our_start_up_file_are_seen(command, switch):
+    assert hiding_switch(command.split()) == switch
+
+
+@pytest.mark.parametrize("switch", ["-I", "-E", "-S"])
+def test_a_python_that_would_not_know_us_is_refused_with_the_reason(run, switch):
+    done = run("python", "-u", switch, "-c", "print(1)")
+    assert (done.returncode, done.stdout) == (126, "")
+    (line,) = done.stderr.splitlines()
+    for words in (f"Python's {switch} switches off", f"Leave {switch} out", "`import hf_relopt`"):
+        assert words in line
+
+
+@needs_exec
+def test_a_script_whose_first_line_hides_us_is_refused(run, tmp_path):
+    script = _script(tmp_path / "tool", f"#!{sys.executable} -sE\nprint(1)\n")
+    script.chmod(0o755)
+    assert shebang(str(script)) == [sys.executable, "-sE"]
+    done = run(script)
+    assert (done.returncode, done.stdout) == (126, "")
+    assert f"hf-relopt: {script}: Python's -E switches off PYTHONPATH" in done.stderr
+    assert shebang(sys.executable) == shebang(str(tmp_path)) == []
+
+
+OURS = """
+    import sys
+    from hf_relopt.errors import ConfigError
+
+    def check():
+        raise ConfigError("p_bound is -1; fromage takes a number > 0. Use 2.0.")
+
+    check()
+"""
+
+
+def test_our_own_errors_end_in_one_message_and_the_exit_code_stays(run, tmp_path):
+    done = run("python", _script(tmp_path / "train.py", OURS))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "hf-relopt: ConfigError: p_bound is -1; fromage takes a number > 0. Use 2.0.\n"
+        "(train.py, line 6; HF_RELOPT_TRACEBACK=1 shows the traceback)\n"
+    )
+    done = run("python", tmp_path / "train.py", env={"HF_RELOPT_TRACEBACK": "1"})
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 1)
+    assert "hf_relopt.errors.ConfigError: p_bound is -1" in done.stderr
+
+
+def test_errors_of_others_and_scripts_that_import_us_have_python_s_way(run, tmp_path, environment):
+    others = _script(tmp_path / "others.py", "raise ValueError('p_bound')\n")
+    done = run("python", others)
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 1)
+    ours = _script(tmp_path / "train.py", OURS)
+    plain = subprocess.run([sys.executable, ours], env=environment, capture_output=True, text=True)
+    assert (plain.returncode, plain.stderr.count("Traceback")) == (1, 1)
+    # A script's own hook is asked first, and may call the one before it.
+    own = "import sys\nbefore = sys.excepthook\n"
+    own += "sys.excepthook = lambda *seen: (print('seen', flush=True), before(*seen))\n"
+    both = _script(tmp_path / "both.py", own + textwrap.dedent(OURS))
+    done = run("python", both)
+    assert (done.returncode, done.stdout) == (1, "seen\n")
+    assert "Traceback" not in done.stderr and "ConfigError: p_bound is -1" in done.stderr
+
+
 @needs_exec
 def test_python_is_the_one_that_the_shell_would_take(run, tmp_path):
     fake = _script(tmp_path / "python", "#!/bin/sh\necho the first on PATH: $*\n")
@@ -331,6 +417,19 @@ def test_help_shows_how_to_use_it(environment):
             assert word in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 100
         assert "\\b" not in done.stdout and "python train.py hf-relopt" not in done.stdout
+
+
+def test_our_own_command_line_never_shows_a_traceback(monkeypatch, capsys):
+    """Commands say what is wrong themselves; this is for what none of them expects."""
+
+    def refuse(**_):
+        raise UnsupportedSetup("ZeRO is refused.")
+
+    monkeypatch.setattr(main, "app", refuse)
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "hf-relopt: ZeRO is refused.\n"
 
 
 def test_start_up_costs_next_to_nothing(run, environment):

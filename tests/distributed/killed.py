@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import leave
-from tests.distributed.trainer_fsdp2 import FOLDER, trainer, whole
+from tests.distributed.trainer_fsdp2 import FOLDER, STATES, trainer, whole
 
 
 def die(*_: Any) -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     how = sys.argv[2]
     saving = {"save_strategy": "steps", "save_steps": 2}
-    made = trainer("run", "madam", state="SHARDED_STATE_DICT", **saving)
+    made = trainer("run", "madam", state=STATES[-1], **saving)
     if how == "step" and dist.get_rank() == 1:
         seen: list[int] = []
 

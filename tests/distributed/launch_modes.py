@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from hf_relopt import Fromage, UnsupportedSetup, create_optimizer
 from hf_relopt.hf import guards
-from hf_relopt.hf.registration import build_optimizer
+from hf_relopt.hf.optimizer_class import class_and_options
 from tests.distributed.ranks import run_checks
 
 CPU = torch.device("cpu")
@@ -102,7 +102,9 @@ def the_trainer_shares_work_under_ddp() -> None:
     try:
         for optim, shared in (("fromage_spectral", True), ("fromage", False)):
             args = TrainingArguments("unused", optim=optim, use_cpu=True, report_to="none")
-            optimizer = build_optimizer(net(), args)
+            model = net()
+            cls, options = class_and_options(args, model)
+            optimizer = cls(model.parameters(), **options)
             assert {group["share_work"] for group in optimizer.param_groups} == {shared}
         assert state.num_processes == dist.get_world_size()
     finally:

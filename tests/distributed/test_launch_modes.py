@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
 from torch import nn
 
 from hf_relopt import create_optimizer
+from hf_relopt.hf import accelerate_faults
 from tests.distributed import launch_modes
 from tests.distributed.ranks import HERE, ROOT, forked
 
@@ -48,7 +50,10 @@ def test_data_parallel_equals_the_bare_model(optim):
 @pytest.mark.dist
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, FSDP is FSDP")
 def test_fsdp_without_an_accelerator_does_not_train_apart(tmp_path):
-    """Accelerate starts two processes for such a configuration and tells them of one."""
+    """Accelerate starts two processes for such a configuration and tells them of one.
+
+    Before 1.13 it trains them in DDP.
+    """
     config, script = tmp_path / "fsdp.yaml", tmp_path / "script.py"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 2\n"
@@ -56,13 +61,15 @@ def test_fsdp_without_an_accelerator_does_not_train_apart(tmp_path):
         "  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n"
     )
     script.write_text(
-        "from transformers import Trainer\nfrom hf_relopt import RelOptTrainer, UnsupportedSetup\n"
+        "from accelerate import PartialState\nfrom transformers import Trainer\n"
+        "from hf_relopt import RelOptTrainer, UnsupportedSetup\n"
         "from tests.hf.tiny import arguments, gpt2, rows\n"
         f"args = arguments({str(tmp_path)!r}, optim='fromage', use_cpu=False)\n"
         "for each in (RelOptTrainer, Trainer):\n"
         "    try:\n"
         "        each(gpt2(), args, train_dataset=rows()).train()\n"
-        "        print('trained')\n"
+        "        assert PartialState().num_processes == 2\n"
+        "        print('trained together', flush=True)\n"
         "    except UnsupportedSetup as error:\n"
         "        print('refused:', each.__name__, error, flush=True)\n"
         "Trainer(gpt2(), args, train_dataset=rows()).train()\nprint('trained')\n"
@@ -76,6 +83,9 @@ def test_fsdp_without_an_accelerator_does_not_train_apart(tmp_path):
         timeout=200,
     )
     said = done.stdout + done.stderr
+    if accelerate_faults.numbers(version("accelerate")) < (1, 13):
+        assert done.stdout.count("trained together") == 4, said
+        return
     for name in ("RelOptTrainer", "Trainer"):
         assert done.stdout.count(f"refused: {name} ") == 2, said
     assert done.stdout.count("2 processes were started") == 4, said

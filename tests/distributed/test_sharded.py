@@ -23,8 +23,9 @@ TRAINER_CHECKS = [
     "another_optimizers_shards_are_refused_or_discarded",
     "another_directions_shards_are_refused",
     "accelerate_loop_swaps_the_tensors",
+    "what_this_accelerate_does_wrong_is_refused",
     "ddp_and_fsdp2_go_on_from_each_other",
-    "all_ranks_take_the_rate_of_the_one_that_has_weights",
+    "all_ranks_see_what_the_one_sees_that_has_weights",
     "evaluate_before_train_is_refused",
     "recipe_trains_and_goes_on",
 ]

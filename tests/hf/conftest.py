@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from hf_relopt.hf import log
+from hf_relopt.optim import learning_rates
+
 
 class Said(logging.Handler):
     """Every message of hf_relopt, and the levels they came with."""
@@ -27,6 +30,9 @@ class Said(logging.Handler):
 @pytest.fixture
 def said() -> Iterator[Said]:
     handler = Said()
+    # What an earlier test heard is news here.
+    log._said.clear()
+    learning_rates.warn_once.cache_clear()
     logger = logging.getLogger("hf_relopt")
     logger.addHandler(handler)
     yield handler

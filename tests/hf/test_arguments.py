@@ -1,20 +1,22 @@
-"""The default rate, weight_decay, constant schedules and clipping: obeyed, or one line says why."""
+"""Learning rate, weight_decay, constant schedules and clipping: obeyed, or one line says why."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 import torch
 from transformers import Trainer
 
 from hf_relopt import ConfigError
+from hf_relopt.hf import log
 from tests.hf.tiny import arguments, gpt2, pretrained, rows
 
 
 def build(args, model=None):
-    """The optimizer of the stock Trainer, and the rate it trains with."""
+    """The optimizer of the stock Trainer, and the learning rate it trains with."""
     optimizer = Trainer(model or gpt2(), args, train_dataset=rows()).create_optimizer()
-    (lr,) = {group["lr"] for group in optimizer.param_groups}
-    return optimizer, lr
+    return optimizer, optimizer.param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize(
@@ -26,15 +28,28 @@ def build(args, model=None):
         *[(optim, True, 0.001) for optim in ("fromage", "madam", "fromage_spectral")],
     ],
 )
-def test_default_rate_is_ours_and_is_written_back(optim, trained, expected, tmp_path, said):
+def test_default_learning_rate_is_ours_and_is_written_back(
+    optim, trained, expected, tmp_path, said
+):
     args = arguments(tmp_path, optim=optim)
     model = pretrained(gpt2()) if trained else gpt2()
     _, lr = build(args, model)
     assert lr == expected
     assert args.learning_rate == expected
     (line,) = said.about("learning rate")
-    for words in (f"{expected:g}", "pretrained" if trained else "untrained", "5e-05", "lr=..."):
-        assert words in line
+    kind = "pretrained" if trained else "untrained"
+    assert line == f"learning rate {expected:g}, since none was given and the model looks {kind}."
+
+
+def test_what_the_look_saw_and_how_to_force_a_default_is_said_at_debug_level(tmp_path, said):
+    logging.getLogger("hf_relopt").setLevel(logging.DEBUG)
+    try:
+        build(arguments(tmp_path, optim="fromage"))
+    finally:
+        logging.getLogger("hf_relopt").setLevel(logging.INFO)
+    (line,) = {line for line in said.lines if "lr=..." in line}
+    assert "norm" in line and "5e-05" in line
+    assert "DEBUG" in said.levels
 
 
 def test_model_without_norms_and_without_a_source_counts_as_untrained(tmp_path):
@@ -47,7 +62,7 @@ def test_rate_that_was_given_is_obeyed(tmp_path, said):
     args = arguments(tmp_path, optim="fromage", learning_rate=0.2)
     assert build(args)[1] == 0.2
     assert args.learning_rate == 0.2
-    assert said.about("learning rate") == ["learning rate 0.2, as given."]
+    assert said.about("as given") == ["learning rate 0.2, as given."]
 
 
 def test_rate_zero_is_a_rate_that_was_given(tmp_path):
@@ -98,14 +113,15 @@ def test_constant_schedule_is_warned_about_once(schedule, warned, tmp_path, said
         assert "cosine" in lines[0]
 
 
-def test_clipping_line_only_where_it_changes_nothing(tmp_path, said):
-    build(arguments(tmp_path, optim="fromage"))
-    (line,) = said.about("max_grad_norm")
-    assert "--max_grad_norm 0" in line
+def test_clipping_line_is_short_and_said_once_where_it_changes_nothing(tmp_path, said):
+    for _ in range(2):
+        build(arguments(tmp_path, optim="fromage"))
+    assert said.about("max_grad_norm") == ["max_grad_norm changes nothing under fromage."]
     said.lines.clear()
+    log._said.clear()
     build(arguments(tmp_path, optim="fromage", max_grad_norm=0.0))
     build(arguments(tmp_path, optim="madam"))
-    build(arguments(tmp_path, optim="fromage", optim_args="vector.rule=adamw"))
+    build(arguments(tmp_path, optim="fromage", optim_args="vector.rule=adamw,vector.lr=1e-3"))
     build(arguments(tmp_path, optim="fromage", optim_args="direction=momentum"))
     build(arguments(tmp_path, optim="fromage_spectral"))
     assert not said.about("max_grad_norm")

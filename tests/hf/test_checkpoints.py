@@ -260,9 +260,10 @@ def weights_alone(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_weights_alone_are_not_resumed_in_silence(named, weights_alone):
+@pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
+def test_weights_alone_are_not_resumed_in_silence(trainer, named, weights_alone):
     args = arguments(weights_alone, optim="fromage_spectral", max_steps=6)
-    job = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
+    job = trainer(gpt2(seed=1), args, train_dataset=rows())
     before = weights(job.model)
     folder = str(weights_alone / "checkpoint-4")
     with pytest.raises(FormatError, match=r"save_only_model.*discard_optimizer_state"):

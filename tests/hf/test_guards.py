@@ -136,6 +136,50 @@ def test_deepspeed(tmp_path):
     child(code.replace("\n    ", "\n"), tmp_path, DS_ACCELERATOR="cpu")
 
 
+@pytest.mark.parametrize(
+    ("version", "model", "resumes", "refused"),
+    [
+        (
+            "1.13.0",
+            gpt2().to(torch.bfloat16),
+            False,
+            ["1.13.0", "dtype=torch.float32", "rounding="],
+        ),
+        ("1.14.0", gpt2().to(torch.bfloat16), False, ["1.14.0", "tied", "accelerate>=1.15"]),
+        ("1.12.0", gpt2(), True, ["1.12.0", "SHARDED_STATE_DICT", "accelerate>=1.13"]),
+        ("1.13.0", gpt2(), True, None),
+        ("1.12.0", gpt2().to(torch.bfloat16), False, None),
+        ("1.14.0", nn.Linear(2, 2).to(torch.float16), True, None),
+        ("1.15.0", gpt2().to(torch.bfloat16), True, None),
+        ("1.13.0", gpt2().to(torch.bfloat16).requires_grad_(False), True, None),
+        ("1.11.0", None, False, None),
+    ],
+)
+def test_what_a_release_of_accelerate_does_wrong_under_fsdp2(
+    version, model, resumes, refused, monkeypatch
+):
+    """The faults themselves were seen with the releases; tests/distributed runs the installed."""
+    import accelerate
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    monkeypatch.setattr(accelerate, "__version__", version)
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    guards.check_accelerate(model, resumes=resumes)  # nothing is sharded
+    monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
+    if refused is None:
+        guards.check_accelerate(model, resumes=resumes)
+        return
+    with pytest.raises(UnsupportedSetup) as error:
+        guards.check_accelerate(model, resumes=resumes)
+    for words in refused:
+        assert words in str(error.value)
+    if "rounding=" in str(error.value):
+        guards.check_accelerate(model, resumes=resumes, rounds=True)
+
+
 def test_sharded_weights_are_refused_by_what_they_are():
     """FSDP1's mark on a tensor; the wrapper is in tests/distributed."""
     model = nn.Linear(2, 2)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from hf_relopt import RelOptTrainer, create_optimizer, plan
@@ -128,8 +130,6 @@ KINDS: dict[str, tuple[str, dict[str, Any], float]] = {
 
 def base(cls: str = "BertForSequenceClassification") -> Any:
     """A small model that looks as if it had been trained."""
-    import transformers
-
     torch.manual_seed(0)
     made = getattr(transformers, cls)(transformers.BertConfig(**SIZE))
     with torch.no_grad():
@@ -141,6 +141,14 @@ def adapted(kind: str, inner: Any = None) -> Any:
     name, options, _ = KINDS[kind]
     config = getattr(peft, name)(task_type="SEQ_CLS", **options)
     return peft.get_peft_model(base() if inner is None else inner, config)
+
+
+def require_a_peft_that_transformers_takes() -> None:
+    """Transformers 5.24 asks for a PEFT that is not released yet, for what goes through it."""
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
+        pytest.skip(f"transformers {transformers.__version__} asks for peft {MIN_PEFT_VERSION}")
 
 
 def loss_of(model: nn.Module) -> torch.Tensor:
@@ -182,6 +190,8 @@ def test_at_the_default_rate_an_adapter_alone_learns_eight_sentences(kind: str, 
     """And at that of pretrained weights it does not: MiniLM, its head as it was made."""
     from transformers import AutoModelForSequenceClassification
 
+    if kind == "prefix_tuning":
+        require_a_peft_that_transformers_takes()
     falls = []
     for lr in (None, 0.001):
         torch.manual_seed(0)
@@ -206,7 +216,7 @@ def test_the_trainer_takes_the_rate_of_the_adapter_and_says_why(tmp_path: Any, s
     RelOptTrainer(adapted("prompt_tuning"), args, train_dataset=rows).train()
     assert args.learning_rate == 0.1
     (line,) = said.about("learning rate")
-    assert "prompt_tuning adapters" in line and "frozen" in line
+    assert line.endswith("and the model has prompt_tuning adapters to train.")
 
 
 @pytest.mark.parametrize("given", [None, 0.03, 5e-4, torch.tensor(0.03)])
@@ -267,6 +277,7 @@ def by_peft() -> nn.Module:
 
 
 def by_transformers() -> nn.Module:
+    require_a_peft_that_transformers_takes()
     model = base()
     model.add_adapter(peft.IA3Config(target_modules=["query"], feedforward_modules=[]))
     return Holder(model)
@@ -278,6 +289,7 @@ def by_injection() -> nn.Module:
 
 
 def in_sentence_transformers() -> nn.Module:
+    require_a_peft_that_transformers_takes()
     library = pytest.importorskip("sentence_transformers")
     model = library.SentenceTransformer(str(minilm.get_model_path()), device="cpu")
     model.add_adapter(peft.IA3Config(target_modules=["query"], feedforward_modules=[]))

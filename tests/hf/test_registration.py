@@ -130,14 +130,14 @@ def test_transformers_that_moved_the_tables_is_a_clear_error_from_register():
     code = """
         import transformers.training_args as training_args
         import transformers.trainer_optimizer as trainer_optimizer
-        from hf_relopt.hf.registration import register
+        from hf_relopt.hf.registration import SUPPORTED, register
         from hf_relopt import UnsupportedSetup
 
         def refused(what):
             try:
                 register()
             except UnsupportedSetup as error:
-                for part in (what, "5.4 to 5.23", "optimizer_cls_and_kwargs"):
+                for part in (what, SUPPORTED, "optimizer_cls_and_kwargs"):
                     assert part in str(error), (part, str(error))
                 assert "\\n" not in str(error)
                 return
@@ -209,3 +209,24 @@ def test_moved_tables_break_no_script_that_does_not_use_us(place, tmp_path):
     done = python(code, hf_relopt.import_hook.__file__, place, str(tmp_path), LOOK_ALIKE[place])
     assert {"trained", "refused"} <= set(passed(done).splitlines()), done.stdout + done.stderr
     assert done.stderr.count(place.partition(".")[2]) <= 1  # a warning, once
+
+
+@pytest.mark.parametrize(("version", "told"), [("5.99.0", 1), ("5.3.0", 1), (None, 0)])
+def test_a_release_that_nobody_tried_gets_one_line_where_we_are_asked_for(version, told, tmp_path):
+    code = """
+        import sys
+        import hf_relopt
+        from tests.hf.tiny import arguments
+        import transformers  # it replaces itself while it is imported
+        transformers.__version__ = sys.argv[2] or transformers.__version__
+        arguments(sys.argv[1], optim="adamw_torch")
+        print("another optimizer", file=sys.stderr)
+        for name in ("fromage", "madam"):
+            arguments(sys.argv[1], optim=name)
+    """
+    done = python(code, str(tmp_path), version or "")
+    assert done.returncode == 0, done.stderr
+    before, after = done.stderr.split("another optimizer")
+    assert "never tried" not in before
+    assert after.count(f"transformers {version} was never tried") == told
+    assert ("5.4 to 5." in after) == bool(told)

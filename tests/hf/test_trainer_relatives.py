@@ -95,7 +95,7 @@ def test_sft_trainer_with_and_without_the_mixin(tmp_path, said):
         # SFTConfig's own default is 2e-5, and it is told from one that was given.
         assert args.learning_rate == 0.01
         (line,) = said.about("learning rate")
-        assert "2e-05" in line
+        assert "since none was given" in line
         assert (trainer is Job) == (set(job.state.log_history[0]) >= FIGURES)
     _, args = sft(tmp_path, Job, learning_rate=5e-5)
     assert args.learning_rate == 5e-5

@@ -166,3 +166,29 @@ def test_a_plan_changes_nothing_in_the_model():
     print(plan(net, "madam", overrides={"vector": {"rule": "adamw", "lr": 1e-3}}))
     assert all(map(torch.equal, before, net.parameters()))
     assert all(param.grad is None for param in net.parameters())
+
+
+@pytest.mark.parametrize("make", [create_optimizer, plan])
+def test_parameters_in_place_of_the_model_are_one_clear_error(make):
+    net = model()
+    named = net.named_parameters()
+    for given in (net.parameters(), list(net.parameters()), named, net.state_dict(), net[0].weight):
+        with pytest.raises(ConfigError) as error:
+            make(given, "fromage")
+        for words in ("model is of type", "Pass the model", "Fromage(params)"):
+            assert words in str(error.value)
+
+
+def test_a_group_that_is_added_without_names_joins_those_with_names():
+    net, more = model(), nn.Linear(2, 2)
+    optimizer = create_optimizer(net, "fromage_spectral")
+    optimizer.add_param_group({"params": more.parameters()})
+    group = optimizer.param_groups[-1]
+    assert group["param_names"] == ["param_groups.2.0", "param_groups.2.1"]
+    assert (group["lr"], group["direction"]) == (0.02, "spectral")
+    again = create_optimizer(net, "fromage_spectral")
+    again.add_param_group({"params": more.parameters()})
+    again.load_state_dict(optimizer.state_dict())
+    plain = Fromage(net.parameters())
+    plain.add_param_group({"params": list(more.parameters())})
+    assert "param_names" not in plain.param_groups[-1]

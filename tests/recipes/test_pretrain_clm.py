@@ -176,7 +176,7 @@ def test_a_preset_by_name(tiny_text, tmp_path, capsys):
     assert record["recipe"]["optim"] == "fromage_spectral" and record["steps"] == 2
     assert record["recipe"]["max_grad_norm"] == 1.0
     text = (tmp_path / "spectral" / "README.md").read_text()
-    for words in ("singular values made equal", "momentum 0.9", "| peak learning rate | 0.02 |"):
+    for words in ("orthogonalized momentum", "momentum 0.9", "| peak learning rate | 0.02 |"):
         assert words in text
     # Another run goes on from its checkpoint.
     on = tiny_pretraining(

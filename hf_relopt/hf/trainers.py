@@ -1,0 +1,109 @@
+"""Which Trainer some arguments belong to, what its model looked like, and what it resumes from.
+
+Many trainers ask for an optimizer without saying for which model, and a resumed one has loaded its
+checkpoint by then: the model would look pretrained. So each Trainer is remembered when it is made.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from hf_relopt.hf import arguments, learning_rate, optim_args
+from hf_relopt.hf.checkpoints import holds_weights_alone, weights_alone_error
+from hf_relopt.hf.learning_rate import look_as_rank_zero
+from hf_relopt.optim.learning_rates import Look
+from hf_relopt.sharding import is_sharded
+
+# Trainer -> (the model it was looked at with, what was seen).
+_looks: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[nn.Module], Look]] = (
+    weakref.WeakKeyDictionary()
+)
+_trainers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def remember(trainer: Any) -> None:
+    """Remember a Trainer that has just been made, and settle its learning rate.
+
+    Trainers with param groups of their own read it from their arguments.
+    """
+    _trainers.add(trainer)
+    args: Any = getattr(trainer, "args", None)
+    model = getattr(trainer, "model", None)
+    if getattr(args, "optim", None) is None or not isinstance(model, nn.Module):
+        return
+    name = arguments.name_of(args)
+    if name is None or not _can_be_looked_at_alone(model):
+        return
+    asked = optim_args.parse(name, args.optim_args).lr
+    choice = learning_rate.choose(args, name, first_look(trainer), asked)
+    if choice is not None:
+        learning_rate.write_back(args, choice.lr)
+
+
+def check_resuming(
+    trainer: Any, resume_from_checkpoint: str, model: nn.Module | None = None
+) -> None:
+    """Refuse to resume one of our optimizers from weights alone, which starts the schedule anew.
+
+    Raises:
+        FormatError: as above, unless a RelOptTrainer was told to discard the optimizer's state.
+    """
+    from hf_relopt.hf.callbacks import unwrapped
+
+    ours = unwrapped(trainer.optimizer) is not None or (
+        trainer.optimizer is None and arguments.name_of(trainer.args) is not None
+    )
+    discards = getattr(trainer, "_discard", False)
+    if ours and not discards and holds_weights_alone(resume_from_checkpoint):
+        raise weights_alone_error(resume_from_checkpoint)
+
+
+def _can_be_looked_at_alone(model: nn.Module) -> bool:
+    """False where other ranks would have to take part, who may not make a Trainer just now."""
+    shards = any(is_sharded(param) or is_lazy(param) for param in model.parameters())
+    return not shards and not learning_rate.only_rank_zero_has_weights()
+
+
+def trainer_of(args: Any, model: nn.Module | None) -> Any:
+    """The Trainer that asks for an optimizer, or None if nobody knows.
+
+    Args:
+        args: its arguments. Several trainers may share them.
+        model: what it passed, or None. It may be a part of the trainer's model, or hold it as the
+            losses of sentence-transformers do.
+    """
+    sharing = [job for job in _trainers if getattr(job, "args", None) is args]
+    holding = [job for job in sharing if model is not None and _belong_together(job.model, model)]
+    training = [job for job in sharing if getattr(job, "is_in_train", False)]
+    # Two at once cannot be told apart; one alone, or the one that trains, can.
+    return next((each[0] for each in (holding, training, sharing) if len(each) == 1), None)
+
+
+def first_look(trainer: Any) -> Look:
+    """What the Trainer's model looked like before this run changed it.
+
+    A model that ``model_init`` makes anew is looked at anew, but not once a checkpoint is loaded.
+    """
+    known = _looks.get(trainer)
+    if known is not None and (known[0]() is trainer.model or is_resuming(trainer)):
+        return known[1]
+    look = look_as_rank_zero(trainer.model)
+    _looks[trainer] = weakref.ref(trainer.model), look
+    return look
+
+
+def is_resuming(trainer: Any) -> bool:
+    """Has the Trainer read a checkpoint's place in the run? Its weights are loaded then, too."""
+    return getattr(getattr(trainer, "state", None), "global_step", 0) > 0
+
+
+def _belong_together(one: Any, other: nn.Module) -> bool:
+    if not isinstance(one, nn.Module):
+        return False
+    return any(part is one for part in other.modules()) or any(
+        part is other for part in one.modules()
+    )
