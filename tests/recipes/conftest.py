@@ -12,6 +12,12 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# A recipe loads these inside its main: loggers would keep the stderr of the test that comes first.
+import datasets  # noqa: F401
+import transformers  # noqa: F401
+
+import hf_relopt.hf.log  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory) -> Path:

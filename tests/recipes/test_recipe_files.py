@@ -19,9 +19,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from argument_words import expanded
 from causal_model import named_config
-from recipe_arguments import parse_recipe_arguments
-from recipe_run import RunArguments
+from recipe_work import read_request
 from run_folder import RunFolder
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -37,25 +37,14 @@ MAINS = {
     "finetune_squad.py": finetune_squad.main,
     "sft_chat.py": sft_chat.main,
 }
-PARTS = {
-    "finetune_classifier.py": (
-        finetune_classifier,
-        finetune_classifier.ClassifierArguments,
-        finetune_classifier.LabelledSource,
-        TrainingArguments,
-    ),
-    "finetune_squad.py": (
-        finetune_squad,
-        finetune_squad.ModelArguments,
-        finetune_squad.QuestionSource,
-        TrainingArguments,
-    ),
-    "sft_chat.py": (
-        sft_chat,
-        sft_chat.ChatModelArguments,
-        sft_chat.ChatSource,
-        sft_chat.SFTConfig,
-    ),
+RECIPES = {
+    script: module.RECIPE
+    for script, module in (
+        ("pretrain_clm.py", pretrain_clm),
+        ("finetune_classifier.py", finetune_classifier),
+        ("finetune_squad.py", finetune_squad),
+        ("sft_chat.py", sft_chat),
+    )
 }
 KINDS = {
     DistributedType.NO: {"single", "cpu"},
@@ -78,17 +67,8 @@ def arguments(name: str) -> tuple[dict[str, object], tuple[object, ...]]:
     """A recipe as it is written, and as its script understands it."""
     recipe = find_recipe(name)
     written = yaml.safe_load(recipe.arguments.read_text())
-    if recipe.script.name == "pretrain_clm.py":
-        request, given = pretrain_clm.read_request([str(recipe.arguments)])
-        parts = (request.model, request.text, request.blocks, request.run, request.args)
-    else:
-        module, model, source, training = PARTS[recipe.script.name]
-        parts, given = parse_recipe_arguments(
-            (model, source, RunArguments, training),
-            defaults={**module.DEFAULTS, "bf16": False},
-            about="",
-            argv=[str(recipe.arguments)],
-        )
+    request, given = read_request(RECIPES[recipe.script.name], expanded([str(recipe.arguments)]))
+    parts = tuple(getattr(request, name) for name in type(request).__dataclass_fields__)
     assert given == set(written)
     return written, parts
 
