@@ -204,7 +204,13 @@ class Bar:
 
 
 def _style() -> dict[str, Any]:
-    return {"file": sys.stderr, "dynamic_ncols": True, "mininterval": 0.5}
+    try:
+        knows_its_size = min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError):
+        knows_its_size = False
+    # Where a terminal says 0, tqdm shows nothing.
+    size = {"dynamic_ncols": True} if knows_its_size else {"ncols": 80, "nrows": 24}
+    return {"file": sys.stderr, "mininterval": 0.5, **size}
 
 
 def is_terminal() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from argument_words import arguments_file
 
 from hf_relopt.cli import flags
+from hf_relopt.cli.as_typed import from_here, program_word, python_word
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import DOOR, OPTIMIZER_NAMES
 
@@ -145,15 +145,7 @@ def typed_command() -> TypedCommand:
         return TypedCommand((), None, tuple(rest), is_make=True)
     if front:
         return _of_words(front, rest)
-    return _of_words([*_launcher(), _from_here(sys.argv[0])], argv)
-
-
-def python_word() -> str:
-    """The Python that runs, in a word that works in this directory."""
-    for word in ("python", "python3"):
-        if shutil.which(word) == sys.executable:
-            return word
-    return _from_here(sys.executable)
+    return _of_words([*_launcher(), from_here(sys.argv[0])], argv)
 
 
 def _door() -> tuple[list[str], list[str]]:
@@ -183,8 +175,8 @@ def _launcher() -> list[str]:
     started_us = place > 0 and words[place:] == sys.argv
     if not started_us or not _LAUNCHERS & {Path(word).name for word in words[:3]}:
         return [python_word()]
-    if (name := Path(words[1]).name) in _LAUNCHERS:
-        return [name if shutil.which(name) == words[1] else _from_here(words[1]), *words[2:place]]
+    if Path(words[1]).name in _LAUNCHERS:
+        return [program_word(words[1]), *words[2:place]]
     return [python_word(), *words[1:place]]
 
 
@@ -195,14 +187,6 @@ def _words_of_parent() -> list[str]:
         return psutil.Process(os.getppid()).cmdline()
     except Exception:  # gone, or somebody else's: its words are a comfort, not needed
         return []
-
-
-def _from_here(path: str) -> str:
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:  # another drive
-        return path
-    return path if relative.startswith("..") else relative
 
 
 def _quoted(text: str) -> str:

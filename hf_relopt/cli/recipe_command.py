@@ -8,21 +8,23 @@ from pathlib import Path
 
 from hf_relopt.cli import flags
 from hf_relopt.cli.recipe_files import Recipe
+from hf_relopt.errors import ConfigError
 
 # `accelerate launch`, which ends with the script's own exit code.
 LAUNCHER = (sys.executable, "-m", "hf_relopt.cli.launch")
-# Flags of `accelerate launch`; no script of ours has one of these names.
+# Flags of `accelerate launch`, with what they take; no script of ours has one of these names.
+WORD, NUMBER = "", "a whole number"
 LAUNCHER_FLAGS = {
-    "gpu_ids",
-    "machine_rank",
-    "main_process_ip",
-    "main_process_port",
-    "mixed_precision",
-    "num_cpu_threads_per_process",
-    "num_machines",
-    "num_processes",
-    "parallelism_config_dp_replicate_size",
-    "parallelism_config_dp_shard_size",
+    "gpu_ids": WORD,
+    "machine_rank": NUMBER,
+    "main_process_ip": WORD,
+    "main_process_port": NUMBER,
+    "mixed_precision": "no, fp16, bf16 or fp8",
+    "num_cpu_threads_per_process": NUMBER,
+    "num_machines": NUMBER,
+    "num_processes": NUMBER,
+    "parallelism_config_dp_replicate_size": NUMBER,
+    "parallelism_config_dp_shard_size": NUMBER,
 }
 
 
@@ -35,13 +37,15 @@ def launch_command(recipe: Recipe, accelerate: Path | None, overrides: Sequence[
         overrides: flags for the launcher or the script, as typed. They win over the recipe's.
 
     Raises:
-        ConfigError: overrides that are no flags.
+        ConfigError: overrides that are no flags, or a launcher's flag with another kind of value.
     """
     import yaml
 
     said = flags.split(overrides)
     launcher = [flag for flag in said if flag.name in LAUNCHER_FLAGS]
     script = [flag for flag in said if flag.name not in LAUNCHER_FLAGS]
+    for flag in launcher:
+        _check(flag)
     written = yaml.safe_load(recipe.arguments.read_text("utf-8"))
     kept = flags.without({flag.name for flag in said}, written)
     return [
@@ -52,3 +56,16 @@ def launch_command(recipe: Recipe, accelerate: Path | None, overrides: Sequence[
         *(word for name, value in kept.items() for word in flags.as_words(name, value)),
         *flags.joined(script),
     ]
+
+
+def _check(flag: flags.Flag) -> None:
+    """Say now what Accelerate's launcher would say seconds later."""
+    allowed = LAUNCHER_FLAGS[flag.name]
+    right = (
+        flag.value.lstrip("-").isdigit()
+        if allowed == NUMBER
+        else flag.value in ("no", "fp16", "bf16", "fp8")
+    )
+    if not flag.value or (allowed and not right):
+        wanted = allowed or "a value"
+        raise ConfigError(f"--{flag.name} is {flag.value or 'not given'!r}; it takes {wanted}.")
