@@ -81,6 +81,7 @@ def train(request: PretrainRequest, run: RecipeRun) -> None:
     results = train_and_measure(trainer, run)
     # On every rank: where weights are sharded, a forward pass needs all of them.
     results["sample"] = write_samples(trainer, tokenizer, request)
+    results["sequences"] = len(blocks["train"])
     finish(
         trainer,
         run,

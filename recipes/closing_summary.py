@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from demo_record import comparison
 from progress_lines import duration
 from run_folder import RunFolder
 
@@ -39,9 +40,11 @@ def print_summary(folder: RunFolder, metric: str, *, again: bool) -> None:
         if (folder.path / file).exists():
             print(f"  {what:<11} {folder.path / file}")
     if record.get("sample"):
-        print("\nA sample:\n")
+        print("\nWhat it writes now:\n")
         lines = str(record["sample"]).splitlines()
         print("\n".join(f"  | {line}".rstrip() for line in lines[:SHOWN_LINES]))
+    if lines := comparison(record):
+        print("\n" + "\n".join(lines))
     print("\nTry next:")
     for words, command in [*record.get("hints", []), START_OVER]:
         _print_hint(str(words), str(command))

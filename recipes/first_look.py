@@ -159,9 +159,9 @@ class _Parser(argparse.ArgumentParser):
         self.knows_training = bool(training)
         self.optimizers = training["optim"].choices if "optim" in training else ()
         for kind in recipe.kinds:
-            for name, hint in get_type_hints(kind).items():
-                if name in kind.__dataclass_fields__:
-                    self._add(TrainingFlag(name, _kind_of(hint)))
+            hints = get_type_hints(kind)
+            for own in fields(kind):
+                self._add(TrainingFlag(own.name, _kind_of(hints[own.name])))
         for flag in training.values():
             self._add(flag)
 

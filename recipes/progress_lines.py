@@ -25,10 +25,11 @@ SHARES = {"at_bound", "changed_entries"}
 SECONDS = "seconds"
 
 
-class CountsSteps(Protocol):
-    """Whoever wants to know how many optimizer steps are done."""
+class ShowsProgress(Protocol):
+    """Whoever wants to know how many optimizer steps are done, and ends the bar."""
 
     step: int | None
+    bar: Any
 
 
 class ProgressLines(TrainerCallback):
@@ -43,11 +44,13 @@ class ProgressLines(TrainerCallback):
         run: is told after each step how many are done.
     """
 
-    def __init__(self, unit: str, units_per_step: int, run: CountsSteps | None = None) -> None:
+    def __init__(self, unit: str, units_per_step: int, run: ShowsProgress | None = None) -> None:
         self.unit = unit
         self.units_per_step = units_per_step
         self.run = run
         self.bar = Bar()
+        if run is not None:
+            run.bar = self.bar
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

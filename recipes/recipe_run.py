@@ -52,6 +52,7 @@ class RecipeRun:
 
     Attributes:
         step: optimizer steps that are done; None before the training.
+        bar: the progress bar, which is in the way of last words; None before the training.
 
     Raises:
         ConfigError: a setting or a folder that cannot be used. Nothing is written yet.
@@ -71,6 +72,7 @@ class RecipeRun:
         self.overwrite = overwrite
         self.settings = _settings(args, sources, given)
         self.step: int | None = None
+        self.bar: Any = None
         self._lock = FolderLock()
         try:
             RunFolder(args.output_dir).check_place()
@@ -96,6 +98,8 @@ class RecipeRun:
 
         A rank that ends with the group's threads still alive may abort after all is done.
         """
+        if self.bar is not None:
+            self.bar.end()
         self._lock.release()
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()

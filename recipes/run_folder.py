@@ -173,7 +173,8 @@ class RunFolder:
 def record_fault(record: object) -> str | None:
     """What is wrong with a run.json's content; None if a run can be resumed or shown from it."""
     if not isinstance(record, dict):
-        return f"it holds {'nothing' if record is None else f'a {type(record).__name__}'}"
+        kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
+        return f"it holds {kinds.get(type(record), 'a number')}, and no entries"
     if not isinstance(record.get("recipe"), dict):
         return "it has no entry 'recipe' with the settings of a run"
     if not record.get("finished") or record.get("being_emptied"):
@@ -184,7 +185,7 @@ def record_fault(record: object) -> str | None:
             value = float(value) if abs(value) < 1 << 53 else None
         right = isinstance(value, kind) and not isinstance(value, bool)
         if not right or (kind is float and not math.isfinite(value)):
-            return f"its entry {name!r} is no {kind.__name__}"
+            return f"its entry {name!r} is of another kind"
     hints = record.get("hints", [])
     pairs = isinstance(hints, list) and all(isinstance(h, list) and len(h) == 2 for h in hints)
     return None if pairs else "its entry 'hints' holds no pairs"

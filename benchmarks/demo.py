@@ -1,0 +1,133 @@
+"""The demo with several optimizers: the record that its closing lines quote.
+
+Each run is `python recipes/pretrain_clm.py` without arguments but the optimizer, its learning rate
+and a seed: a GPT-2 from scratch on the source text of Python's standard library, linear decay
+without warm-up, no weight decay. An optimizer without a learning rate takes the recipe's own.
+
+    python benchmarks/demo.py --optim fromage_spectral --optim adamw_torch:2e-3 --optim fromage:.03
+
+Finished runs are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
+
+SCRIPT = Path(__file__).resolve().parents[1] / "recipes" / "pretrain_clm.py"
+TITLE = "The demo: a GPT-2 from scratch on Python's standard library"
+
+
+def main() -> None:
+    """Train what is missing, and write the page."""
+    args = _arguments().parse_args()
+    log = RunLog(args.out.with_suffix(".jsonl"))
+    for seed in args.seeds:
+        for optim in args.optim:
+            name, _, rate = optim.partition(":")
+            key = {"optim": name, "lr": float(rate) if rate else None, "seed": seed}
+            key["flags"] = args.flags
+            if log.finished(key) is None:
+                log.append(key, train(name, rate, seed, args.threads, args.flags))
+    write_page(args.out, log.records())
+
+
+def train(name: str, rate: str, seed: int, threads: int, flags: list[str]) -> dict[str, Any]:
+    """One run of the recipe in a process of its own; its metrics and settings."""
+    words = ["--optim", name, "--seed", str(seed), *flags]
+    words += ["--learning_rate", rate] if rate else []
+    print("pretrain_clm.py", *words, flush=True)
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "run"
+        subprocess.run(
+            [sys.executable, str(SCRIPT), *words, "--output_dir", str(place)],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+            check=True,
+        )
+        record = json.loads((place / "run.json").read_text("utf-8"))
+        used = json.loads((place / "trainer_state.json").read_text("utf-8"))["log_history"]
+    first = next(entry["learning_rate"] for entry in used if "learning_rate" in entry)
+    return {
+        "peak_lr": first,
+        "perplexity": record["after"]["eval_perplexity"],
+        "loss": record["after"]["eval_loss"],
+        "perplexity_before": record["before"]["eval_perplexity"],
+        "steps": record["steps"],
+        "seconds": record["seconds"],
+        "sequences": record["sequences"],
+        "settings": record["recipe"],
+        "sample": record["sample"],
+    }
+
+
+def write_page(out: Path, records: list[dict[str, Any]]) -> None:
+    """The table of all runs, a row for each optimizer and learning rate."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["key"]["optim"], record["peak_lr"]), []).append(record)
+    rows = []
+    for (name, rate), runs in sorted(groups.items()):
+        both = [run["perplexity"] for run in sorted(runs, key=lambda run: run["key"]["seed"])]
+        given = runs[0]["key"]["lr"] is not None
+        rows.append(
+            [
+                f"`{name}`",
+                f"{rate:g}" + ("" if given else " (its own)"),
+                f"{mean(both):.1f}",
+                ", ".join(f"{one:.1f}" for one in both),
+                f"{mean(run['loss'] for run in runs):.3f}",
+                f"{mean(run['seconds'] for run in runs):.0f}",
+            ]
+        )
+    header = ["optimizer", "peak lr", "perplexity", "by seed", "validation loss", "s"]
+    table = markdown_table(header, rows)
+    print(table)
+    settings = records[0]["settings"]
+    setting = " ".join((__doc__ or "").split("\n\n")[1].split()) + (
+        f" {records[0]['steps']:,} steps of {settings['sequences_per_step']} sequences of "
+        f"{settings['block_size'] or 128} tokens, {settings['vocab_size']:,} BPE tokens learned from "
+        f"the text, {records[0]['sequences']:,} sequences to train on (the library of Python "
+        f"{records[0]['where']['versions']['python']}); perplexity on the validation part, "
+        f"{records[0]['perplexity_before']:,.0f} before training. Seeds "
+        f"{', '.join(map(str, sorted({r['key']['seed'] for r in records})))}."
+    )
+    wheres = [record["where"] for record in records]
+    write_report(out.with_suffix(".md"), TITLE, setting, table, "Not read yet.", wheres)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--optim",
+        action="append",
+        required=True,
+        metavar="NAME[:LR]",
+        help="a name for the recipe's --optim; several times",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43], help="default: 42 43")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / f"demo_cpu_{MONTH}",
+        help="results without suffix: .jsonl and .md are written",
+    )
+    parser.add_argument(
+        "--flags", nargs=argparse.REMAINDER, default=[], help="further flags of the recipe"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
