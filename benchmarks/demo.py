@@ -94,8 +94,8 @@ def write_page(out: Path, records: list[dict[str, Any]]) -> None:
     settings = records[0]["settings"]
     setting = " ".join((__doc__ or "").split("\n\n")[1].split()) + (
         f" {records[0]['steps']:,} steps of {settings['sequences_per_step']} sequences of "
-        f"{settings['block_size'] or 128} tokens, {settings['vocab_size']:,} BPE tokens learned from "
-        f"the text, {records[0]['sequences']:,} sequences to train on (the library of Python "
+        f"{settings['block_size'] or 128} tokens; a tokenizer of {settings['vocab_size']:,} BPE "
+        f"tokens; {records[0]['sequences']:,} sequences to train on (the library of Python "
         f"{records[0]['where']['versions']['python']}); perplexity on the validation part, "
         f"{records[0]['perplexity_before']:,.0f} before training. Seeds "
         f"{', '.join(map(str, sorted({r['key']['seed'] for r in records})))}."

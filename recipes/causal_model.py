@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_relopt.errors import ConfigError
 
-SMALL_GPT2 = {"n_layer": 5, "n_embd": 256, "n_head": 4}
+SMALL_GPT2 = {"n_layer": 3, "n_embd": 256, "n_head": 4}
 # A small model's unlikely tokens are nonsense: nine tenths of the probability are enough.
 SAMPLING = {"top_k": 50, "top_p": 0.9, "temperature": 0.7}
 LONGEST_BLOCK = 1024  # tokens; a model that could take more would need too much memory by default

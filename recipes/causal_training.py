@@ -19,7 +19,8 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from typed_command import typed_command
 
 # What the demo's model goes on from: things that Python's files are full of.
-DEMO_PROMPTS = ("def ", "class ", "    if ")
+# Without a space at the end: the tokenizer puts it in front of the next word.
+DEMO_PROMPTS = ("import os\nimport", "class", "    def __init__(self")
 DEMO_SAMPLE = 64  # tokens
 BETWEEN_SAMPLES = "\n\n"
 LIMITS = (

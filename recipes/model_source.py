@@ -31,7 +31,7 @@ class ModelSource:
         default=None, metadata={"help": "this tokenizer, instead of the model's or a learned one"}
     )
     vocab_size: int = field(
-        default=2048, metadata={"help": "size of the tokenizer learned from the text, if one is"}
+        default=4096, metadata={"help": "size of the tokenizer learned from the text, if one is"}
     )
 
     def __post_init__(self) -> None:
