@@ -12,17 +12,22 @@ EXACT = (
     "would take, up to rounding."
 )
 REFUSED = "refused: training raises this error before its first step."
+# Of a plan that was made without weights: {read} says why, {lr} what that means for a rate.
 NOT_SEEN = (
-    "Weights were not seen: they were not read. What they decide: the learning rate, if none is "
-    "given ({lr}: 0.01, under a preset 0.02, if all norm weights are equal, as in a model that was "
-    "not trained, 0.001 if training has moved them apart, 0.03 with LoRA adapters), and which "
-    "tensors are all zero and so start by min_scale."
+    "Weights were not seen: {read}.{lr} They also decide which tensors are zero and so start by "
+    "min_scale."
+)
+NOT_READ = "only the configuration was read"
+LR_READ = (
+    " The learning rate above is assumed; the weights decide it where none is given: 0.01, under a "
+    "preset 0.02, if all norm weights are equal, as in a model that was not trained, 0.001 if "
+    "training has moved them apart, 0.03 with LoRA adapters."
 )
 NOT_COUNTED = "Not counted: activations, buffers, and what a step needs for a moment."
-NOT_THERE = (
-    "Weights were not seen: the folder has none, so the model is taken for one that is trained "
-    "from scratch ({lr}: 0.01, under a preset 0.02; 0.001 with pretrained weights, 0.03 with LoRA "
-    "adapters)."
+NO_WEIGHTS = "the folder has a configuration and no weights"
+LR_NO_WEIGHTS = (
+    " The learning rate above is assumed, of a model that is trained from scratch: 0.01, under a "
+    "preset 0.02. With pretrained weights it would be 0.001, with LoRA adapters 0.03."
 )
 
 
@@ -61,8 +66,9 @@ def paragraphs(facts: dict[str, Any]) -> list[str]:
 
 def not_seen(plan: dict[str, Any]) -> str:
     """What a plan without weights cannot know."""
-    lr = "assumed above" if plan["lr_assumed"] else "given here"
-    return (NOT_THERE if plan["weights"] == "not there" else NOT_SEEN).format(lr=lr)
+    there = plan["weights"] != "not there"
+    lr = (LR_READ if there else LR_NO_WEIGHTS) if plan["lr_assumed"] else ""
+    return NOT_SEEN.format(read=NOT_READ if there else NO_WEIGHTS, lr=lr)
 
 
 def _plan(plan: dict[str, Any]) -> Iterator[str]:

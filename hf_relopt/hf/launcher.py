@@ -35,7 +35,6 @@ def launch(words: Sequence[str]) -> tuple[int, str]:
     Raises:
         ConfigError: Accelerate cannot use the flags or the configuration.
     """
-    import torch.distributed.run  # makes the loggers that are silenced
     from accelerate.commands import launch as accelerate_launch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
