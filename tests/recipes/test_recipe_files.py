@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,8 @@ def test_siblings_differ_in_the_optimizer_alone(task):
         "adam_beta2", "max_grad_norm",
     }  # fmt: skip
     names = [name for name in recipe_names() if name.startswith(f"{task}/")]
-    assert {f"{task}/{name}" for name in ("fromage", "madam", "adamw")} <= set(names)
+    siblings = ("fromage_spectral", "fromage", "madam", "adamw")
+    assert names == [f"{task}/{name}" for name in siblings]
     first, *others = (arguments(name)[0] for name in names)
     for other in others:
         keys = {*first, *other} - allowed
@@ -245,18 +247,23 @@ def script_arguments(name: str, changes: dict[str, object]) -> list[str]:
         "pretrain-llama-350m/fromage_spectral",
         "pretrain-llama-350m/madam",
         "pretrain-llama-350m/adamw",
+        "continue-pretraining-gpt2/fromage_spectral",
         "continue-pretraining-gpt2/fromage",
         "continue-pretraining-gpt2/madam",
         "continue-pretraining-gpt2/adamw",
+        "finetune-classifier-minilm/fromage_spectral",
         "finetune-classifier-minilm/fromage",
         "finetune-classifier-minilm/madam",
         "finetune-classifier-minilm/adamw",
+        "finetune-squad-bert/fromage_spectral",
         "finetune-squad-bert/fromage",
         "finetune-squad-bert/madam",
         "finetune-squad-bert/adamw",
+        "sft-chat-qwen/fromage_spectral",
         "sft-chat-qwen/fromage",
         "sft-chat-qwen/madam",
         "sft-chat-qwen/adamw",
+        "sft-chat-qwen-lora/fromage_spectral",
         "sft-chat-qwen-lora/fromage",
         "sft-chat-qwen-lora/madam",
         "sft-chat-qwen-lora/adamw",
@@ -308,6 +315,12 @@ def test_recipes_run_trains_with_accelerate_launch(tmp_path, tiny_text, tiny_gpt
     assert done.returncode == 0, done.stderr
     assert "hf-relopt: accelerate launch --config_file" in done.stderr
     assert "Done: 2 steps" in done.stdout
-    folder = tmp_path / "runs" / "pretrain-gpt2-124m-fromage"
+    folder = tmp_path / "runs" / "pretrain-gpt2-124m-fromage_spectral"
     assert (folder / "model.safetensors").is_file()
     assert "fromage" in (folder / "README.md").read_text()
+    # What it suggests is this command with another recipe's name.
+    hints = dict(RunFolder(folder).record["hints"])
+    words = shlex.split(hints["AdamW, to compare"])
+    place = words.index("pretrain-gpt2-124m/adamw")
+    assert words[place - 2 : place] == ["recipes", "run"]
+    assert words[place + 1 :] == ["--accelerate", "cpu", *as_arguments(changes)]
