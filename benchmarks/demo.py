@@ -1,10 +1,12 @@
 """The demo with several optimizers: the record that its closing lines quote.
 
 Each run is `python recipes/pretrain_clm.py` without arguments but the optimizer, its learning rate
-and a seed: a GPT-2 from scratch on the source text of Python's standard library, linear decay
-without warm-up, no weight decay. An optimizer without a learning rate takes the recipe's own.
+and warm-up, and a seed: a GPT-2 from scratch on the source text of Python's standard library,
+linear decay, no weight decay. What is not given is the recipe's own.
 
-    python benchmarks/demo.py --optim fromage_spectral --optim adamw_torch:2e-3 --optim fromage:.03
+    python benchmarks/demo.py --optim fromage_spectral --optim adamw_torch:2e-3:0.1 --optim fromage
+
+What stands behind a second colon is the share of the steps in which the learning rate rises.
 
 Finished runs are not repeated.
 """
@@ -33,18 +35,19 @@ def main() -> None:
     log = RunLog(args.out.with_suffix(".jsonl"))
     for seed in args.seeds:
         for optim in args.optim:
-            name, _, rate = optim.partition(":")
+            name, rate, warmup = (*optim.split(":"), "", "")[:3]
             key = {"optim": name, "lr": float(rate) if rate else None, "seed": seed}
-            key["flags"] = args.flags
+            key |= {"warmup": float(warmup) if warmup else None, "flags": args.flags}
+            said = ["--learning_rate", rate] if rate else []
+            said += ["--warmup_steps", warmup] if warmup else []
             if log.finished(key) is None:
-                log.append(key, train(name, rate, seed, args.threads, args.flags))
+                log.append(key, train(name, seed, args.threads, [*said, *args.flags]))
     write_page(args.out, log.records())
 
 
-def train(name: str, rate: str, seed: int, threads: int, flags: list[str]) -> dict[str, Any]:
+def train(name: str, seed: int, threads: int, flags: list[str]) -> dict[str, Any]:
     """One run of the recipe in a process of its own; its metrics and settings."""
     words = ["--optim", name, "--seed", str(seed), *flags]
-    words += ["--learning_rate", rate] if rate else []
     print("pretrain_clm.py", *words, flush=True)
     with TemporaryDirectory() as folder:
         place = Path(folder) / "run"
@@ -55,9 +58,8 @@ def train(name: str, rate: str, seed: int, threads: int, flags: list[str]) -> di
         )
         record = json.loads((place / "run.json").read_text("utf-8"))
         used = json.loads((place / "trainer_state.json").read_text("utf-8"))["log_history"]
-    first = next(entry["learning_rate"] for entry in used if "learning_rate" in entry)
     return {
-        "peak_lr": first,
+        "peak_lr": max(entry["learning_rate"] for entry in used if "learning_rate" in entry),
         "perplexity": record["after"]["eval_perplexity"],
         "loss": record["after"]["eval_loss"],
         "perplexity_before": record["before"]["eval_perplexity"],
@@ -71,24 +73,27 @@ def train(name: str, rate: str, seed: int, threads: int, flags: list[str]) -> di
 
 def write_page(out: Path, records: list[dict[str, Any]]) -> None:
     """The table of all runs, a row for each optimizer and learning rate."""
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, float, float], list[dict[str, Any]]] = {}
     for record in records:
-        groups.setdefault((record["key"]["optim"], record["peak_lr"]), []).append(record)
+        warmup = record["settings"]["warmup_steps"]
+        rate = record["settings"]["learning_rate"] or record["peak_lr"]
+        groups.setdefault((record["key"]["optim"], rate, warmup), []).append(record)
     rows = []
-    for (name, rate), runs in sorted(groups.items()):
+    for (name, rate, warmup), runs in sorted(groups.items()):
         both = [run["perplexity"] for run in sorted(runs, key=lambda run: run["key"]["seed"])]
         given = runs[0]["key"]["lr"] is not None
         rows.append(
             [
                 f"`{name}`",
-                f"{rate:g}" + ("" if given else " (its own)"),
+                f"{rate:g}" + ("" if given else " (the recipe's)"),
+                f"{warmup:.0%}" if warmup else "",
                 f"{mean(both):.1f}",
                 ", ".join(f"{one:.1f}" for one in both),
                 f"{mean(run['loss'] for run in runs):.3f}",
                 f"{mean(run['seconds'] for run in runs):.0f}",
             ]
         )
-    header = ["optimizer", "peak lr", "perplexity", "by seed", "validation loss", "s"]
+    header = ["optimizer", "peak lr", "warm-up", "perplexity", "by seed", "validation loss", "s"]
     table = markdown_table(header, rows)
     print(table)
     settings = records[0]["settings"]
@@ -112,8 +117,8 @@ def _arguments() -> argparse.ArgumentParser:
         "--optim",
         action="append",
         required=True,
-        metavar="NAME[:LR]",
-        help="a name for the recipe's --optim; several times",
+        metavar="NAME[:LR[:WARMUP]]",
+        help="a name for the recipe's --optim, and more of it; several times",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43], help="default: 42 43")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")

@@ -23,6 +23,12 @@ from training_flags import TrainingFlag, training_flags
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
+# Trackers for --report_to, and the package of each.
+TRACKERS = {
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow",
+    "comet_ml": "comet_ml", "clearml": "clearml", "dvclive": "dvclive", "neptune": "neptune",
+    "swanlab": "swanlab", "codecarbon": "codecarbon",
+}  # fmt: skip
 HELP = {"-h", "--help", "--help_all", "--help-all"}
 _BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # HfArgumentParser's
 
@@ -50,6 +56,8 @@ def first_look(recipe: Recipe, words: Sequence[str]) -> None:
         check_optimizer_words({**recipe.defaults, **said}, parser.optimizers)
         folder = run_folder_of({**recipe.defaults, **said})
         RunFolder(folder).check_place()
+        check_checkpoint(said.get("resume_from_checkpoint"))
+        check_trackers(said.get("report_to"))
     for part in parts:
         if hasattr(part, "look"):
             part.look()
@@ -60,6 +68,34 @@ def run_folder_of(said: Mapping[str, Any]) -> Path:
     if said.get("output_dir"):
         return Path(said["output_dir"]).expanduser()
     return Path("runs") / (said.get("run_name") or "run")
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Raise a ConfigError for a checkpoint that is not there; what is in it is looked at later."""
+    if name is None or name.lower() in ("true", "false"):
+        return
+    try:
+        there = Path(name).is_dir()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise ConfigError(
+            f"resume_from_checkpoint is {name[:80]!r}: there is no such folder. Name one as in "
+            "runs/NAME/checkpoint-100; the run folder's own checkpoint is found without it."
+        )
+
+
+def check_trackers(names: str | Sequence[str] | None) -> None:
+    """Raise a ConfigError for a tracker of --report_to that is not installed."""
+    for name in names.split() if isinstance(names, str) else names or ():
+        if name in TRACKERS and importlib.util.find_spec(TRACKERS[name]) is None:
+            extra = (
+                "'hf_relopt[tracking]'" if name in ("tensorboard", "trackio") else TRACKERS[name]
+            )
+            raise ConfigError(
+                f"--report_to {name} needs a package that is not installed. Install it: "
+                f"pip install {extra}"
+            )
 
 
 def require_extras(packages: Mapping[str, str]) -> None:

@@ -36,6 +36,8 @@ DEFAULTS = {
 # for madam. A pretrained model takes the Trainer's own default, and the presets of fromage what
 # hf_relopt has for them.
 FROM_SCRATCH_RATES = {"fromage": 0.03, "madam": 0.03, "adamw": 0.002}
+# The share of the steps in which AdamW's learning rate rises; ours do without.
+FROM_SCRATCH_WARMUP = {"adamw": 0.1}
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,12 @@ class PretrainRequest:
 
 
 def complete(request: PretrainRequest, given: set[str]) -> None:
-    """Set the learning rate of a model that is trained from scratch, where none was given."""
+    """Set learning rate and warm-up of training from scratch, where none was given."""
+    if request.model.model_name_or_path:
+        return
     name = str(getattr(request.args.optim, "value", request.args.optim))
-    rate = FROM_SCRATCH_RATES.get("adamw" if name.startswith("adamw_") else name)
-    if rate and "learning_rate" not in given and not request.model.model_name_or_path:
-        request.args.learning_rate = rate
+    name = "adamw" if name.startswith("adamw_") else name
+    if name in FROM_SCRATCH_RATES and "learning_rate" not in given:
+        request.args.learning_rate = FROM_SCRATCH_RATES[name]
+    if name in FROM_SCRATCH_WARMUP and not {"warmup_steps", "warmup_ratio"} & given:
+        request.args.warmup_steps = FROM_SCRATCH_WARMUP[name]

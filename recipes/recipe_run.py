@@ -180,7 +180,7 @@ class RecipeRun:
 def named_checkpoint(args: TrainingArguments) -> Path | None:
     """The checkpoint the user named; None if the run folder's own is to be found."""
     wanted = args.resume_from_checkpoint
-    return None if wanted is None or str(wanted).lower() == "true" else Path(wanted)
+    return None if wanted is None or str(wanted).lower() in ("true", "false") else Path(wanted)
 
 
 def _newest_whole(folder: Path) -> Path | None:

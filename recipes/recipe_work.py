@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from closing_summary import print_summary
-from one_clear_message import Outcome
+from one_clear_message import Outcome, blamed_on
 from recipe import Recipe
 from recipe_arguments import parse_recipe_arguments
 from recipe_run import RecipeRun
@@ -47,7 +47,9 @@ def work(recipe: Recipe, words: Sequence[str], outcome: Outcome) -> None:
 
 def read_request(recipe: Recipe, words: Sequence[str]) -> tuple[Any, set[str]]:
     """What was asked for, with our defaults where nothing was, and the names of what was given."""
-    training = getattr(importlib.import_module(recipe.training[0]), recipe.training[1])
+    package, name = recipe.training
+    with blamed_on(f"cannot load {package}", f"Try pip install -U {package}."):
+        training = getattr(importlib.import_module(package), name)
     parts, given = parse_recipe_arguments(
         (*recipe.kinds, training),
         defaults={**machine_defaults(recipe), **recipe.defaults},

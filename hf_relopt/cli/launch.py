@@ -7,10 +7,12 @@ loaded, which takes seconds.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from hf_relopt.errors import RelOptError
 from hf_relopt.shipped import find_recipes
@@ -26,6 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the flags of `accelerate launch`, a script, its arguments; None: this process's own.
     """
     words = sys.argv[1:] if words is None else words
+    _end_at_once_by_signals()
     if code := first_look(words):
         return code
     from hf_relopt.hf.launcher import launch
@@ -37,6 +40,17 @@ def main(words: Sequence[str] | None = None) -> int:
     if line:
         print(f"hf-relopt: {line}", file=sys.stderr)
     return code
+
+
+def _end_at_once_by_signals() -> None:
+    """Until the script runs nothing is at stake, and an import shows no stack trace."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def first_look(words: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from hf_relopt.cli.as_typed import program_word, python_word
 from hf_relopt.cli.launch import first_look
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
-    CHOSEN,
+    chosen_recipe,
     find_accelerate,
     find_page,
     find_recipe,
@@ -77,7 +77,7 @@ def _facts() -> dict[str, Any]:
         {
             "name": task,
             "what": first_sentence(folder / task / "README.md"),
-            "chosen": f"{task}/{CHOSEN}",
+            "chosen": chosen_recipe(task),
             "script": find_recipe(task).script.name,
             "recipes": [name for name in names if name.startswith(f"{task}/")],
         }
@@ -126,9 +126,9 @@ def run(
 ) -> None:
     """Train a recipe with `accelerate launch`.
 
-    NAME is a recipe, or a task, of which the recipe of fromage_spectral is taken. Flags after it
-    win over what the recipe says: those of the script, and --num_processes and others of
-    `accelerate launch`. The exit code is the script's own.
+    NAME is a recipe, or a task, of which the recipe is taken that `list` marks. Flags after it win
+    over what the recipe says: those of the script, and --num_processes and others of `accelerate
+    launch`. The exit code is the script's own.
 
     \b
     Examples:

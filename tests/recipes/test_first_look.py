@@ -112,6 +112,8 @@ MISTAKES = {
         ("--max_train_samples 0", "1 or more"),
         ("--output_dir /dev/null/x", "is a file"),
         ("--run_name " + "n" * 300, "File name too long"),
+        ("--resume_from_checkpoint nosuch", "there is no such folder"),
+        ("--report_to neptune", "pip install neptune"),
         ("nosuch.yaml", "neither a flag"),
     ],
     "finetune_classifier.py": [

@@ -163,7 +163,8 @@ def test_what_is_suggested_runs_as_it_stands(in_a_file, started, tiny_text, tmp_
         for name in {*first["recipe"], *second["recipe"]}
         if first["recipe"].get(name) != second["recipe"].get(name)
     }
-    assert changed == {"optim", "learning_rate", "max_grad_norm"}
+    # AdamW has the learning rate and the warm-up that suit it.
+    assert changed == {"optim", "learning_rate", "max_grad_norm", "warmup_steps"}
     assert second["recipe"]["optim"] == "adamw_torch" and second["finished"]
     assert second["recipe"]["learning_rate"] == 0.002
     # And back again.
