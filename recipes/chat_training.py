@@ -8,7 +8,7 @@ import torch
 from chat_arguments import ChatRequest
 from chat_examples import load_examples
 from datasets import Dataset
-from model_kind import CAUSAL, require_causal, require_class
+from model_kind import CAUSAL, require_causal, require_class, require_vocabulary
 from next_steps import Rates, longer, other_optimizers, own_data
 from one_clear_message import blamed_on
 from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, named_tokenizer
@@ -52,6 +52,7 @@ def prepare(request: ChatRequest) -> Prepared:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = build_model(request)
+    require_vocabulary(model, tokenizer, name)
     require_causal(model, name)
     check_optimizer(request.args, model)
     return splits, tokenizer, model

@@ -10,7 +10,7 @@ import torch
 from classifier_arguments import ClassifierRequest
 from datasets import DatasetDict
 from labelled_text import encode, load_labelled_text
-from model_kind import CLASSIFIER, require_class, require_one_batch
+from model_kind import CLASSIFIER, require_class, require_one_batch, require_vocabulary
 from next_steps import OWN_SCRIPT, Rates, longer, other_optimizers, own_data
 from offline_metric import load_metric
 from one_clear_message import blamed_on
@@ -53,6 +53,7 @@ def prepare(request: ClassifierRequest) -> Prepared:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = build_classifier(request, tokenizer, class_names(texts.splits))
+    require_vocabulary(model, tokenizer, request.model.model_name_or_path)
     check_optimizer(request.args, model)
     splits = encode(texts, tokenizer, request.data.max_length)
     require_one_batch(model, DataCollatorWithPadding(tokenizer), longest_rows(splits), name)

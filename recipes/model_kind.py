@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from one_clear_message import reason
 from stopping import is_full_disk
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from hf_relopt.errors import ConfigError
@@ -94,6 +94,24 @@ def require_causal(model: PreTrainedModel, name: str) -> None:
 def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     ids = ids.to(model.device)
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+def require_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Raise a ConfigError if a tokenizer has tokens for which a model has no embedding.
+
+    Args:
+        model: to be trained, as it was loaded.
+        tokenizer: that makes its input.
+        name: of the model, as the user gave it.
+    """
+    size, needed = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if needed > size:
+        raise ConfigError(
+            f"{name} has embeddings for {size:,} tokens, and the tokenizer {needed:,}: they do not "
+            "belong together. Name the model's own tokenizer, or another model."
+        )
 
 
 def require_one_batch(

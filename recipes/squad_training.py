@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from answer_spans import answers_of, encode, load_questions
 from datasets import Dataset, DatasetDict
-from model_kind import ANSWERER, require_class, require_one_batch
+from model_kind import ANSWERER, require_class, require_one_batch, require_vocabulary
 from next_steps import OWN_SCRIPT, Rates, longer, other_optimizers, own_data
 from offline_metric import load_metric
 from one_clear_message import blamed_on
@@ -48,7 +48,10 @@ def prepare(request: SquadRequest) -> Prepared:
     tokenizer = named_tokenizer(name)
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer, and only those know where tokens lie.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     model = build_model(request)
+    require_vocabulary(model, tokenizer, source)
     check_optimizer(request.args, model)
     splits = DatasetDict(
         train=encode(train, tokenizer, request.data),

@@ -12,7 +12,7 @@ import sft_chat
 import torch
 import transformers
 from model_kind import CAUSAL, require_causal, require_class
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_relopt.errors import ConfigError
 from tests.recipes.recipe_calls import as_arguments, tiny_finetuning, tiny_pretraining
@@ -132,6 +132,17 @@ def test_a_chat_is_not_for_an_encoder(tiny_classifier, tmp_path, capsys):
              "output_dir": tmp_path / "run", "bf16": False}  # fmt: skip
     message = one_line(sft_chat.main, as_arguments(words), capsys, tmp_path / "run")
     assert "no causal language model" in message
+
+
+def test_a_tokenizer_of_another_model_is_told(tiny_table, tiny_classifier, tmp_path, capsys):
+    more = AutoTokenizer.from_pretrained(tiny_classifier)
+    more.add_tokens([f"<{number}>" for number in range(50)])
+    more.save_pretrained(tmp_path / "more")
+    arguments = tiny_finetuning(
+        tiny_table, tiny_classifier, tmp_path / "run", tokenizer_name=tmp_path / "more"
+    )
+    message = one_line(finetune_classifier.main, arguments, capsys, tmp_path / "run")
+    assert "do not belong together" in message
 
 
 def test_a_text_longer_than_the_model_takes_is_told_before_training(
