@@ -84,13 +84,13 @@ def _positions(config: PreTrainedConfig) -> int:
 def build_model(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, block_size: int, seed: int
 ) -> PreTrainedModel:
-    """The model with pretrained or new weights.
+    """The model, pretrained or to be trained from scratch.
 
     Args:
         source: which model.
-        tokenizer: whose vocabulary new weights get.
+        tokenizer: whose vocabulary a model from scratch gets.
         block_size: tokens it must be able to take at once.
-        seed: of new weights.
+        seed: of the weights of a model from scratch.
 
     Raises:
         ConfigError: unknown name, an override that does not fit, too few positions.

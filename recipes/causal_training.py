@@ -18,7 +18,7 @@ from training_session import check_optimizer, finish, make_trainer, train_and_me
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from typed_command import typed_command
 
-# What the demo's model goes on from: things that Python's files are full of.
+# What the demo's model continues: things that Python's files are full of.
 # Without a space at the end: the tokenizer puts it in front of the next word.
 DEMO_PROMPTS = ("import os\nimport", "class", "    def __init__(self")
 DEMO_SAMPLE = 64  # tokens

@@ -38,7 +38,7 @@ OFTEN_USED = {
     "eval_steps": "steps between two evaluations",
     "save_steps": "steps between two checkpoints",
     "save_total_limit": "checkpoints to keep",
-    "seed": "seed of new weights and of the order of the data",
+    "seed": "seed of initial weights and of the order of the data",
     "bf16": "train in bfloat16 mixed precision",
     "use_cpu": "stay on the CPU even where there is a GPU",
     "report_to": "none, tensorboard, trackio, wandb, ...",

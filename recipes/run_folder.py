@@ -145,7 +145,7 @@ class RunFolder:
             )
 
     def begin(self, recipe: dict[str, Any], command: str, *, overwrite: bool) -> None:
-        """Create the folder and its record, or keep the record of the run that goes on."""
+        """Create the folder and its record, or keep the record of the run that is resumed."""
         if self.begun and (overwrite or self.being_emptied):
             self._empty()
         if not self.begun:
@@ -153,8 +153,8 @@ class RunFolder:
             self.note(recipe=recipe, command=command)
 
     def _empty(self) -> None:
-        # Killed in here, the record still says what was going on, so that no later start takes the
-        # rest for a run to go on with.
+        # Killed in here, the record still says what was being done, so that no later start takes
+        # the rest for a run to resume.
         self.note(being_emptied=True)
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():

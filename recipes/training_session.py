@@ -71,7 +71,7 @@ def train_and_measure(trainer: Trainer, run: RecipeRun) -> dict[str, Any]:
     if checkpoint is not None:
         require_fit(checkpoint, trainer.model, optimizer_name(args))
         trainer.add_callback(RenamedWeights(checkpoint))
-    # New weights drew random numbers, reloaded ones did not.
+    # A model from scratch drew random numbers, a reloaded one did not.
     set_seed(args.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = trainer.state

@@ -1,4 +1,4 @@
-"""`accelerate launch` in this process: signals go on to the script, its exit code comes back.
+"""`accelerate launch` in this process: signals reach the script, its exit code comes back.
 
 Accelerate's own command ends a script's failure, Ctrl-C included, in a stack trace and code 1, and
 when it is terminated it leaves a single script running.

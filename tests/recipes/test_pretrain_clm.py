@@ -1,4 +1,4 @@
-"""recipes/pretrain_clm.py: two real steps, resume, two processes, true figures on the card."""
+"""recipes/pretrain_clm.py: two real steps, resume, two processes, true results on the card."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_preset_by_name(tiny_text, tmp_path, capsys):
     text = (tmp_path / "spectral" / "README.md").read_text()
     for words in ("singular values made equal", "momentum 0.9", "| peak learning rate | 0.02 |"):
         assert words in text
-    # Another run goes on from its checkpoint.
+    # Another run resumes from its checkpoint.
     on = tiny_pretraining(
         tiny_text, tmp_path / "on", optim="fromage_spectral", optim_args="momentum=0.9",
         max_steps=4, resume_from_checkpoint=tmp_path / "spectral" / "checkpoint-2",
