@@ -25,7 +25,7 @@ OFTEN_USED = {
     "output_dir": "another folder for everything",
     "optim": f"{', '.join(RELATIVE_OPTIMIZERS)}, adamw_torch or any other name the Trainer knows",
     "optim_args": 'options of the optimizer, as in "p_bound=2.0,vector.rule=adamw,vector.lr=1e-3"',
-    "learning_rate": "peak rate; for fromage, madam and their kin a fraction of each weight, as in "
+    "learning_rate": "peak; for fromage, madam and their kin a fraction of each weight, as in "
     "0.01; left out, it is chosen by optimizer and model",
     "lr_scheduler_type": "linear, cosine, ...; fromage needs one that decays",
     "warmup_steps": "steps of rising learning rate (below 1: a share of all steps)",

@@ -119,7 +119,7 @@ def _add_model(
     facts["plan"]["weights"] = "not read" if may_have_weights(model) else "not there"
     own = dtype_of(built)
     if getattr(built.config, "quantization_config", None) is not None:
-        notes.append("The model's weights are quantized; these bytes are those of unquantized weights.")
+        notes.append("The weights are quantized; these bytes are those of unquantized ones.")
     chosen_dtype = _dtype(launch, dtype, own if own in ITEMSIZES else "float32", notes)
     itemsize = ITEMSIZES[chosen_dtype]
     if launch.refusal is not None:
