@@ -70,7 +70,7 @@ class ChatSource(TableSource):
     """Where the examples come from. With nothing given: conversations from the hub."""
 
     _argument_group_name = f"Examples (default: {DEFAULT_DATASET} from the hub)"
-    default_dataset: ClassVar = (DEFAULT_DATASET, None)
+    default_dataset: ClassVar[tuple[str, str | None] | None] = (DEFAULT_DATASET, None)
 
     train_file: str | None = field(
         default=None,

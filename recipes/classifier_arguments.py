@@ -46,7 +46,7 @@ class LabelledSource(TableSource):
     """Where texts and labels come from. With nothing given: SST-2 from the hub."""
 
     _argument_group_name = "Labelled text (default: nyu-mll/glue sst2 from the hub)"
-    default_dataset: ClassVar = DEFAULT_DATASET
+    default_dataset: ClassVar[tuple[str, str | None] | None] = DEFAULT_DATASET
 
     train_file: str | None = field(
         default=None, metadata={"help": "local table: .tsv, .csv, .json, .jsonl, .parquet"}

@@ -47,7 +47,7 @@ class QuestionSource(TableSource):
     """Where questions come from. With nothing given: SQuAD 1.1 from the hub."""
 
     _argument_group_name = f"Questions (default: {DEFAULT_DATASET} from the hub)"
-    default_dataset: ClassVar = (DEFAULT_DATASET, None)
+    default_dataset: ClassVar[tuple[str, str | None] | None] = (DEFAULT_DATASET, None)
 
     train_file: str | None = field(
         default=None,
