@@ -20,8 +20,8 @@ from transformers import (
 from hf_relopt.errors import ConfigError
 
 SMALL_GPT2 = {"n_layer": 3, "n_embd": 256, "n_head": 4}
-# A small model's unlikely tokens are nonsense: nine tenths of the probability are enough.
-SAMPLING = {"top_k": 50, "top_p": 0.9, "temperature": 0.7}
+# A small model's unlikely tokens are nonsense, and what it has said it says again.
+SAMPLING = {"top_k": 50, "top_p": 0.9, "temperature": 0.7, "repetition_penalty": 1.1}
 LONGEST_BLOCK = 1024  # tokens; a model that could take more would need too much memory by default
 
 

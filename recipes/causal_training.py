@@ -20,8 +20,8 @@ from typed_command import typed_command
 
 # What the demo's model continues: things that Python's files are full of.
 # Without a space at the end: the tokenizer puts it in front of the next word.
-DEMO_PROMPTS = ("import os\nimport", "class", "    def __init__(self")
-DEMO_SAMPLE = 64  # tokens
+DEMO_PROMPTS = ("def main(", "class Test", "    def __init__(self")
+DEMO_SAMPLE = 72  # tokens
 BETWEEN_SAMPLES = "\n\n"
 LIMITS = (
     "A small model after a short training: it shows what training does, it knows nothing. "
