@@ -29,6 +29,11 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 LAUNCH := $(BIN)/python -m hf_relopt.cli.launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
 
+# What of these was given on the command line, for the demo's hints.
+COMMA := ,
+GIVEN = $(foreach name,PYTHON VENV TRANSFORMERS,$(if \
+	$(filter command,$(origin $(name))),$(COMMA) "$(name)=$($(name))"))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test check style bench clean
@@ -38,7 +43,7 @@ help:  ## show this list
 
 demo: $(STAMP)  ## train a small GPT-2 with fromage_spectral on the text of Python's standard library (3 to 10 minutes)
 	$(SAY) "Training; everything goes to runs/demo. Interrupted, the same command resumes."
-	@exec env $(OFFLINE) HF_RELOPT_DOOR='[["make", "demo"], []]' \
+	@exec env $(OFFLINE) HF_RELOPT_DOOR='[["make", "demo"$(GIVEN)], []]' \
 		$(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
 
 test: $(STAMP)  ## run the tests (5 to 15 minutes on 2 cores)

@@ -52,7 +52,7 @@ class TypedCommand:
             return shlex.join(words)
         # Make expands what the shell then reads.
         text = shlex.join(self.words).replace("$", "$$")
-        return " ".join([*_MAKE, *([f"ARGS={_quoted(text)}"] if self.words else [])])
+        return " ".join([shlex.join(self.front), *([f"ARGS={_quoted(text)}"] if text else [])])
 
     @property
     def said(self) -> dict[str, str]:
@@ -140,9 +140,9 @@ def typed_command() -> TypedCommand:
     """How this process was started."""
     argv = sys.argv[1:]
     front, rest = _door()
-    if front == _MAKE:
+    if front[: len(_MAKE)] == _MAKE:
         rest = argv[len(_MAKE_SAYS) :] if argv[: len(_MAKE_SAYS)] == _MAKE_SAYS else argv
-        return TypedCommand((), None, tuple(rest), is_make=True)
+        return TypedCommand(tuple(front), None, tuple(rest), is_make=True)
     if front:
         return _of_words(front, rest)
     return _of_words([*_launcher(), from_here(sys.argv[0])], argv)

@@ -116,6 +116,8 @@ def test_make_demo_is_said_as_make_says_it(started):
     make = [["make", "demo"], []]
     own = ["--run_name", "demo"]
     assert str(started(*own, door=make)) == "make demo"
+    other = started(*own, "--seed", "4", door=[["make", "demo", "VENV=.venv two"], []])
+    assert str(other) == "make demo 'VENV=.venv two' ARGS=\"--seed 4\""
     command = started(*own, "--train_file", "a b$c.txt", "--seed", "4", door=make)
     suggested = command.with_optimizer("adamw_torch", "adamw", 0.002, implied=True)
     # Make and the shell together give the script its words.
