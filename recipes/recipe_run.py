@@ -53,6 +53,7 @@ class RecipeRun:
     Attributes:
         step: optimizer steps that are done; None before the training.
         bar: the progress bar, which is in the way of last words; None before the training.
+        leaves_in_haste: a signal ended it: other ranks may never come to say good-bye.
 
     Raises:
         ConfigError: a setting or a folder that cannot be used. Nothing is written yet.
@@ -73,6 +74,7 @@ class RecipeRun:
         self.settings = _settings(args, sources, given)
         self.step: int | None = None
         self.bar: Any = None
+        self.leaves_in_haste = False
         self._lock = FolderLock()
         try:
             RunFolder(args.output_dir).check_place()
@@ -101,7 +103,7 @@ class RecipeRun:
         if self.bar is not None:
             self.bar.end()
         self._lock.release()
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and not self.leaves_in_haste:
             dist.destroy_process_group()
 
     def _lock_folder(self) -> None:

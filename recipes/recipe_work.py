@@ -42,6 +42,7 @@ def work(recipe: Recipe, words: Sequence[str], outcome: Outcome) -> None:
                 print_summary(run.folder, recipe.metric, again=again)
         except Stopped as stopped:
             stopped.standing = f"stopped {run.standing()}"
+            run.leaves_in_haste = True
             raise
 
 
