@@ -98,7 +98,7 @@ class TypedCommand:
         words, in_file = ["--optim", name], self._in_file()
         if not implied or "learning_rate" in in_file:
             words += ["--learning_rate", f"{rate:g}"]
-        if ours and float(in_file.get("weight_decay", 0)):
+        if ours and in_file.get("weight_decay", "0").strip("0."):
             words += ["--weight_decay", "0"]
         if "optim_args" in in_file:
             words.append("--optim_args=")
