@@ -30,8 +30,14 @@ SAY := @printf '==> %s\n'
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Each question that `accelerate launch` would else answer by itself, with a warning.
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+# `accelerate launch`, which ends with the recipe's own exit code.
+LAUNCH := $(BIN)/python -m hf_relopt.cli.launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
+
+# What of these was given on the command line, for the demo's hints.
+COMMA := ,
+GIVEN = $(foreach name,PYTHON VENV TRANSFORMERS,$(if \
+	$(filter command,$(origin $(name))),$(COMMA) "$(name)=$($(name))"))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,9 +46,10 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP)  ## train a small GPT-2 with Fromage on the text of Python's standard library (3 to 10 minutes)
-	$(SAY) "Training; everything goes to runs/demo. Stopped half-way, it resumes."
-	@$(OFFLINE) $(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
+demo: $(STAMP)  ## train a small GPT-2 with fromage_spectral on the text of Python's standard library (3 to 10 minutes)
+	$(SAY) "Training; everything goes to runs/demo. Interrupted, the same command resumes."
+	@exec env $(OFFLINE) HF_RELOPT_DOOR='[["make", "demo"$(GIVEN)], []]' \
+		$(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
 
 test: $(STAMP)  ## run the tests (5 to 15 minutes on 2 cores)
 	$(SAY) "Running the tests in $(WORKERS) processes"

@@ -1,4 +1,4 @@
-"""Where the recipes and launch configurations lie that come with the package."""
+"""What comes with the package: the optimizers' names, and where recipes and configurations lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 ACCELERATE = "accelerate"
+# The names of optim.create.OPTIMIZERS, for those who cannot wait until torch is loaded.
+OPTIMIZER_NAMES = ("fromage", "madam", "fromage_spectral", "fromage_momentum")
+# The variable by which a recipe knows the command that was typed to start it: JSON, the words
+# before a recipe's name and those from it on.
+DOOR = "HF_RELOPT_DOOR"
 
 
 def find_recipes() -> Path | None:

@@ -8,50 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from data_source import TableSource, load_tables
 from datasets import Dataset, DatasetDict
-from text_tables import check_is_text_file, read_table
+from local_files import check_table
+from one_clear_message import blamed_on
+from squad_arguments import QuestionSource
+from text_tables import load_tables, read_table
 from transformers import PreTrainedTokenizerBase
 
 from hf_relopt.errors import ConfigError
 
-DEFAULT_DATASET = "rajpurkar/squad"
 COLUMNS = ("context", "question", "answers")
 # Of the logits at both ends; more change no answer that anyone would give.
 BEST_ENDS = 20
-
-
-@dataclass(frozen=True)
-class QuestionSource(TableSource):
-    """Where questions come from. With nothing given: SQuAD 1.1 from the hub."""
-
-    _argument_group_name = f"Questions (default: {DEFAULT_DATASET} from the hub)"
-    default_dataset: ClassVar = (DEFAULT_DATASET, None)
-
-    train_file: str | None = field(
-        default=None,
-        metadata={"help": "SQuAD's .json, or a table with context, question and answers"},
-    )
-    max_length: int = field(
-        default=384, metadata={"help": "tokens of question and window together, at most"}
-    )
-    doc_stride: int = field(
-        default=128, metadata={"help": "tokens that two windows of a text share"}
-    )
-    max_answer_length: int = field(default=30, metadata={"help": "tokens of an answer at most"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.doc_stride < self.max_length:
-            raise ConfigError(
-                f"doc_stride is {self.doc_stride}; it must lie between 0 and max_length, which is "
-                f"{self.max_length}."
-            )
 
 
 def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
@@ -70,7 +42,14 @@ def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
                 f"{source.words} has no column {missing[0]!r}; its columns are "
                 f"{', '.join(table.column_names)}."
             )
-        if any(not answers["text"] for answers in table["answers"]):
+        with blamed_on(
+            f"the column 'answers' of {source.words} is not like SQuAD's",
+            "Each answer has lists text and answer_start.",
+        ):
+            unanswered = any(
+                not answers["text"] or not answers["answer_start"] for answers in table["answers"]
+            )
+        if unanswered:
             raise ConfigError(
                 f"the {name} data of {source.words} has questions without an answer, as SQuAD 2 "
                 "has; this recipe is for SQuAD 1.1."
@@ -79,16 +58,21 @@ def load_questions(source: QuestionSource, seed: int) -> DatasetDict:
 
 
 def _read(path: Path) -> Dataset:
-    check_is_text_file(path)
+    check_table(path)
     if path.suffix.lower() == ".json":
-        rows = _squad_file(path)
-        if rows is not None:
-            return Dataset.from_list(rows)
+        with blamed_on(f"cannot read {path}", "Is it in SQuAD's own form?"):
+            rows = _squad_file(path)
+            if rows is not None:
+                return Dataset.from_list(rows)
     return read_table(path)
 
 
 def _squad_file(path: Path) -> list[dict[str, Any]] | None:
-    """Rows of a file in SQuAD's own nested form; None if it is something else."""
+    """Rows of a file in SQuAD's own nested form; None if it is something else.
+
+    Raises:
+        KeyError, TypeError: it is nested otherwise.
+    """
     try:
         nested = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
+from model_kind import CAUSAL, require_class
+from model_source import ModelSource
 from one_clear_message import blamed_on
-from pretrained import CHECK_NAME, named_tokenizer
+from pretrained import CHECK_NAME, named_config_of, named_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,57 +19,10 @@ from transformers import (
 
 from hf_relopt.errors import ConfigError
 
-SMALL_GPT2 = {"n_layer": 5, "n_embd": 256, "n_head": 4}
+SMALL_GPT2 = {"n_layer": 3, "n_embd": 256, "n_head": 4}
+# A small model's unlikely tokens are nonsense, and what it has said it says again.
+SAMPLING = {"top_k": 50, "top_p": 0.9, "temperature": 0.7, "repetition_penalty": 1.1}
 LONGEST_BLOCK = 1024  # tokens; a model that could take more would need too much memory by default
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Which model to train. With nothing given: a GPT-2 of about five million parameters."""
-
-    _argument_group_name = "Model"
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "go on training this model, from the hub or a directory"}
-    )
-    config_name: str | None = field(
-        default=None, metadata={"help": "new weights in the shape of this configuration"}
-    )
-    model_type: str | None = field(
-        default=None, metadata={"help": "new weights of this architecture, as in llama"}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": 'changes to the shape, as in "n_layer=4,n_embd=256"'}
-    )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "this tokenizer, instead of the model's or a learned one"}
-    )
-    vocab_size: int = field(
-        default=4096, metadata={"help": "size of the tokenizer learned from the text, if one is"}
-    )
-
-    def __post_init__(self) -> None:
-        shapes = self.config_name or self.model_type or self.config_overrides
-        if self.model_name_or_path and shapes:
-            raise ConfigError(
-                "--config_name, --model_type and --config_overrides shape new weights; with "
-                "--model_name_or_path the shape is that of the pretrained model."
-            )
-        if self.config_name and self.model_type:
-            raise ConfigError(
-                "give either --config_name or --model_type; a configuration names its type itself."
-            )
-
-    @property
-    def is_small_gpt2(self) -> bool:
-        """Whether no model and no configuration was named."""
-        return not (self.model_name_or_path or self.config_name or self.model_type)
-
-    @property
-    def words(self) -> str:
-        """This model in a few words."""
-        shape = self.config_name or self.model_type or "GPT-2"
-        return self.model_name_or_path or f"new weights, {shape}"
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
@@ -88,13 +41,18 @@ def longest_block(source: ModelSource) -> int | None:
 
 
 def named_config(source: ModelSource) -> PreTrainedConfig:
-    """The shape of the model that was named, changes included; not for the small GPT-2."""
-    if source.model_type:
-        return _typed_config(source.model_type, source.config_overrides)
+    """The shape of the model that was named, changes included; not for the small GPT-2.
+
+    Raises:
+        ConfigError: an unknown name, an override that does not fit, no causal language model.
+    """
     name = source.model_name_or_path or source.config_name
-    with blamed_on(f"cannot load the model {name}", CHECK_NAME):
-        config = AutoConfig.from_pretrained(name)
-    return _overridden(config, source.config_overrides)
+    if source.model_type:
+        config = _typed_config(source.model_type, source.config_overrides)
+    else:
+        config = _overridden(named_config_of(name or ""), source.config_overrides)
+    require_class(config, name or f"--model_type {source.model_type}", CAUSAL)
+    return config
 
 
 def _typed_config(model_type: str, overrides: str | None) -> PreTrainedConfig:
@@ -119,25 +77,27 @@ def _overridden(config: PreTrainedConfig, overrides: str | None) -> PreTrainedCo
 
 
 def _positions(config: PreTrainedConfig) -> int:
-    return getattr(config, "max_position_embeddings", None) or LONGEST_BLOCK
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else LONGEST_BLOCK
 
 
 def build_model(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, block_size: int, seed: int
 ) -> PreTrainedModel:
-    """The model with pretrained or new weights.
+    """The model, pretrained or to be trained from scratch.
 
     Args:
         source: which model.
-        tokenizer: whose vocabulary new weights get.
+        tokenizer: whose vocabulary a model from scratch gets.
         block_size: tokens it must be able to take at once.
-        seed: of new weights.
+        seed: of the weights of a model from scratch.
 
     Raises:
         ConfigError: unknown name, an override that does not fit, too few positions.
     """
     set_seed(seed)
     if source.model_name_or_path:
+        named_config(source)
         with blamed_on(f"cannot load the model {source.model_name_or_path}", CHECK_NAME):
             model = AutoModelForCausalLM.from_pretrained(source.model_name_or_path)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -184,7 +144,7 @@ def generate_sample(
         tokenizer: its tokenizer.
         prompt: what to begin with.
         length: tokens in all, prompt included.
-        seed: of the choice among the likeliest 50 tokens.
+        seed: of the choice among the likely tokens.
     """
     set_seed(seed)
     model.eval()
@@ -195,8 +155,7 @@ def generate_sample(
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max(1, length - ids.shape[1]),
         do_sample=True,
-        top_k=50,
-        temperature=0.8,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        **SAMPLING,
     )
     return tokenizer.decode(written[0], skip_special_tokens=True)

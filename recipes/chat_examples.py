@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
-
-from data_source import TableSource, load_tables
+from chat_arguments import ChatSource
 from datasets import Dataset, DatasetDict
+from text_tables import load_tables
 
 from hf_relopt.errors import ConfigError
 
-DEFAULT_DATASET = "trl-lib/Capybara"
 # What TRL's SFTTrainer knows, in the order in which it is looked for.
 FORMS = (("messages",), ("prompt", "completion"), ("text",))
-
-
-@dataclass(frozen=True)
-class ChatSource(TableSource):
-    """Where the examples come from. With nothing given: conversations from the hub."""
-
-    _argument_group_name = f"Examples (default: {DEFAULT_DATASET} from the hub)"
-    default_dataset: ClassVar = (DEFAULT_DATASET, None)
-
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "a table (.jsonl, .json, .csv, .parquet) with the columns messages, or "
-            "prompt and completion, or text"
-        },
-    )
-    validation_share: float = field(
-        default=0.02, metadata={"help": "share split off where there is no validation data"}
-    )
 
 
 def load_examples(source: ChatSource, seed: int) -> DatasetDict:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model and the optimizer that are to go on from it."""
+"""Whether a checkpoint belongs to the model and the optimizer that are to resume from it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class RenamedWeights(TrainerCallback):
     """Loads what Trainer leaves out when it resumes.
 
     transformers 5.4 saves BERT's norms as gamma and beta, which from_pretrained understands and
-    Trainer does not: it goes on with the norms it began with, and only warns of missing keys.
+    Trainer does not: it keeps the norms it began with, and only warns of missing keys.
 
     Args:
         checkpoint: the one that Trainer resumes from.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from datasets import Dataset, DatasetDict
-from text_tables import check_is_text_file, load_hub_splits, read_table
+from local_files import check_table
 
 from hf_relopt.errors import ConfigError
 
@@ -35,6 +33,8 @@ class DataSource:
             raise ConfigError("give either --dataset_name or --train_file, not both.")
         if self.validation_file and not self.train_file:
             raise ConfigError("--validation_file needs a --train_file to train on.")
+        if self.train_file == "" or self.dataset_name == "":
+            raise ConfigError("--train_file and --dataset_name take a name, not an empty word.")
         if not 0 < self.validation_share < 1:
             raise ConfigError(
                 f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
@@ -55,6 +55,21 @@ class DataSource:
         """This source in a few words."""
         return " ".join(filter(None, self.hub_names or (Path(self.train_file or "").name,)))
 
+    def look(self) -> None:
+        """Find what is wrong with files as far as their names and beginnings tell it.
+
+        Raises:
+            ConfigError: a file that is missing, empty or not what its name says.
+        """
+        for name in filter(None, (self.train_file, self.validation_file)):
+            self.look_at(Path(name))
+        if self.dataset_name and looks_local(self.dataset_name):
+            check_is_folder(self.dataset_name, "data set")
+
+    def look_at(self, path: Path) -> None:
+        """Find what is wrong with one file."""
+        check_table(path, whole=False)
+
 
 @dataclass(frozen=True)
 class TableSource(DataSource):
@@ -67,36 +82,34 @@ class TableSource(DataSource):
         default=None, metadata={"help": "validate on this many rows at most"}
     )
 
-
-def read_file(path: Path) -> Dataset:
-    """A local table that has something in it."""
-    check_is_text_file(path)
-    return read_table(path)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_limits(self.max_train_samples, self.max_eval_samples)
 
 
-def load_tables(
-    source: TableSource, seed: int, read: Callable[[Path], Dataset] = read_file
-) -> DatasetDict:
-    """Read the splits "train" and "validation".
+def check_limits(*limits: int | None) -> None:
+    """Raise a ConfigError unless each number of samples that is given is 1 or more."""
+    for most in limits:
+        if most is not None and most < 1:
+            raise ConfigError(
+                f"max_train_samples and max_eval_samples must be 1 or more, not {most}."
+            )
 
-    Args:
-        seed: of the split, where there is no validation data.
-        read: reads a local file.
 
-    Raises:
-        ConfigError: a missing or empty file, a data set that cannot be loaded, a single row.
-    """
-    if source.hub_names:
-        tables = load_hub_splits(*source.hub_names)
-    else:
-        tables = DatasetDict(train=read(Path(source.train_file or "")))
-        if source.validation_file:
-            tables["validation"] = read(Path(source.validation_file))
-    if "validation" in tables:
-        return tables
-    if len(tables["train"]) < 2:
-        raise ConfigError(f"{source.words} has one row; there must be one to validate on, too.")
-    parts = tables["train"].train_test_split(
-        max(1, round(len(tables["train"]) * source.validation_share)), seed=seed
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: the hub's names have one slash, and not in front."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+
+
+def check_is_folder(name: str, what: str) -> None:
+    """Raise a ConfigError unless a path that was given for a model or a data set is a folder."""
+    try:
+        if Path(name).is_dir():
+            return
+        there = "is a file" if Path(name).exists() else "there is no such folder"
+    except (OSError, ValueError) as error:
+        there = getattr(error, "strerror", None) or str(error)
+    raise ConfigError(
+        f"cannot load the {what} {name}: {there}. Name a folder, or a {what} on the hub as in "
+        "OWNER/NAME."
     )
-    return DatasetDict(train=parts["train"], validation=parts["test"])

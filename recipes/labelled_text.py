@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
-from data_source import TableSource, load_tables
+from classifier_arguments import LabelledSource
 from datasets import ClassLabel, Dataset, DatasetDict, Value
-from text_tables import text_columns
+from text_tables import load_tables, text_columns
 from transformers import PreTrainedTokenizerBase
 
 from hf_relopt.errors import ConfigError
 
-DEFAULT_DATASET = ("nyu-mll/glue", "sst2")
 # Pairs before singles: a table with "question" and "sentence" is about both.
 USUAL_TEXT = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
     ("question", "sentence"), ("question", "passage"), ("sentence",), ("text",), ("content",),
 )  # fmt: skip
 USUAL_LABELS = ("label", "labels")
-
-
-@dataclass(frozen=True)
-class LabelledSource(TableSource):
-    """Where texts and labels come from. With nothing given: SST-2 from the hub."""
-
-    _argument_group_name = "Labelled text (default: nyu-mll/glue sst2 from the hub)"
-    default_dataset: ClassVar = DEFAULT_DATASET
-
-    train_file: str | None = field(
-        default=None, metadata={"help": "local table: .tsv, .csv, .json, .jsonl, .parquet"}
-    )
-    text_column: str | None = field(default=None, metadata={"help": "column of the text"})
-    text_pair_column: str | None = field(
-        default=None, metadata={"help": "column of a second text, for tasks about pairs"}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"help": "column of the class, numbers or words"}
-    )
-    max_length: int = field(default=128, metadata={"help": "tokens of a text at most"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.text_pair_column and not self.text_column:
-            raise ConfigError("--text_pair_column needs a --text_column, the first text.")
-        if self.max_length < 3:
-            raise ConfigError(f"max_length is {self.max_length}; it must be 3 or more, as in 128.")
 
 
 @dataclass(frozen=True)

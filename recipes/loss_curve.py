@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # before pyplot, which would look for a window
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+FEW = 30  # points; each is marked, since a line through one or two shows next to nothing
 TRAIN, VALIDATION, QUIET, INK = "#2a6fbb", "#d1495b", "#8a8f98", "#22262e"
 
 
@@ -36,7 +37,9 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: Path, *, title: str
     _name_the_end(top, validation or train, VALIDATION if validation else TRAIN)
     _plot(bottom, rate, QUIET, "learning rate", linewidth=1.6)
     top.set_ylabel("loss, nats", color=INK)
-    if train or validation:
+    if not (train or validation):
+        top.text(0.5, 0.5, "nothing was logged", transform=top.transAxes, ha="center", color=QUIET)
+    else:
         top.legend(frameon=False, loc="upper right")
     bottom.set_ylabel("learning\nrate", color=INK)
     bottom.set_xlabel("optimizer step", color=INK)
@@ -57,6 +60,8 @@ def _plot(
 ) -> None:
     if points:
         steps, values = zip(*points, strict=True)
+        if len(points) < FEW:
+            style = {"marker": "o", "markersize": 4, **style}
         axes.plot(steps, values, color=color, label=label, **style)
 
 

@@ -6,8 +6,14 @@ from typing import Any
 
 from data_source import DataSource
 from one_clear_message import blamed_on
-from recipe_run import typed_command
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from typed_command import typed_command
 
 CHECK_NAME = "Check the name, and whether the hub can be reached."
 
@@ -20,6 +26,16 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     with blamed_on(f"cannot load the tokenizer {name}", CHECK_NAME):
         return AutoTokenizer.from_pretrained(name)
+
+
+def named_config_of(name: str) -> PreTrainedConfig:
+    """The configuration of this name on the hub, or in this directory.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    with blamed_on(f"cannot load the model {name}", CHECK_NAME):
+        return AutoConfig.from_pretrained(name)
 
 
 def fine_tuning_card(
@@ -47,6 +63,6 @@ def fine_tuning_card(
         "dataset": data.words,
         "dataset_tags": hub[0] if hub else None,
         "dataset_args": hub[1] if hub else None,
-        "command": typed_command(),
+        "command": str(typed_command()),
         "limits": limits,
     }

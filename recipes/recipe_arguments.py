@@ -1,19 +1,15 @@
 """The command line of a recipe: its own arguments, every TrainingArguments flag, our defaults.
 
-A default of ours never overrides the user: it stands only where nothing was given, whether the
-user wrote flags or passed one JSON or YAML file.
+A default of ours never overrides the user: it stands only where nothing was given.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+from first_look import check_optimizer_words, unknown_argument
 from transformers import HfArgumentParser, TrainingArguments
 
 import hf_relopt  # noqa: F401  (adds fromage and others to the choices of --optim)
@@ -29,7 +25,7 @@ OFTEN_USED = {
     "output_dir": "another folder for everything",
     "optim": f"{', '.join(RELATIVE_OPTIMIZERS)}, adamw_torch or any other name the Trainer knows",
     "optim_args": 'options of the optimizer, as in "p_bound=2.0,vector.rule=adamw,vector.lr=1e-3"',
-    "learning_rate": "peak rate; for fromage, madam and their kin a fraction of each weight, as in "
+    "learning_rate": "peak; for fromage, madam and their kin a fraction of each weight, as in "
     "0.01; left out, it is chosen by optimizer and model",
     "lr_scheduler_type": "linear, cosine, ...; fromage needs one that decays",
     "warmup_steps": "steps of rising learning rate (below 1: a share of all steps)",
@@ -42,7 +38,7 @@ OFTEN_USED = {
     "eval_steps": "steps between two evaluations",
     "save_steps": "steps between two checkpoints",
     "save_total_limit": "checkpoints to keep",
-    "seed": "seed of new weights and of the order of the data",
+    "seed": "seed of initial weights and of the order of the data",
     "bf16": "train in bfloat16 mixed precision",
     "use_cpu": "stay on the CPU even where there is a GPU",
     "report_to": "none, tensorboard, trackio, wandb, ...",
@@ -57,12 +53,12 @@ class RecipeParser(HfArgumentParser):
     def __init__(self, kinds: Sequence[type], defaults: dict[str, Any], about: str) -> None:
         super().__init__(
             kinds,
-            usage="%(prog)s [--run_name NAME] [--flag value ...]   or   %(prog)s FILE.json",
+            usage="%(prog)s [FILE.yaml] [--run_name NAME] [--flag value ...]",
             description=about,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
             epilog="Every other flag of transformers.TrainingArguments works too; --help_all "
-            "lists them. One argument FILE.json or FILE.yaml instead holds the flags in a file.",
+            "lists them. FILE.yaml or FILE.json holds flags in a file; those beside it win.",
         )
         self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every flag and exit")
         self.set_defaults(**defaults)
@@ -84,11 +80,13 @@ class RecipeParser(HfArgumentParser):
         known, _ = self.parse_known_args(argv, blank)
         return {name for name, value in vars(known).items() if value is not nothing}
 
-    def unknown_flag(self, flag: str) -> str:
-        """A message about a flag nobody knows, with the nearest one that exists."""
-        name = flag.split("=")[0].replace("-", "_").strip("_")
-        near = difflib.get_close_matches(name, [action.dest for action in self._actions], n=1)
-        return f"unknown argument {flag}" + (f"; did you mean --{near[0]}?" if near else "")
+    def error(self, message: str) -> NoReturn:
+        """Instead of usage and exit: one message.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{message}.")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -118,7 +116,7 @@ class _HelpAll(argparse.Action):
 
 
 def parse_recipe_arguments(
-    kinds: Sequence[type], *, defaults: dict[str, Any], about: str, argv: Sequence[str]
+    kinds: Sequence[type], *, defaults: Mapping[str, Any], about: str, words: Sequence[str]
 ) -> tuple[tuple[Any, ...], set[str]]:
     """Read a recipe's arguments.
 
@@ -126,56 +124,34 @@ def parse_recipe_arguments(
         kinds: the recipe's own argument dataclasses and, last, TrainingArguments.
         defaults: what the recipe wants where the user says nothing.
         about: one paragraph for --help.
-        argv: the command line without the program's name.
+        words: flags and values, see argument_words.
 
     Returns:
         The filled dataclasses, and the names of the arguments the user gave.
 
     Raises:
-        ConfigError: if a value cannot be used. argparse's own complaints exit with code 2.
+        ConfigError: if an argument is unknown, or a value cannot be used.
     """
-    parser = RecipeParser(kinds, defaults, about)
+    parser = RecipeParser(kinds, dict(defaults), about)
     try:
-        if len(argv) == 1 and not argv[0].startswith("-"):
-            written = _arguments_file(Path(argv[0]))
-            given = set(written)
-            return parser.parse_dict({**_giving_way(defaults, given), **written}), given
-        given = parser.given(argv)
+        given = parser.given(words)
         parser.set_defaults(**_giving_way(defaults, given))
         *filled, unknown = parser.parse_args_into_dataclasses(
-            list(argv), return_remaining_strings=True, look_for_args_file=False
+            list(words), return_remaining_strings=True, look_for_args_file=False
         )
     except RelOptError:
         raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if unknown:
-        parser.error(parser.unknown_flag(unknown[0]))
+        raise unknown_argument(unknown[0], [action.dest for action in parser._actions])
     return tuple(part for part in filled if not isinstance(part, argparse.Namespace)), given
 
 
-def _giving_way(defaults: dict[str, Any], given: set[str]) -> dict[str, Any]:
+def _giving_way(defaults: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
     """Epochs that were asked for do not end at our default number of steps."""
     epochs_asked_for = "num_train_epochs" in given and "max_steps" in defaults
     return {**defaults, "max_steps": -1} if epochs_asked_for else dict(defaults)
-
-
-def _arguments_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path} is neither a flag (--name value) nor a file of arguments.")
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix == ".json":
-            written = json.loads(text)
-        else:
-            import yaml
-
-            written = yaml.safe_load(text)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"cannot read the arguments in {path}: {error}") from error
-    if not isinstance(written, dict):
-        raise ConfigError(f"{path} must hold names and values, not a {type(written).__name__}.")
-    return written
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -184,24 +160,9 @@ def check_training_arguments(args: TrainingArguments) -> None:
     Raises:
         ConfigError: with the value and what is allowed.
     """
-    rate, name = args.learning_rate, optimizer_name(args)
-    if not math.isfinite(rate) or rate < 0:
-        raise ConfigError(
-            f"learning_rate is {rate}; it must be a finite number, 0 or above. Leave it out "
-            f"for what suits {', '.join(RELATIVE_OPTIMIZERS)}; try 0.001 for adamw_torch."
-        )
-    if name in RELATIVE_OPTIMIZERS and rate >= 1:
-        raise ConfigError(
-            f"learning_rate is {rate}; {name} takes 0 <= learning_rate < 1, a fraction of each "
-            "weight's norm. Leave it out for what suits the optimizer and the model."
-        )
-    for piece in (args.optim_args or "").replace(" ", "").split(","):
-        key, equals, value = piece.partition("=")
-        if args.optim_args and (not key or not equals or not value or "=" in value):
-            raise ConfigError(
-                f"optim_args has {piece!r}; each option reads name=value, with commas between "
-                'them, as in "p_bound=2.0,min_scale=0.01".'
-            )
+    names = ("optim_args", "learning_rate", "weight_decay")
+    said = {name: getattr(args, name) for name in names}
+    check_optimizer_words({**said, "optim": optimizer_name(args)}, ())
 
 
 def clips_for_nothing(args: TrainingArguments) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,15 @@ import datasets
 import torch.distributed as dist
 from datasets import Dataset, DatasetDict, load_from_disk
 from folder_lock import FolderLock
-from recipe_arguments import check_training_arguments, clips_for_nothing, optimizer_name
+from one_clear_message import reason
+from recipe_arguments import (
+    RELATIVE_OPTIMIZERS,
+    check_training_arguments,
+    clips_for_nothing,
+    optimizer_name,
+)
 from run_folder import RunFolder, whole_folder
+from stopping import is_full_disk
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -23,28 +27,19 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.utils import logging as transformers_logging
+from typed_command import typed_command
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.hf.checkpoints import require_complete
+from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint, require_complete
+from hf_relopt.hf.learning_rate import given_in, said_by
 
 Prepared = tuple[DatasetDict, PreTrainedTokenizerBase, PreTrainedModel | None]
 
-# What makes a run the run it is, besides its model and data: going on with others is another run.
+# What makes a run the run it is, besides its model and data: with others it is another run.
 SETTINGS = (
-    "optim_args", "learning_rate", "warmup_steps", "max_steps", "num_train_epochs", "seed",
-    "weight_decay", "max_grad_norm", "bf16", "fp16",
+    "optim_args", "warmup_steps", "max_steps", "num_train_epochs", "seed", "weight_decay",
+    "max_grad_norm", "bf16", "fp16",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RunArguments:
-    """What to do with a folder that holds a run."""
-
-    _argument_group_name = "Run"
-
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "lose the run that is in the folder, and start over"}
-    )
 
 
 class RecipeRun:
@@ -55,6 +50,11 @@ class RecipeRun:
         sources: the recipe's own argument dataclasses, which tell model and data.
         overwrite: whether the user wants to lose what is in the folder.
         given: names of the arguments the user gave.
+
+    Attributes:
+        step: optimizer steps that are done; None before the training.
+        bar: the progress bar, which is in the way of last words; None before the training.
+        leaves_in_haste: a signal ended it: other ranks may never come to say good-bye.
 
     Raises:
         ConfigError: a setting or a folder that cannot be used. Nothing is written yet.
@@ -72,9 +72,13 @@ class RecipeRun:
             args.max_grad_norm = 0.0
         self.args = args
         self.overwrite = overwrite
-        self.settings = _settings(args, sources)
+        self.settings = _settings(args, sources, given)
+        self.step: int | None = None
+        self.bar: Any = None
+        self.leaves_in_haste = False
         self._lock = FolderLock()
         try:
+            RunFolder(args.output_dir).check_place()
             with args.main_process_first(local=False, desc="looking at the run folder"):
                 self._lock_folder()
                 self.folder = RunFolder(args.output_dir)
@@ -97,8 +101,10 @@ class RecipeRun:
 
         A rank that ends with the group's threads still alive may abort after all is done.
         """
+        if self.bar is not None:
+            self.bar.end()
         self._lock.release()
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and not self.leaves_in_haste:
             dist.destroy_process_group()
 
     def _lock_folder(self) -> None:
@@ -113,8 +119,29 @@ class RecipeRun:
         if self.overwrite and self.folder.path.resolve() in path.resolve().parents:
             raise ConfigError(
                 f"--overwrite_output_dir would delete {path}, the checkpoint to start from. Leave "
-                "it out to go on, or take another --run_name."
+                "it out to resume, or take another --run_name."
             )
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to resume from: the run's own last one, else the one the user named.
+
+        One that was named inside the run's folder goes before later ones.
+        """
+        named, own = named_checkpoint(self.args), last_complete_checkpoint(self.args.output_dir)
+        inside = named is not None and self.folder.path.resolve() in named.resolve().parents
+        if own is None or inside:
+            return named
+        return Path(own)
+
+    def standing(self) -> str:
+        """How far the run has come, and what the same command would do."""
+        if self.folder.finished:
+            return "after the run was finished; nothing is lost"
+        last = _newest_whole(self.folder.path)
+        where = "before the first step" if self.step is None else f"at step {self.step}"
+        if last is not None:
+            return f"{where}; the same command resumes from {last.name}"
+        return f"{where}; there is no checkpoint yet, so the same command starts over"
 
     def prepare(self, build: Callable[[], Prepared]) -> Prepared:
         """Data, tokenizer and perhaps the model, made by the main process once per run.
@@ -130,39 +157,49 @@ class RecipeRun:
         model = None
         with self.args.main_process_first(local=False, desc="preparing the data"):
             is_main = self.args.process_index == 0
-            goes_on = self.folder.begun and not self.overwrite and not self.folder.being_emptied
-            if is_main and not (goes_on and data.is_dir()):
+            resumes = self.folder.begun and not self.overwrite and not self.folder.being_emptied
+            if is_main and not (resumes and data.is_dir()):
                 splits, tokenizer, model = build()
-                self.folder.begin(self.settings, typed_command(), overwrite=self.overwrite)
+                self.folder.begin(self.settings, str(typed_command()), overwrite=self.overwrite)
                 self._lock_folder()
                 with whole_folder(data) as unfinished:
                     splits.save_to_disk(unfinished)
                     tokenizer.save_pretrained(unfinished / "tokenizer")
             elif is_main:
-                say_main(self.args, f"going on with the run in {self.folder.path}")
+                say_main(self.args, f"resuming the run in {self.folder.path}")
         # Read again what the main process may have written: all must agree on what is still to do.
         self.folder = RunFolder(self.folder.path)
         try:
             return load_from_disk(data), AutoTokenizer.from_pretrained(data / "tokenizer"), model
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever half a file or another's file comes to
+            if is_full_disk(error):
+                raise
             raise ConfigError(
-                f"the prepared data in {data} cannot be read: {error}. Remove {data}; it is made "
-                "again."
+                f"the prepared data in {data} cannot be read: {reason(error)}. Remove {data}; it "
+                "is made again."
             ) from error
 
 
 def named_checkpoint(args: TrainingArguments) -> Path | None:
     """The checkpoint the user named; None if the run folder's own is to be found."""
     wanted = args.resume_from_checkpoint
-    return None if wanted is None or str(wanted).lower() == "true" else Path(wanted)
+    return None if wanted is None or str(wanted).lower() in ("true", "false") else Path(wanted)
 
 
-def _settings(args: TrainingArguments, sources: Sequence[Any]) -> dict[str, Any]:
+def _newest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint, without a word about those that are not."""
+    there = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    newest_first = sorted(there, key=lambda path: -int(path.name[11:]))
+    return next((path for path in newest_first if find_fault(path) is None), None)
+
+
+def _settings(args: TrainingArguments, sources: Sequence[Any], given: set[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for source in sources:
         merged.update(asdict(source))
     merged.update({name: getattr(args, name) for name in SETTINGS})
     merged["optim"] = optimizer_name(args)
+    merged["learning_rate"] = _learning_rate(args, given)
     merged["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", ""))
     merged["sequences_per_step"] = (
         args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -170,34 +207,17 @@ def _settings(args: TrainingArguments, sources: Sequence[Any]) -> dict[str, Any]
     return merged
 
 
+def _learning_rate(args: TrainingArguments, given: set[str]) -> float | None:
+    """The peak learning rate; None where one of ours chooses it."""
+    is_chosen = optimizer_name(args) in RELATIVE_OPTIMIZERS and given_in(args) is None
+    return None if is_chosen and "learning_rate" not in given else said_by(args)
+
+
 def limited(split: Dataset, most: int | None) -> Dataset:
     """At most so many rows, evenly spaced over the split."""
     if most is None or most >= len(split):
         return split
-    if most < 1:
-        raise ConfigError(f"max_train_samples and max_eval_samples must be 1 or more, not {most}.")
     return split.select([row * len(split) // most for row in range(most)])
-
-
-def typed_command() -> str:
-    """What the user typed, as it can be typed again."""
-    return shlex.join([python_word(), script_word(), *sys.argv[1:]])
-
-
-def script_word() -> str:
-    """The running script, as it is called from the working directory."""
-    return _from_here(sys.argv[0])
-
-
-def python_word() -> str:
-    """The Python that runs, in a word that works in this directory."""
-    here = _from_here(sys.executable)
-    return "python" if os.path.isabs(here) else here
-
-
-def _from_here(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
 
 
 def say_main(args: TrainingArguments, line: str) -> None:

@@ -7,7 +7,9 @@ resumes from the last complete checkpoint, after that a new start changes nothin
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,6 +21,8 @@ from typing import Any
 from hf_relopt.errors import ConfigError
 
 RECORD_NAME = "run.json"
+# Learning rates that records of before hold where none was given: the Trainer's and TRL's default.
+NOT_GIVEN = (5e-05, 2e-05)
 
 
 class RunFolder:
@@ -48,15 +52,68 @@ class RunFolder:
         return bool(self.record)
 
     def _read(self) -> dict[str, Any]:
+        place = self.path / RECORD_NAME
         try:
-            return json.loads((self.path / RECORD_NAME).read_text("utf-8"))
+            record = json.loads(place.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                return {}  # what is wrong is the folder's name, see check_place
             raise ConfigError(
-                f"cannot read {self.path / RECORD_NAME}: {error}. Mend or remove that file, or "
-                "take another --output_dir."
+                f"cannot read {place}: {error.strerror or error}. Mend that, or take another "
+                "--output_dir."
             ) from error
+        except (ValueError, RecursionError) as error:
+            if "\0" in str(place):
+                return {}
+            raise _damaged(place, f"it is no JSON ({' '.join(str(error).split())[:80]})") from error
+        if fault := record_fault(record):
+            raise _damaged(place, fault)
+        return record
+
+    def check_place(self) -> None:
+        """Refuse, before anything is written, a folder in which no run can be written.
+
+        Raises:
+            ConfigError: not writable, a file, a link to nowhere, or full of other files.
+        """
+        try:
+            self._try_to_write()
+            strange = not self.begun and self.path.is_dir() and self._holds_files()
+        except ConfigError:
+            raise
+        except (OSError, ValueError) as error:
+            words = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(
+                f"cannot write into the output directory {shortened(self.path)}: {words}. "
+                "Take another --output_dir (or --run_name)."
+            ) from error
+        if strange:
+            raise ConfigError(
+                f"{self.path} holds files but no {RECORD_NAME}, so no recipe wrote them. Take "
+                "another --output_dir (or --run_name), or empty it."
+            )
+
+    def _holds_files(self) -> bool:
+        return any(not _is_unfinished(path) for path in self.path.iterdir())
+
+    def _try_to_write(self) -> None:
+        there = self.path
+        while not _is_there(there) and there != there.parent:
+            there = there.parent
+        if there.is_symlink() and not there.exists():
+            raise ConfigError(
+                f"cannot write into the output directory {self.path}: {there} is a link to "
+                f"{os.readlink(there)}, which does not exist. Make that folder, remove the link, "
+                "or take another --output_dir."
+            )
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is a file")
+        for name in self.path.parts[len(there.parts) :]:
+            _is_there(there / name)  # raises what the file system says of such a name
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
     def check(self, recipe: dict[str, Any], *, overwrite: bool) -> None:
         """Refuse, before anything is written, a folder this run must not or cannot write into.
@@ -68,48 +125,27 @@ class RunFolder:
         Raises:
             ConfigError: folder not writable, full of other files, or of a run with other settings.
         """
-        self._check_writable()
-        if self.begun:
-            if not overwrite and not self.being_emptied:
-                self._check_same(recipe)
-        elif self.path.is_dir() and any(not _is_unfinished(path) for path in self.path.iterdir()):
-            raise ConfigError(
-                f"{self.path} holds files but no {RECORD_NAME}, so no recipe wrote them. Take "
-                "another --output_dir (or --run_name), or empty it."
-            )
+        self.check_place()
+        if self.begun and not overwrite and not self.being_emptied:
+            self._check_same(recipe)
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
         before = self.record.get("recipe", {})
         now = json.loads(json.dumps(recipe))
         changed = [
-            f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+            f"{name} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
             for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
+            if not _same(name, before.get(name), now.get(name))
         ]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {'; '.join(changed)}. Give the "
-                "same settings to go on with it, another --run_name for a new run, or "
+                "same settings to resume it, another --run_name for a new run, or "
                 "--overwrite_output_dir to lose it and start over."
             )
 
-    def _check_writable(self) -> None:
-        there = self.path
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        try:
-            if not there.is_dir():
-                raise NotADirectoryError(f"{there} is a file")
-            with tempfile.TemporaryFile(dir=there):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write into the output directory {self.path}: {error.strerror or error}. "
-                "Take another --output_dir."
-            ) from error
-
     def begin(self, recipe: dict[str, Any], command: str, *, overwrite: bool) -> None:
-        """Create the folder and its record, or keep the record of the run that goes on."""
+        """Create the folder and its record, or keep the record of the run that is resumed."""
         if self.begun and (overwrite or self.being_emptied):
             self._empty()
         if not self.begun:
@@ -117,8 +153,8 @@ class RunFolder:
             self.note(recipe=recipe, command=command)
 
     def _empty(self) -> None:
-        # Killed in here, the record still says what was going on, so that no later start takes the
-        # rest for a run to go on with.
+        # Killed in here, the record still says what was being done, so that no later start takes
+        # the rest for a run to resume.
         self.note(being_emptied=True)
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -132,6 +168,57 @@ class RunFolder:
         self.record.update(entries)
         with whole_file(self.path / RECORD_NAME) as unfinished:
             unfinished.write_text(json.dumps(self.record, indent=2) + "\n", "utf-8")
+
+
+def record_fault(record: object) -> str | None:
+    """What is wrong with a run.json's content; None if a run can be resumed or shown from it."""
+    if not isinstance(record, dict):
+        kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
+        return f"it holds {kinds.get(type(record), 'a number')}, and no entries"
+    if not isinstance(record.get("recipe"), dict):
+        return "it has no entry 'recipe' with the settings of a run"
+    if not record.get("finished") or record.get("being_emptied"):
+        return None
+    for name, kind in (("before", dict), ("after", dict), ("steps", int), ("seconds", float)):
+        value = record.get(name)
+        if kind is float and isinstance(value, int):
+            value = float(value) if abs(value) < 1 << 53 else None
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if not right or (kind is float and not math.isfinite(value)):
+            return f"its entry {name!r} is of another kind"
+    hints = record.get("hints", [])
+    pairs = isinstance(hints, list) and all(isinstance(h, list) and len(h) == 2 for h in hints)
+    return None if pairs else "its entry 'hints' holds no pairs"
+
+
+def _damaged(place: Path, fault: str) -> ConfigError:
+    return ConfigError(
+        f"{place} is damaged: {fault}. Put its old content back, or take another --output_dir (or "
+        "--run_name); if nothing in that folder is wanted, remove the folder."
+    )
+
+
+def _same(name: str, before: Any, now: Any) -> bool:
+    return before == now or (name == "learning_rate" and now is None and before in NOT_GIVEN)
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else repr(value)
+
+
+def shortened(path: Path) -> str:
+    """A path for a message: its middle left out if it is very long."""
+    text = str(path)
+    return text if len(text) <= 120 else f"{text[:60]}...{text[-40:]}"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists, a link to nowhere among others; errors other than that are raised."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _is_unfinished(path: Path) -> bool:

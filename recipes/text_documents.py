@@ -8,56 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_source import DataSource
 from datasets import Dataset, DatasetDict, Features, Value
+from local_files import TABLE_KINDS, check_text, text_files
+from pretrain_arguments import TextSource
 from standard_library import standard_library_files
-from text_tables import (
-    TABLE_KINDS,
-    check_is_text_file,
-    load_hub_splits,
-    read_table,
-    text_columns,
-)
+from text_tables import load_hub_splits, read_table, text_columns
 
 from hf_relopt.errors import ConfigError
 
 PIECE = 1 << 14  # characters; long enough that cuts do not matter, short enough for the tokenizer
 DOCUMENTS = Features({"text": Value("string"), "ends": Value("bool")})
-
-
-@dataclass(frozen=True)
-class TextSource(DataSource):
-    """Where text comes from. With nothing given: the standard library."""
-
-    _argument_group_name = "Text (default: the source text of the Python standard library)"
-
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "local text, .json, .jsonl, .csv, .tsv, .parquet, or a directory of text"
-        },
-    )
-    text_column: str | None = field(
-        default=None, metadata={"help": "column that holds the text, where there are columns"}
-    )
-    validation_share: float = field(
-        default=0.05, metadata={"help": "share split off where there is no validation text"}
-    )
-
-    @property
-    def is_standard_library(self) -> bool:
-        """Whether nothing was named, so that the standard library's text is used."""
-        return not (self.dataset_name or self.train_file)
-
-    @property
-    def words(self) -> str:
-        """This source in a few words, for the card."""
-        if self.is_standard_library:
-            return "the source text of the Python standard library"
-        return super().words
 
 
 def load_documents(source: TextSource) -> DatasetDict:
@@ -107,6 +69,7 @@ def _read_texts(files: list[Path]) -> Dataset:
 
 def _pieces(path: Path) -> Iterator[tuple[str, bool]]:
     """One file in pieces of about PIECE characters that end with a line."""
+    check_text(path)
     held: list[str] = []
     size = 0
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
@@ -128,7 +91,7 @@ def _from_files(source: TextSource) -> DatasetDict:
             validation=_read_any(Path(source.validation_file), source.text_column),
         )
     if train_path.is_dir():
-        files = _text_files(train_path)
+        files = text_files(train_path)
         if len(files) >= 2 / source.validation_share:
             return _split_by_file(train_path, files, source.validation_share)
     return _split_off_the_end(_read_any(train_path, source.text_column), source.validation_share)
@@ -136,22 +99,10 @@ def _from_files(source: TextSource) -> DatasetDict:
 
 def _read_any(path: Path, text_column: str | None) -> Dataset:
     if path.is_dir():
-        return _read_texts(_text_files(path))
-    check_is_text_file(path)
-    if path.suffix.lower() not in TABLE_KINDS:
-        return _read_texts([path])
-    return _only_text(read_table(path), text_column, str(path))
-
-
-def _text_files(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.stat().st_size and not path.name.startswith(".")
-    )
-    if not files:
-        raise ConfigError(f"there is no text file in the directory {folder}.")
-    return files
+        return _read_texts(text_files(path))
+    if path.suffix.lower() in TABLE_KINDS:
+        return _only_text(read_table(path), text_column, str(path))
+    return _read_texts([path])
 
 
 def _from_hub(source: TextSource) -> DatasetDict:

@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Value, load_dataset
+from data_source import TableSource
+from datasets import Dataset, DatasetDict, Value, load_dataset, logging
+from local_files import TABLE_KINDS, check_table
 from one_clear_message import blamed_on
 
 from hf_relopt.errors import ConfigError
 
-TABLE_KINDS = {
-    ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-}  # fmt: skip
-
-
-def check_is_text_file(path: Path) -> None:
-    """Raise a ConfigError if there is no readable file with something in it."""
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}.")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1 << 16).strip()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
-    if empty:
-        raise ConfigError(f"{path} is empty.")
-
 
 def read_table(path: Path) -> Dataset:
-    """A local JSON, CSV, TSV or Parquet file as a data set, every column as it stands."""
-    kind = TABLE_KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise ConfigError(f"{path} must be a table: {', '.join(TABLE_KINDS)}.")
+    """A local JSON, CSV, TSV or Parquet file as a data set, every column as it stands.
+
+    Raises:
+        ConfigError: a file that is missing, empty, or not what its name says.
+    """
+    check_table(path)
+    kind = TABLE_KINDS[path.suffix.lower()]
     # pandas would take words like "null" and "NA" for missing text.
     options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
     if path.suffix.lower() == ".tsv":
         options.update(sep="\t", quoting=csv.QUOTE_NONE)
-    with blamed_on(f"cannot read {path}", "Is it what its name says it is?"):
+    # It logs what it raises as well.
+    with blamed_on(f"cannot read {path}", "Is it what its name says it is?"), _silent():
         return load_dataset(kind, data_files=str(path), split="train", **options)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_hub_splits(name: str, config: str | None) -> DatasetDict:
@@ -49,12 +50,40 @@ def load_hub_splits(name: str, config: str | None) -> DatasetDict:
         "Check --dataset_name and --dataset_config_name, and whether the hub can be reached.",
     ):
         found = load_dataset(name, config)
-    if "train" not in found:
+    if not isinstance(found, DatasetDict) or "train" not in found:
         raise ConfigError(f"the data set {name} has no split train; it has {', '.join(found)}.")
     others = [split for split in found if split.startswith(("validation", "dev", "test"))]
     others.sort(key=lambda split: split.startswith("test"))  # a stable sort: test comes last
     chosen = {"validation": found[others[0]]} if others else {}
     return DatasetDict(train=found["train"], **chosen)
+
+
+def load_tables(
+    source: TableSource, seed: int, read: Callable[[Path], Dataset] = read_table
+) -> DatasetDict:
+    """Read the splits "train" and "validation".
+
+    Args:
+        seed: of the split, where there is no validation data.
+        read: reads a local file.
+
+    Raises:
+        ConfigError: a missing or empty file, a data set that cannot be loaded, a single row.
+    """
+    if source.hub_names:
+        tables = load_hub_splits(*source.hub_names)
+    else:
+        tables = DatasetDict(train=read(Path(source.train_file or "")))
+        if source.validation_file:
+            tables["validation"] = read(Path(source.validation_file))
+    if "validation" in tables:
+        return tables
+    if len(tables["train"]) < 2:
+        raise ConfigError(f"{source.words} has one row; there must be one to validate on, too.")
+    parts = tables["train"].train_test_split(
+        max(1, round(len(tables["train"]) * source.validation_share)), seed=seed
+    )
+    return DatasetDict(train=parts["train"], validation=parts["test"])
 
 
 def text_columns(table: Dataset) -> list[str]:

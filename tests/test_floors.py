@@ -37,6 +37,7 @@ FLOORS = {
     "compress": 3,
     "hf": 4,
     "cli": 5,
+    "__main__": 6,
 }
 # Who may import from its own floor: (importer, imported).
 ASIDE = {("backends", "sharding"), ("groups", "fused")}

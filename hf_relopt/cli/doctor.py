@@ -6,7 +6,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from hf_relopt.cli.doctor_options import ITEMSIZES, dtype_named, look
 from hf_relopt.cli.doctor_report import lines
+from hf_relopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from hf_relopt.groups import Plan
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from hf_relopt.hf.optim_args import OptimArgs
 
 EXACT, REFUSED, USAGE = 0, 1, 2
-ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 Facts = dict[str, Any]
 
 
@@ -33,14 +34,20 @@ def run_doctor(
     Returns:
         0 exact, 1 refused, 2 a mistake in the options or the files (one message on stderr).
     """
-    from hf_relopt.errors import ConfigError
-
     try:
+        look(accelerate, model, optim, dtype)
         facts = examine(accelerate, model, optim, optim_args, processes, dtype)
     except ConfigError as error:
         print(f"hf-relopt doctor: {error}", file=sys.stderr)
         return USAGE
-    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    elif sys.stdout.isatty():
+        from hf_relopt.cli.doctor_terminal import show
+
+        show(facts)
+    else:
+        print("\n".join(lines(facts)))
     return EXACT if facts["verdict"] == "exact" else REFUSED
 
 
@@ -57,14 +64,12 @@ def examine(
     Raises:
         ConfigError: an option or a file that cannot be used.
     """
-    from hf_relopt.errors import ConfigError
-
-    if dtype is not None and dtype not in ITEMSIZES:  # before torch is imported
-        raise ConfigError(f"--dtype is {dtype!r}; it takes {', '.join(ITEMSIZES)}.")
-    from hf_relopt.hf import launch_mode
+    from hf_relopt.hf import deepspeed_config, launch_mode
     from hf_relopt.hf import optim_args as optim_args_text
     from hf_relopt.optim.create import check_name
 
+    look(accelerate, model, optim, dtype)
+    dtype = None if dtype is None else dtype_named(dtype)
     check_name(optim)
     said = optim_args_text.parse(optim, optim_args)
     if accelerate is None:
@@ -72,6 +77,8 @@ def examine(
     else:
         launch = launch_mode.from_config(accelerate, processes)
     notes = _launch_notes(launch)
+    if accelerate is not None and processes is None and deepspeed_config.is_own(accelerate):
+        notes.append("DeepSpeed's own file does not say how many processes; --processes does.")
     facts: Facts = {
         "verdict": "exact" if launch.refusal is None else "refused",
         "reason": launch.refusal,
@@ -102,16 +109,17 @@ def _add_model(
 ) -> None:
     from dataclasses import asdict
 
-    from hf_relopt.hf.meta_model import build_on_meta, dtype_of
+    from hf_relopt.hf.meta_model import build_on_meta, dtype_of, may_have_weights
     from hf_relopt.optim.create import plan
     from hf_relopt.optim.footprint import footprint
 
     built = build_on_meta(model)
     chosen = plan(built, facts["optim"], said.lr, overrides=said.overrides, **said.options)
     facts["plan"] = _plan_facts(model, built, chosen, said.lr is None)
+    facts["plan"]["weights"] = "not read" if may_have_weights(model) else "not there"
     own = dtype_of(built)
     if getattr(built.config, "quantization_config", None) is not None:
-        notes.append("The model's weights are quantised; these figures are those of whole weights.")
+        notes.append("The weights are quantized; these bytes are those of unquantized ones.")
     chosen_dtype = _dtype(launch, dtype, own if own in ITEMSIZES else "float32", notes)
     itemsize = ITEMSIZES[chosen_dtype]
     if launch.refusal is not None:

@@ -7,10 +7,27 @@ from textwrap import wrap
 from typing import Any
 
 WIDTH = 100
+EXACT = (
+    "exact: each step is the one that a single process with the whole model and the whole batch "
+    "would take, up to rounding."
+)
+REFUSED = "refused: training raises this error before its first step."
+# Of a plan that was made without weights: {read} says why, {lr} what that means for a rate.
 NOT_SEEN = (
-    "Weights were not read. What they decide: the rate, if none is given ({lr}: 0.01, under a "
-    "preset 0.02, if all norm gains are equal, as in a new model, 0.001 if training has moved them "
-    "apart, 0.03 with LoRA adapters), and which tensors are all zero and so start by min_scale."
+    "Weights were not seen: {read}.{lr} They also decide which tensors are zero and so start by "
+    "min_scale."
+)
+NOT_READ = "only the configuration was read"
+LR_READ = (
+    " The learning rate above is assumed; the weights decide it where none is given: 0.01, under a "
+    "preset 0.02, if all norm weights are equal, as in a model that was not trained, 0.001 if "
+    "training has moved them apart, 0.03 with LoRA adapters."
+)
+NOT_COUNTED = "Not counted: activations, buffers, and what a step needs for a moment."
+NO_WEIGHTS = "the folder has a configuration and no weights"
+LR_NO_WEIGHTS = (
+    " The learning rate above is assumed, of a model that is trained from scratch: 0.01, under a "
+    "preset 0.02. With pretrained weights it would be 0.001, with LoRA adapters 0.03."
 )
 
 
@@ -24,31 +41,49 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _launch(facts: dict[str, Any]) -> Iterator[str]:
+    yield from _table([("launch", launch_words(facts)), ("verdict", facts["verdict"])])
+    for text in paragraphs(facts):
+        yield from _paragraph(text)
+
+
+def launch_words(facts: dict[str, Any]) -> str:
+    """The launch mode in a few words."""
     launch = facts["launch"]
     count = launch["processes"]
     words = [launch["mode"]]
     if launch["mode"] != "one process":
         words.append(f"{count} process{'es' if count > 1 else ''}")
     if launch["shard_ranks"] > 1:
-        words.append(f"each weight in {launch['shard_ranks']} parts")
-    yield from _table(
-        [
-            ("launch", f"{', '.join(words)} (from {launch['source']})"),
-            ("verdict", facts["verdict"]),
-        ]
-    )
-    for text in filter(None, (facts["reason"], *facts["notes"])):
-        yield from _paragraph(text)
+        words.append(f"each weight in {launch['shard_ranks']} shards")
+    return f"{', '.join(words)} (from {launch['source']})"
+
+
+def paragraphs(facts: dict[str, Any]) -> list[str]:
+    """What is said below the verdict: what it means, the reason, the notes."""
+    meaning = EXACT if facts["verdict"] == "exact" else REFUSED
+    return [meaning, *filter(None, (facts["reason"], *facts["notes"]))]
+
+
+def not_seen(plan: dict[str, Any]) -> str:
+    """What a plan without weights cannot know."""
+    there = plan["weights"] != "not there"
+    lr = (LR_READ if there else LR_NO_WEIGHTS) if plan["lr_assumed"] else ""
+    return NOT_SEEN.format(read=NOT_READ if there else NO_WEIGHTS, lr=lr)
 
 
 def _plan(plan: dict[str, Any]) -> Iterator[str]:
     yield f"plan for {plan['model']} ({plan['class']})"
     yield from plan["table"].splitlines()
-    lr = "assumed above" if plan["lr_assumed"] else "given here"
-    yield from _paragraph(NOT_SEEN.format(lr=lr))
+    yield from _paragraph(not_seen(plan))
 
 
 def _memory(facts: dict[str, Any]) -> Iterator[str]:
+    yield from _table(memory_rows(facts), numbers_from=1)
+    yield from _paragraph(NOT_COUNTED)
+
+
+def memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table of bytes, its head first."""
     memory, optim = facts["memory"], facts["optim"]
     rows = [
         ("weights", "weights"),
@@ -58,7 +93,7 @@ def _memory(facts: dict[str, Any]) -> Iterator[str]:
     ]
     each, extra, ranks = memory["per_parameter"], memory["per_tensor"], memory["per_rank"]
     title = ("bytes", f"per parameter ({memory['dtype']})", "per tensor")
-    table = [(*title, "per rank") if ranks else title]
+    table: list[tuple[str, ...]] = [(*title, "per rank") if ranks else title]
     for words, key in rows:
         row = (words, str(each[key]), str(extra.get(key, 0)))
         table.append((*row, amount(ranks[key])) if ranks else row)
@@ -66,17 +101,28 @@ def _memory(facts: dict[str, Any]) -> Iterator[str]:
         for words, key in ((optim, "state"), ("torch's AdamW", "adamw_state")):
             total = ranks["weights"] + ranks["gradients"] + ranks[key]
             table.append((f"all, with {words}", "", "", amount(total)))
-    yield from _table(table, numbers_from=1)
-    yield from _paragraph("Not counted: activations, buffers, and what a step needs for a moment.")
+    return table
 
 
 def _versions(facts: dict[str, Any]) -> Iterator[str]:
-    found = facts["versions"]
-    yield from _table([(name, version or "not installed") for name, version in found.items()])
-    for fault in facts["faults"]:
-        if fault["status"] != "absent":
-            word = "mind" if fault["status"] == "present" else "known"
-            yield from _paragraph(f"{word}: {fault['package']}: {fault['what']} {fault['do']}")
+    yield from _table(version_rows(facts))
+    for text in fault_words(facts):
+        yield from _paragraph(text)
+
+
+def version_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Packages and their versions."""
+    return [(name, version or "not installed") for name, version in facts["versions"].items()]
+
+
+def fault_words(facts: dict[str, Any]) -> list[str]:
+    """The known faults that matter here, and those that are dealt with."""
+    words = {"present": "mind", "handled": "known"}
+    return [
+        f"{words[fault['status']]}: {fault['package']}: {fault['what']} {fault['do']}"
+        for fault in facts["faults"]
+        if fault["status"] in words
+    ]
 
 
 def amount(size: int) -> str:

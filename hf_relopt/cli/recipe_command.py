@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from hf_relopt.cli import flags
 from hf_relopt.cli.recipe_files import Recipe
 from hf_relopt.errors import ConfigError
 
-# Flags of `accelerate launch`; no script of ours has one of these names.
+# `accelerate launch`, which ends with the script's own exit code.
+LAUNCHER = (sys.executable, "-m", "hf_relopt.cli.launch")
+# Flags of `accelerate launch`, with what they take; no script of ours has one of these names.
+WORD, NUMBER = "", "a whole number"
 LAUNCHER_FLAGS = {
-    "gpu_ids",
-    "machine_rank",
-    "main_process_ip",
-    "main_process_port",
-    "mixed_precision",
-    "num_cpu_threads_per_process",
-    "num_machines",
-    "num_processes",
-    "parallelism_config_dp_replicate_size",
-    "parallelism_config_dp_shard_size",
-}
-# What a recipe says gives way where the user says the other thing: both at once would be refused,
-# or the recipe's would win.
-GIVES_WAY = {
-    "train_file": ("dataset_name", "dataset_config_name"),
-    "dataset_name": ("dataset_config_name",),
-    "num_train_epochs": ("max_steps",),
-    "model_name_or_path": ("model_type", "config_name", "config_overrides", "tokenizer_name"),
-    "config_name": ("model_type", "config_overrides", "tokenizer_name"),
-    "model_type": ("config_overrides",),
+    "gpu_ids": WORD,
+    "machine_rank": NUMBER,
+    "main_process_ip": WORD,
+    "main_process_port": NUMBER,
+    "mixed_precision": "no, fp16, bf16 or fp8",
+    "num_cpu_threads_per_process": NUMBER,
+    "num_machines": NUMBER,
+    "num_processes": NUMBER,
+    "parallelism_config_dp_replicate_size": NUMBER,
+    "parallelism_config_dp_shard_size": NUMBER,
 }
 
 
@@ -44,46 +37,35 @@ def launch_command(recipe: Recipe, accelerate: Path | None, overrides: Sequence[
         overrides: flags for the launcher or the script, as typed. They win over the recipe's.
 
     Raises:
-        ConfigError: overrides that are no flags.
+        ConfigError: overrides that are no flags, or a launcher's flag with another kind of value.
     """
     import yaml
 
-    flags = _flags(overrides)
-    launcher = [words for name, words in flags if name in LAUNCHER_FLAGS]
-    script = [words for name, words in flags if name not in LAUNCHER_FLAGS]
+    said = flags.split(overrides)
+    launcher = [flag for flag in said if flag.name in LAUNCHER_FLAGS]
+    script = [flag for flag in said if flag.name not in LAUNCHER_FLAGS]
+    for flag in launcher:
+        _check(flag)
     written = yaml.safe_load(recipe.arguments.read_text("utf-8"))
-    kept = _without({name for name, _ in flags}, written)
+    kept = flags.without({flag.name for flag in said}, written)
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *LAUNCHER,
         *(["--config_file", str(accelerate)] if accelerate else []),
-        *(word for words in launcher for word in words),
+        *flags.joined(launcher),
         str(recipe.script),
-        *(word for name, value in kept.items() for word in _as_words(name, value)),
-        *(word for words in script for word in words),
+        *(word for name, value in kept.items() for word in flags.as_words(name, value)),
+        *flags.joined(script),
     ]
 
 
-def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each flag's name, and the flag as typed with its values."""
-    flags: list[tuple[str, list[str]]] = []
-    for word in words:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0].replace("-", "_")
-            flags.append((name, [word]))
-        elif flags:
-            flags[-1][1].append(word)
-        else:
-            raise ConfigError(f"{word!r} is no flag; write changes as --flag value.")
-    return flags
-
-
-def _without(given: set[str], written: Mapping[str, Any]) -> dict[str, Any]:
-    gone = given.union(*(GIVES_WAY.get(name, ()) for name in given))
-    return {name: value for name, value in written.items() if name not in gone}
-
-
-def _as_words(name: str, value: Any) -> list[str]:
-    if value is None:
-        return []
-    values = value if isinstance(value, list) else [value]
-    return [f"--{name}", *map(str, values)]
+def _check(flag: flags.Flag) -> None:
+    """Say now what Accelerate's launcher would say seconds later."""
+    allowed = LAUNCHER_FLAGS[flag.name]
+    right = (
+        flag.value.lstrip("-").isdigit()
+        if allowed == NUMBER
+        else flag.value in ("no", "fp16", "bf16", "fp8")
+    )
+    if not flag.value or (allowed and not right):
+        wanted = allowed or "a value"
+        raise ConfigError(f"--{flag.name} is {flag.value or 'not given'!r}; it takes {wanted}.")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from hf_relopt.cli.as_typed import program_word, python_word
+from hf_relopt.cli.launch import first_look
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
+    chosen_recipe,
     find_accelerate,
     find_page,
     find_recipe,
@@ -22,7 +28,7 @@ from hf_relopt.cli.recipe_files import (
 )
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
-from hf_relopt.shipped import ACCELERATE, accelerate_files
+from hf_relopt.shipped import ACCELERATE, DOOR, accelerate_files
 
 recipes_app = typer.Typer(
     no_args_is_help=True,
@@ -42,20 +48,46 @@ def _one_clear_message() -> Iterator[None]:
 
 
 @recipes_app.command("list")
-def list_recipes() -> None:
+def list_recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="The same as a JSON object.")] = False,
+) -> None:
     """List the recipes and the configurations for --accelerate."""
     with _one_clear_message():
-        folder, all_names = recipes_folder(), recipe_names()
+        facts = _facts()
+        if as_json:
+            typer.echo(json.dumps(facts, indent=2))
+            return
         typer.echo("Recipes, for `hf-relopt recipes run NAME`:")
-        for task in task_names():
-            typer.echo(f"  {task}: {first_sentence(folder / task / 'README.md')}")
-            for name in (name for name in all_names if name.startswith(f"{task}/")):
-                typer.echo(f"    {name}")
+        for task in facts["tasks"]:
+            typer.echo(f"  {task['name']}: {task['what']}")
+            for recipe in task["recipes"]:
+                mark = "  (taken if the task alone is named)" if recipe == task["chosen"] else ""
+                typer.echo(f"    {recipe}{mark}")
         typer.echo("\nWays to launch them, for `--accelerate NAME`:")
-        for name in accelerate_files():
-            typer.echo(f"  {name}: {first_sentence(folder / ACCELERATE / f'{name}.yaml')}")
+        for way in facts["accelerate"]:
+            typer.echo(f"  {way['name']}: {way['what']}")
         typer.echo("\nFor Slurm: `hf-relopt recipes show slurm > slurm.sh`")
-        typer.echo(f"The files: {folder}")
+        typer.echo(f"The files: {facts['folder']}")
+
+
+def _facts() -> dict[str, Any]:
+    """What `list` shows; docs/recipes.md has the keys."""
+    folder, names = recipes_folder(), recipe_names()
+    tasks = [
+        {
+            "name": task,
+            "what": first_sentence(folder / task / "README.md"),
+            "chosen": chosen_recipe(task),
+            "script": find_recipe(task).script.name,
+            "recipes": [name for name in names if name.startswith(f"{task}/")],
+        }
+        for task in task_names()
+    ]
+    ways = [
+        {"name": name, "what": first_sentence(folder / ACCELERATE / f"{name}.yaml")}
+        for name in accelerate_files()
+    ]
+    return {"folder": str(folder), "tasks": tasks, "accelerate": ways}
 
 
 @recipes_app.command()
@@ -74,7 +106,7 @@ def show(name: Name) -> None:
 
 @recipes_app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    options_metavar="[--accelerate NAME_OR_FILE] [--flag value ...]",
+    options_metavar="[--accelerate NAME_OR_FILE] [--dry-run] [--flag value ...]",
 )
 def run(
     context: typer.Context,
@@ -88,22 +120,42 @@ def run(
             "it: as `accelerate config` was answered.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command, and run nothing.")
+    ] = False,
 ) -> None:
     """Train a recipe with `accelerate launch`.
 
-    NAME is a recipe, or a task, of which Fromage's recipe is taken. Flags after it win over what
-    the recipe says: those of the script, and --num_processes and others of `accelerate launch`.
+    NAME is a recipe, or a task, of which the recipe is taken that `list` marks. Flags after it win
+    over what the recipe says: those of the script, and --num_processes and others of `accelerate
+    launch`. The exit code is the script's own.
 
     \b
     Examples:
       hf-relopt recipes run pretrain-gpt2-124m --accelerate single
       hf-relopt recipes run pretrain-gpt2-124m/madam --accelerate ddp --num_processes 8
       hf-relopt recipes run finetune-classifier-minilm --accelerate cpu --train_file mine.tsv
+      hf-relopt recipes run pretrain-llama-350m --accelerate fsdp2 --dry-run
     """  # noqa: D301  (click wants the character itself)
     with _one_clear_message():
         recipe = find_recipe(name)
         configuration = find_accelerate(accelerate) if accelerate else None
         command = launch_command(recipe, configuration, context.args)
-    typer.echo(f"hf-relopt: {shlex.join(['accelerate', 'launch', *command[3:]])}", err=True)
+    words = shlex.join(["accelerate", "launch", *command[3:]])
+    if dry_run:
+        typer.echo(words)
+        return
+    if code := first_look(command):
+        raise typer.Exit(code)
+    typer.echo(f"hf-relopt: {words}", err=True)
     sys.stderr.flush()
+    typed = [name, *(["--accelerate", accelerate] if accelerate else []), *context.args]
+    os.environ[DOOR] = json.dumps([_front(), typed])
     raise typer.Exit(run_command(command))
+
+
+def _front() -> list[str]:
+    """The words before a recipe's name, as they can be typed again in this directory."""
+    if Path(sys.argv[0]).name == "hf-relopt":
+        return [program_word(sys.argv[0]), "recipes", "run"]
+    return [python_word(), "-m", "hf_relopt", "recipes", "run"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_relopt.errors import ConfigError, UnsupportedSetup, one_line
-from hf_relopt.hf import guards
-from hf_relopt.shipped import accelerate_files
+from hf_relopt.hf import deepspeed_config, guards
+from hf_relopt.hf.launch_files import find_launch_file
 
 _SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
 _PREFIX = "parallelism_config_"
@@ -61,14 +61,14 @@ def from_config(name_or_file: str, processes: int | None = None) -> Launch:
     """What ``accelerate launch --config_file`` would do.
 
     Args:
-        name_or_file: a YAML or JSON file as `accelerate config` writes it, or one of
-            hf_relopt.shipped.accelerate_files.
+        name_or_file: a YAML or JSON file as `accelerate config` writes it, DeepSpeed's own JSON,
+            or one of hf_relopt.shipped.accelerate_files.
         processes: in place of the configuration's ``num_processes``, at least 1.
 
     Raises:
         ConfigError: no such file or name, a file that cannot be read, or sizes that do not fit.
     """
-    return _judge(_from_file(_find(name_or_file), name_or_file), processes)
+    return _judge(_from_file(find_launch_file(name_or_file), name_or_file), processes)
 
 
 def from_environment(processes: int | None = None) -> Launch:
@@ -90,21 +90,6 @@ def default_config() -> str | None:
     return default_config_file if os.path.isfile(default_config_file) else None
 
 
-def _find(name_or_file: str) -> Path:
-    path = Path(name_or_file)
-    if path.is_file():
-        return path
-    files = accelerate_files()
-    if name_or_file in files:
-        return files[name_or_file]
-    shipped = f", or one of these names: {', '.join(files)}" if files else ""
-    raise ConfigError(
-        f"--accelerate is {name_or_file!r}: there is no such file, and hf_relopt ships no "
-        "configuration of this name. It takes a file that `accelerate config --config_file FILE` "
-        f"wrote{shipped}."
-    )
-
-
 def _from_file(path: Path, source: str) -> _Said:
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -112,6 +97,9 @@ def _from_file(path: Path, source: str) -> _Said:
         config = load_config_from_file(str(path))
     # yaml, json and Accelerate's own checks raise what they like.
     except Exception as error:
+        found = deepspeed_config.read(path)
+        if found is not None:
+            return _from_deepspeed(found, source)
         raise ConfigError(
             f"{path} is not an Accelerate configuration: {one_line(error)}. Write one with "
             f"`accelerate config --config_file FILE`."
@@ -138,6 +126,17 @@ def _kind(config: Any) -> str:
     kind = config.distributed_type.value
     alone = kind == "MULTI_CPU" and not getattr(config, "mpirun_config", None)
     return "NO" if alone else kind
+
+
+def _from_deepspeed(found: dict[str, Any], source: str) -> _Said:
+    return _Said(
+        source=source,
+        kind="DEEPSPEED",
+        processes=1,  # it does not say; --processes does
+        fsdp_version="1",
+        deepspeed={"own": found},
+        mixed_precision=deepspeed_config.mixed_precision(found),
+    )
 
 
 def _from_variables(variables: Mapping[str, str], given: int | None) -> _Said:
@@ -250,6 +249,8 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
 
 def _deepspeed(config: Mapping[str, Any]) -> dict[str, Any]:
     """DeepSpeed's own configuration: its file, or what Accelerate makes of a stage (2 if none)."""
+    if "own" in config:
+        return deepspeed_config.with_a_number(config["own"])
     file = config.get("deepspeed_config_file")
     if not file:
         # Any number, also as text; the plugin would stop at other words.
@@ -267,7 +268,7 @@ def _deepspeed(config: Mapping[str, Any]) -> dict[str, Any]:
             f"deepspeed_config_file is {file!r}, which is not a DeepSpeed configuration: it takes "
             "an object, and an object under 'optimizer' if there is one."
         )
-    return found
+    return deepspeed_config.with_a_number(found)
 
 
 def _count(name: str, value: Any) -> int:

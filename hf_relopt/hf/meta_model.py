@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hf_relopt.errors import ConfigError, one_line
@@ -16,7 +17,8 @@ def build_on_meta(name_or_path: str) -> Any:
 
     Returns:
         A PreTrainedModel whose parameters are all on the meta device: a causal language model if
-        the configuration names one, else the class that it names, else the bare body.
+        the configuration names one, else the class that it names, else the bare body. That of a
+        folder without weights has no source, as a model that is trained from scratch.
 
     Raises:
         ConfigError: no configuration is found, or no model can be made of it.
@@ -34,6 +36,8 @@ def build_on_meta(name_or_path: str) -> Any:
             f"{one_line(error)}. It takes a folder with a config.json, or a name on the hub, which "
             "needs the network or a copy in the hub's cache."
         ) from None
+    if not may_have_weights(name_or_path):
+        config._name_or_path = ""
     name = (config.architectures or [""])[0]
     try:
         with torch.device("meta"):
@@ -49,6 +53,15 @@ def build_on_meta(name_or_path: str) -> Any:
             f"({name or config.model_type}): {one_line(error)}. Give a model that transformers "
             "itself knows."
         ) from None
+
+
+def may_have_weights(name_or_path: str) -> bool:
+    """Whether a model comes with weights, as far as file names tell it; True for the hub's."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return True
+    patterns = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "*.gguf")
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def dtype_of(model: Any) -> str:

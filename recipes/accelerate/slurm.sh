@@ -16,7 +16,7 @@
 # (sbatch reads no such line after the first command.)
 
 # Name 2: the recipe (`hf-relopt recipes list`).
-RECIPE=pretrain-gpt2-124m/fromage
+RECIPE=pretrain-gpt2-124m/fromage_spectral
 
 set -euo pipefail
 GPUS=${SLURM_GPUS_ON_NODE:-8}

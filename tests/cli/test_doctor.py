@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +16,13 @@ import torch
 from accelerate.commands.config import config_args
 from accelerate.commands.config.config_args import ClusterConfig, SageMakerConfig
 from accelerate.commands.config.default import write_basic_config
+from rich.console import Console
 from transformers import BertConfig, GPT2Config, LlamaConfig
 
 from hf_relopt import UnsupportedSetup, shipped
 from hf_relopt.cli.doctor import examine, run_doctor
-from hf_relopt.cli.doctor_report import amount
+from hf_relopt.cli.doctor_report import amount, lines
+from hf_relopt.cli.doctor_terminal import show
 from hf_relopt.hf import guards, launch_mode
 from hf_relopt.hf.known_faults import installed, known_faults
 from hf_relopt.hf.registration import SUPPORTED
@@ -142,6 +147,35 @@ def test_deepspeed_s_own_file_decides(written, tmp_path, capsys):
     assert "AdamW" in facts(path)["reason"]
 
 
+@pytest.mark.parametrize(
+    ("config", "verdict", "words"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "refused", "ZeRO stage 3"),
+        ({"zero_optimization": {"stage": "2"}, "bf16": {"enabled": True}}, "refused", "stage 2"),
+        ({"zero_optimization": True, "train_batch_size": 8}, "refused", "stage 1"),
+        ({"optimizer": {"type": "AdamW"}, "fp16": {"enabled": "auto"}}, "refused", "AdamW"),
+        ({"zero_optimization": {"stage": 0}}, "exact", None),
+        ({"train_micro_batch_size_per_gpu": "auto"}, "exact", None),
+    ],
+)
+def test_deepspeed_s_own_file_is_known(config, verdict, words, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
+    found = facts(str(path))
+    assert (found["verdict"], found["launch"]["mode"]) == (verdict, "DeepSpeed")
+    assert words is None or words in found["reason"]
+    assert any("--processes" in note for note in found["notes"])
+    mixed = "bf16" if "bf16" in config else "fp16" if "fp16" in config else "no"
+    assert found["launch"]["mixed_precision"] == mixed
+    assert facts(str(path), processes=4)["launch"]["processes"] == 4
+
+
+def test_a_deepspeed_stage_that_is_no_number(tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
+    assert "stage 'auto'; it takes a whole number" in fails(capsys, accelerate=str(path))
+
+
 def test_the_environment_of_a_launcher_counts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert facts()["launch"]["mode"] == "DDP"
@@ -257,8 +291,27 @@ def test_plan_of_a_folder_with_a_configuration_alone(gpt2):
 def test_the_report_says_what_weights_decide(gpt2, capsys):
     assert run_doctor(model=gpt2) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("Weights were not read", "assumed above", "norm gains", "min_scale", "matrix"):
+    for words in ("Weights were not seen", "no weights", "0.01", "from scratch", "min_scale"):
         assert words in out
+    assert run_doctor(model=gpt2, optim_args="lr=0.005") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Weights were not seen" in out and "assumed" not in out
+
+
+def test_a_folder_without_weights_is_trained_from_scratch(gpt2, tmp_path, capsys):
+    """What is assumed of the learning rate, with and without weights beside the configuration."""
+
+    def lrs(folder) -> tuple[str, set[float]]:
+        plan = facts(model=str(folder), optim="fromage")["plan"]
+        return plan["weights"], {group["lr"] for group in plan["groups"]}
+
+    assert lrs(gpt2) == ("not there", {0.01})
+    beside = shutil.copytree(gpt2, tmp_path / "trained")
+    (beside / "model.safetensors").write_bytes(b"")  # never opened
+    assert lrs(beside) == ("not read", {0.001})
+    assert run_doctor(model=str(beside)) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "only the configuration was read" in out and "norm weights" in out
 
 
 def test_other_classes(tmp_path):
@@ -301,6 +354,10 @@ def test_broken_models_are_one_message(tmp_path, gpt2, capsys):
     ("given", "words"),
     [
         ({"optim": "adam"}, "hf_relopt has"),
+        ({"optim": "formage"}, "Did you mean fromage?"),
+        ({"optim": "adamw"}, "torch's AdamW is not ours: in the Trainer use --optim adamw_torch"),
+        ({"optim": "adamw_torch_fused"}, "torch's AdamW is not ours"),
+        ({"optim": "sgd"}, "no optimizer of ours"),
         ({"optim_args": "p_bond=1"}, "p_bound"),
         ({"optim_args": "x"}, "name=value"),
         ({"optim_args": "conv.lr=0.1"}, "matches no trainable weight"),
@@ -372,6 +429,17 @@ def test_the_report_of_a_preset(gpt2, capsys):
     assert run_doctor(model=gpt2, optim="fromage_spectral", optim_args="p_bound=2") == 0
     out = capsys.readouterr().out
     assert "state of fromage_spectral" in out and "fromage, spectral, 3 blocks" in out
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [
+        ("bf16", "bfloat16"), ("fp16", "float16"), ("half", "float16"), ("float", "float32"),
+        ("fp32", "float32"), ("torch.bfloat16", "bfloat16"), ("BF16", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_short_names_of_dtypes(short, name):
+    assert facts(dtype=short)["memory"]["dtype"] == name
 
 
 def test_dtype(gpt2, written):
@@ -479,6 +547,66 @@ def test_json_is_one_object_and_the_exit_code_is_the_verdict(written, gpt2):
     found = json.loads(done.stdout)
     assert set(found) == KEYS and found["verdict"] == "refused"
     assert found == facts(path, gpt2)
+
+
+def test_what_exact_means_is_said(written, capsys):
+    assert run_doctor() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "exact: each step is the one that a single process" in out
+    assert run_doctor(accelerate=written(**FSDP1)) == 1
+    assert "training raises this error" in " ".join(capsys.readouterr().out.split())
+
+
+def on_a_terminal(found: dict, **given: object) -> str:
+    console = Console(force_terminal=True, width=110, file=io.StringIO(), highlight=False, **given)
+    show(found, console)
+    return console.file.getvalue()
+
+
+def test_on_a_terminal_there_are_colours_and_tables(gpt2, written, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    found = facts(model=gpt2, optim="fromage_spectral")
+    out = on_a_terminal(found)
+    assert "\x1b[1;32mexact" in out and "─" in out
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    for line in lines(found):  # every number and name of the plain report is there
+        for word in re.findall(r"[\w.,]*\d[\w.,]*", line):
+            assert word.strip(".,") in plain, word
+    refused = on_a_terminal(facts(written(**FSDP1)))
+    assert "\x1b[1;31mrefused" in refused
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", on_a_terminal(found))
+
+
+def test_a_pipe_gets_plain_text(gpt2):
+    done = _command("doctor", "--model", gpt2)
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "─" not in done.stdout
+
+
+def test_mistakes_are_told_before_torch_is_loaded(tmp_path, capsys):
+    code = """
+import sys
+from hf_relopt.cli.doctor import run_doctor
+for given in ({"optim": "adamw"}, {"optim": "formage"}, {"dtype": "int8"}, {"accelerate": "x"},
+              {"model": "./nosuch"}, {"model": "/dev"}):
+    assert run_doctor(**given) == 2, given
+print(sorted({"torch", "transformers", "accelerate", "rich"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr
+    assert len(done.stderr.splitlines()) == 6
+
+
+def test_it_is_a_module_as_well():
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_relopt", "--version"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "hf_relopt 0.1.0\n")
 
 
 def test_usage_errors_of_the_command():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +68,20 @@ def test_list_names_everything_there_is():
     assert done.exit_code == 0
     for name in (*recipe_names(), *task_names(), *accelerate_files(), "slurm"):
         assert name in done.output
-    # Those from scratch have one sibling more.
-    assert (len(task_names()), len(recipe_names())) == (7, 3 * 7 + 2)
+    # Each of ours, and AdamW to compare, in each task.
+    assert (len(task_names()), len(recipe_names())) == (7, 4 * 7)
     assert max(map(len, done.output.splitlines())) <= 110
+
+
+def test_list_as_json_says_the_same():
+    done = call("list", "--json")
+    found = json.loads(done.output)
+    assert done.exit_code == 0 and set(found) == {"folder", "tasks", "accelerate"}
+    assert [name for task in found["tasks"] for name in task["recipes"]] == recipe_names()
+    assert [way["name"] for way in found["accelerate"]] == list(accelerate_files())
+    for task in found["tasks"]:
+        assert task["chosen"] in task["recipes"] and task["what"]
+        assert (RECIPES / task["script"]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,9 @@ def test_show_prints_the_file_as_it_is(name, file):
         (["run", "pretrain-gpt2-124m", "--accelerate", "fsdp1"], "near: fsdp2"),
         (["run", "pretrain-gpt2-124m", "--accelerate", "missing.yaml"], "there are cpu, ddp"),
         (["run", "pretrain-gpt2-124m", "max_steps", "--seed", "1"], "'max_steps' is no flag"),
+        (["run", "pretrain-gpt2-124m", "--num_processes", "two"], "it takes a whole number"),
+        (["run", "pretrain-gpt2-124m", "--mixed_precision", "bf8"], "it takes no, fp16, bf16"),
+        (["run", "pretrain-gpt2-124m", "--gpu_ids"], "'not given'; it takes a value"),
     ],
 )
 def test_what_is_no_name_is_one_message_and_code_2(words, near):
@@ -103,15 +121,55 @@ def test_what_is_no_name_is_one_message_and_code_2(words, near):
     assert line.startswith("hf-relopt: ") and near in line
 
 
-def test_a_task_alone_means_fromage():
-    assert find_recipe("pretrain-gpt2-124m") == find_recipe("pretrain-gpt2-124m/fromage")
+@pytest.mark.parametrize("task", task_names())
+def test_a_task_alone_means_what_did_best(task):
+    best = "madam" if task.endswith("lora") else "fromage_spectral"
+    assert find_recipe(task) == find_recipe(f"{task}/{best}")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_learning_rate_has_a_record_behind_it_or_says_that_it_has_none(name):
+    file = find_recipe(name).arguments.read_text()
+    above = file.partition("\nlearning_rate:")[0].splitlines()
+    comment = []
+    while above[-1].startswith("#"):
+        comment.insert(0, above.pop().lstrip("# "))
+    words = " ".join(comment)
+    records = re.findall(r"benchmarks/results/[\w.]+", words)
+    assert all((ROOT / record).is_file() for record in records), records
+    assert records or "No record" in words, words
+
+
+def test_a_dry_run_prints_the_command_and_runs_nothing(tmp_path):
+    words = ["pretrain-gpt2-124m", "--accelerate", "cpu", "--train_file", "no such.txt"]
+    done = call("run", *words, "--dry-run")
+    recipe = find_recipe("pretrain-gpt2-124m")
+    command = launch_command(recipe, find_accelerate("cpu"), words[3:])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert shlex.split(done.stdout) == ["accelerate", "launch", *command[3:]]
+
+
+def test_a_mistake_in_a_script_s_flags_ends_before_the_launcher_loads():
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_relopt", "recipes", "run", "sft-chat-qwen", "--max_stepz", "3"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time")]
+    assert said == ["sft_chat.py: error: unknown argument --max_stepz; did you mean --max_steps?"]
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "argparse" in loaded and not loaded & {"torch", "transformers", "accelerate"}
+    assert time.monotonic() - begun < 30  # a second on a machine that has nothing else to do
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_command_says_all_that_the_file_says(name):
     recipe = find_recipe(name)
     command = launch_command(recipe, find_accelerate("ddp"), [])
-    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert command[:3] == [sys.executable, "-m", "hf_relopt.cli.launch"]
     assert command[3:5] == ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml")]
     assert command[5] == str(recipe.script) and recipe.script.is_file()
     written = yaml.safe_load(recipe.arguments.read_text())
@@ -174,7 +232,7 @@ def test_slurm_script_starts_one_launcher_per_machine(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "recipes run pretrain-gpt2-124m/fromage --accelerate multi-node --num_machines 2 "
+        "recipes run pretrain-gpt2-124m/fromage_spectral --accelerate multi-node --num_machines 2 "
         f"--num_processes 8 --machine_rank {rank} --main_process_ip n7 --main_process_port 21234 "
         "--max_steps 7"
         for rank in (0, 1)

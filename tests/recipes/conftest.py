@@ -6,7 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+# A recipe loads these inside its main: loggers would keep the stderr of the test that comes first.
+import datasets  # noqa: F401
 import pytest
+import transformers  # noqa: F401
+
+import hf_relopt.hf.log  # noqa: F401
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))

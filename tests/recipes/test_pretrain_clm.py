@@ -1,4 +1,4 @@
-"""recipes/pretrain_clm.py: two real steps, resume, two processes, true figures on the card."""
+"""recipes/pretrain_clm.py: two real steps, resume, two processes, true results on the card."""
 
 from __future__ import annotations
 
@@ -159,6 +159,15 @@ def test_two_processes_train_one_model(tiny_text, tmp_path):
     assert perplexity == pytest.approx(math.exp(recomputed_loss(folder)), rel=1e-5)
 
 
+def test_a_run_shorter_than_its_logging_steps_shows_its_loss(tiny_text, tmp_path, capsys):
+    folder = tmp_path / "short"
+    main(tiny_pretraining(tiny_text, folder, max_steps=3, logging_steps=100))
+    out = capsys.readouterr().out
+    assert "step 1/3  loss" in out and "step 3/3  loss" in out
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 3]
+
+
 @pytest.mark.parametrize("optim", ["madam", "adamw_torch"])
 def test_other_optimizers(optim, tiny_text, tmp_path):
     main(tiny_pretraining(tiny_text, tmp_path / optim, optim=optim))
@@ -178,7 +187,7 @@ def test_a_preset_by_name(tiny_text, tmp_path, capsys):
     text = (tmp_path / "spectral" / "README.md").read_text()
     for words in ("orthogonalized momentum", "momentum 0.9", "| peak learning rate | 0.02 |"):
         assert words in text
-    # Another run goes on from its checkpoint.
+    # Another run resumes from its checkpoint.
     on = tiny_pretraining(
         tiny_text, tmp_path / "on", optim="fromage_spectral", optim_args="momentum=0.9",
         max_steps=4, resume_from_checkpoint=tmp_path / "spectral" / "checkpoint-2",

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import finetune_classifier
+import finetune_squad
 import pretrain_clm
 import pytest
-from finetune_classifier import main as finetune
-from pretrain_clm import read_request
+import sft_chat
+from argument_words import expanded
+from pretrain_arguments import DEFAULTS, FROM_SCRATCH_RATES, SMALL_BLOCK
 from recipe_arguments import clips_for_nothing
+from recipe_work import read_request as read
 
 from hf_relopt.errors import ConfigError
 
 
-def test_defaults_train_fromage_with_a_decaying_rate():
+def read_request(argv, recipe=pretrain_clm.RECIPE):
+    return read(recipe, expanded(argv))
+
+
+def test_defaults_train_the_preset_with_a_decaying_rate():
     request, given = read_request([])
     args = request.args
     assert given == set()
-    assert (args.optim, args.lr_scheduler_type, args.max_steps) == ("fromage", "linear", 500)
-    assert args.learning_rate == pretrain_clm.RATES_FOR_NEW_WEIGHTS["fromage"]
+    assert (args.optim, args.lr_scheduler_type) == ("fromage_spectral", "linear")
+    assert args.max_steps == DEFAULTS["max_steps"]
+    assert args.learning_rate == 5e-5  # the Trainer's, for which the preset takes its own
     assert request.text.is_standard_library and request.model.is_small_gpt2
-    assert request.block_size == 128
+    assert (request.blocks.block_size, SMALL_BLOCK) == (None, 128)
 
 
 def test_what_was_given_is_obeyed():
@@ -34,7 +43,7 @@ def test_epochs_that_were_asked_for_are_not_cut_by_our_steps():
     assert read_request(["--num_train_epochs", "2", "--max_steps", "9"])[0].args.max_steps == 9
 
 
-@pytest.mark.parametrize(("optim", "rate"), pretrain_clm.RATES_FOR_NEW_WEIGHTS.items())
+@pytest.mark.parametrize(("optim", "rate"), FROM_SCRATCH_RATES.items())
 def test_each_optimizer_has_its_own_rate(optim, rate):
     name = "adamw_torch" if optim == "adamw" else optim
     assert read_request(["--optim", name])[0].args.learning_rate == rate
@@ -72,7 +81,8 @@ def test_pretrained_models_take_the_trainers_rate():
 def test_yaml_file(tmp_path):
     (tmp_path / "flags.yaml").write_text("optim: madam\nnum_train_epochs: 1\nblock_size: 32\n")
     request, given = read_request([str(tmp_path / "flags.yaml")])
-    assert (request.args.optim, request.args.max_steps, request.block_size) == ("madam", -1, 32)
+    said = (request.args.optim, request.args.max_steps, request.blocks.block_size)
+    assert said == ("madam", -1, 32)
     assert given == {"optim", "num_train_epochs", "block_size"}
 
 
@@ -80,9 +90,17 @@ def test_yaml_file(tmp_path):
     ("name", "text", "words"),
     [
         ("none.json", None, "neither a flag"),
-        ("list.json", "[1]", "names and values"),
+        ("list.json", "[1]", "names and values, as in `max_steps: 100`, not a list"),
+        ("null.json", "null", "not nothing"),
+        ("deep.json", "[" * 100_000, "cannot read"),
         ("cut.json", '{"optim": "fro', "cannot read"),
-        ("other.json", '{"optimizer": "fromage"}', "optimizer"),
+        ("cut.yaml", "optim: [fro", "cannot read"),
+        ("tab.yaml", "optim:\tfromage\n\tseed: 1", "cannot read"),
+        ("numbers.yaml", "1: 2", "names that are no words"),
+        ("lists.yaml", "label_names: [[a]]", "lists in the list"),
+        ("other.json", '{"optimizer": "fromage"}', "did you mean --optim?"),
+        ("kind.yaml", "max_steps: many", "invalid int value: 'many'"),
+        ("half.yaml", "max_steps: 2.5", "invalid int value: '2.5'"),
     ],
 )
 def test_bad_files(name, text, words, tmp_path):
@@ -92,7 +110,33 @@ def test_bad_files(name, text, words, tmp_path):
         read_request([str(tmp_path / name)])
 
 
-@pytest.mark.parametrize("main", [pretrain_clm.main, finetune])
+def test_flags_beside_a_file_win(tmp_path):
+    (tmp_path / "flags.yaml").write_text(
+        "optim: madam\noptim_args: p_scale=5\nlearning_rate: 3e-2\nuse_cpu: true\n"
+        "dataset_name: a/b\nlr_scheduler_kwargs: {num_cycles: 2}\nmax_steps: -1\n"
+    )
+    words = [str(tmp_path / "flags.yaml"), "--optim_args=", "--train_file", "x", "--seed", "7"]
+    request, given = read_request(words)
+    args = request.args
+    assert (args.optim, args.optim_args, args.learning_rate, args.seed) == ("madam", "", 0.03, 7)
+    assert (args.use_cpu, args.max_steps) == (True, -1)
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert (request.text.dataset_name, request.text.train_file) == (None, "x")
+    assert {"optim", "seed", "train_file"} <= given and "dataset_name" not in given
+
+
+# TRL's own default for gradient_checkpointing is not None.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "recipe", [r.RECIPE for r in (pretrain_clm, finetune_classifier, finetune_squad, sft_chat)]
+)
+def test_every_recipe_trains_the_preset_where_nothing_is_said(recipe):
+    request, given = read_request(["--use_cpu"], recipe)
+    assert (request.args.optim, given) == ("fromage_spectral", {"use_cpu"})
+    assert request.args.logging_first_step
+
+
+@pytest.mark.parametrize("main", [pretrain_clm.main, finetune_classifier.main])
 def test_help_is_short_and_help_all_is_whole(main, capsys):
     shown = {}
     for flag in ("--help", "--help_all"):

@@ -1,0 +1,35 @@
+"""Which file a launch configuration's name means; nothing heavy is imported to find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_relopt.errors import ConfigError
+from hf_relopt.shipped import accelerate_files
+
+
+def find_launch_file(name_or_file: str) -> Path:
+    """The file itself, or that of a configuration that we ship.
+
+    Args:
+        name_or_file: what was given to --accelerate.
+
+    Raises:
+        ConfigError: neither a file nor a name.
+    """
+    path = Path(name_or_file)
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--accelerate is {name_or_file[:80]!r}: {words}.") from None
+    files = accelerate_files()
+    if name_or_file in files:
+        return files[name_or_file]
+    shipped = f", or one of these names: {', '.join(files)}" if files else ""
+    raise ConfigError(
+        f"--accelerate is {name_or_file!r}: there is no such file, and hf_relopt ships no "
+        "configuration of this name. It takes a file that `accelerate config --config_file FILE` "
+        f"wrote, or DeepSpeed's own JSON{shipped}."
+    )

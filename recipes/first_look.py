@@ -1,0 +1,247 @@
+"""A first look at the command line, before torch, transformers and datasets are loaded.
+
+It finds what can be known without them: flags that nobody knows, values that are no numbers, files
+that are not there, a folder that cannot be written. All of it is looked at again later, with more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from recipe import Recipe
+from run_folder import RunFolder
+from training_flags import TrainingFlag, training_flags
+
+from hf_relopt.errors import ConfigError
+from hf_relopt.shipped import OPTIMIZER_NAMES
+
+# Trackers for --report_to, and the package of each.
+TRACKERS = {
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow",
+    "comet_ml": "comet_ml", "clearml": "clearml", "dvclive": "dvclive", "neptune": "neptune",
+    "swanlab": "swanlab", "codecarbon": "codecarbon",
+}  # fmt: skip
+HELP = {"-h", "--help", "--help_all", "--help-all"}
+_BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # HfArgumentParser's
+
+
+def first_look(recipe: Recipe, words: Sequence[str]) -> None:
+    """Find what is wrong with a command line as far as that costs no more than a moment.
+
+    Args:
+        recipe: whose script was called.
+        words: flags and values.
+
+    Raises:
+        ConfigError: with the argument, the value, what is allowed, and the remedy.
+    """
+    if HELP & set(words):
+        return
+    parser = _Parser(recipe)
+    said = parser.read(words)
+    parts = [
+        kind(**{field.name: said[field.name] for field in fields(kind) if field.name in said})
+        for kind in recipe.kinds
+    ]
+    require_extras(recipe.extras(tuple(parts)))
+    if parser.knows_training:
+        check_optimizer_words({**recipe.defaults, **said}, parser.optimizers)
+        folder = run_folder_of({**recipe.defaults, **said})
+        RunFolder(folder).check_place()
+        check_checkpoint(said.get("resume_from_checkpoint"))
+        check_trackers(said.get("report_to"))
+    for part in parts:
+        if hasattr(part, "look"):
+            part.look()
+
+
+def run_folder_of(said: Mapping[str, Any]) -> Path:
+    """Where a run goes: --output_dir, or runs/<run_name>."""
+    if said.get("output_dir"):
+        return Path(said["output_dir"]).expanduser()
+    return Path("runs") / (said.get("run_name") or "run")
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Raise a ConfigError for a checkpoint that is not there; what is in it is looked at later."""
+    if name is None or name.lower() in ("true", "false"):
+        return
+    try:
+        there = Path(name).is_dir()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise ConfigError(
+            f"resume_from_checkpoint is {name[:80]!r}: there is no such folder. Name one as in "
+            "runs/NAME/checkpoint-100; the run folder's own checkpoint is found without it."
+        )
+
+
+def check_trackers(names: str | Sequence[str] | None) -> None:
+    """Raise a ConfigError for a tracker of --report_to that is not installed."""
+    for name in names.split() if isinstance(names, str) else names or ():
+        if name in TRACKERS and importlib.util.find_spec(TRACKERS[name]) is None:
+            extra = (
+                "'hf_relopt[tracking]'" if name in ("tensorboard", "trackio") else TRACKERS[name]
+            )
+            raise ConfigError(
+                f"--report_to {name} needs a package that is not installed. Install it: "
+                f"pip install {extra}"
+            )
+
+
+def require_extras(packages: Mapping[str, str]) -> None:
+    """Raise a ConfigError for a package that is not installed.
+
+    Args:
+        packages: its name -> the extra of hf_relopt that installs it.
+    """
+    for package, extra in packages.items():
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{package} is not installed, and this needs it. Install it: "
+                f"pip install 'hf_relopt[{extra}]'"
+            )
+
+
+def check_optimizer_words(said: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Check --optim, --optim_args, --learning_rate and --weight_decay against each other.
+
+    Args:
+        said: names and values; those that were not given may be missing.
+        known: what --optim takes; empty if that is not known.
+
+    Raises:
+        ConfigError: with the value and what is allowed.
+    """
+    name, rate = str(said.get("optim")), said.get("learning_rate")
+    ours = name in OPTIMIZER_NAMES
+    if known and name not in known and not ours:
+        raise unknown_optimizer(name, known)
+    if rate is not None:
+        check_learning_rate(name, rate)
+    text = said.get("optim_args")
+    check_pairs(text)
+    if ours and said.get("weight_decay"):
+        raise ConfigError(
+            f"weight_decay is {said['weight_decay']}; {name} takes only 0: it keeps the norms of "
+            "weights by itself. Drop --weight_decay."
+        )
+    if ours and text:
+        from hf_relopt.hf import optim_args  # loads torch
+
+        optim_args.parse(name, text)
+
+
+def check_learning_rate(name: str, rate: float) -> None:
+    """Raise a ConfigError for a learning rate that the optimizer of this name cannot take."""
+    if not math.isfinite(rate) or rate < 0:
+        raise ConfigError(
+            f"learning_rate is {rate}; it must be a finite number, 0 or above. Leave it out "
+            f"for what suits {', '.join(OPTIMIZER_NAMES)}; try 0.001 for adamw_torch."
+        )
+    if name in OPTIMIZER_NAMES and rate >= 1:
+        raise ConfigError(
+            f"learning_rate is {rate}; {name} takes 0 <= learning_rate < 1, a fraction of each "
+            "weight's norm. Leave it out for what suits the optimizer and the model."
+        )
+
+
+def check_pairs(text: str | None) -> None:
+    """Raise a ConfigError unless --optim_args is empty or reads name=value,name=value."""
+    for piece in (text or "").replace(" ", "").split(","):
+        key, equals, value = piece.partition("=")
+        if text and (not key or not equals or not value or "=" in value):
+            raise ConfigError(
+                f"optim_args has {piece!r}; each option reads name=value, with commas between "
+                'them, as in "p_bound=2.0,min_scale=0.01".'
+            )
+
+
+def unknown_optimizer(name: str, known: Sequence[str]) -> ConfigError:
+    """The error for a name that neither we nor the Trainer know."""
+    # The usual name of one that the Trainer has in several forms comes first.
+    near = [each for each in known if each.startswith(f"{name.lower()}_torch")][:1]
+    near = near or difflib.get_close_matches(name.lower(), [*OPTIMIZER_NAMES, *known], n=1)
+    hint = f"Did you mean {near[0]}?" if near else "--help_all lists the Trainer's names."
+    return ConfigError(
+        f"optim is {name!r}, which nobody knows; hf_relopt has {', '.join(OPTIMIZER_NAMES)}, the "
+        f"Trainer adamw_torch and more. {hint}"
+    )
+
+
+def unknown_argument(flag: str, known: Sequence[str]) -> ConfigError:
+    """The error for a flag nobody knows, with the nearest one that exists."""
+    name = flag.split("=")[0].replace("-", "_").strip("_")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean --{near[0]}?" if near else ". --help lists the arguments."
+    return ConfigError(f"unknown argument {flag.split('=')[0]}{hint}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Knows what RecipeParser knows, from sources that cost nothing to read."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        training = training_flags(*recipe.training)
+        self.knows_training = bool(training)
+        self.optimizers = training["optim"].choices if "optim" in training else ()
+        for kind in recipe.kinds:
+            hints = get_type_hints(kind)
+            for own in fields(kind):
+                self._add(TrainingFlag(own.name, _kind_of(hints[own.name])))
+        for flag in training.values():
+            self._add(flag)
+
+    def _add(self, flag: TrainingFlag) -> None:
+        names = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('_', '-')}"))
+        if flag.kind == "bool":
+            self.add_argument(*names, nargs="?", const=True, type=_boolean)
+            no = dict.fromkeys((f"--no_{flag.name}", f"--no-{flag.name.replace('_', '-')}"))
+            self.add_argument(*no, dest=flag.name, action="store_false")
+        elif flag.kind == "words":
+            self.add_argument(*names, nargs="*")
+        else:
+            kinds: dict[str, Any] = {"int": int, "float": float}
+            # The names of optimizers are checked with a message of their own.
+            choices = flag.choices if flag.name != "optim" else ()
+            self.add_argument(*names, type=kinds.get(flag.kind, str), choices=choices or None)
+
+    def read(self, words: Sequence[str]) -> dict[str, Any]:
+        """What was said.
+
+        Raises:
+            ConfigError: an unknown flag, or a value of the wrong kind.
+        """
+        said, unknown = self.parse_known_args(list(words))
+        if unknown and self.knows_training:
+            raise unknown_argument(unknown[0], [action.dest for action in self._actions])
+        return vars(said)
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of usage and exit: one message.
+
+        Raises:
+            ConfigError: always.
+        """
+        # argparse names a flag in each of its spellings.
+        raise ConfigError(re.sub(r"(--\w+)/--[\w-]+", r"\1", message) + ".")
+
+
+def _kind_of(hint: Any) -> str:
+    kinds = [kind for kind in (*get_args(hint), hint) if kind in (int, float, bool)]
+    return kinds[0].__name__ if kinds else "word"
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return _BOOLEANS.index(text.lower()) < 5

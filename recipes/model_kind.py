@@ -1,0 +1,147 @@
+"""Whether a model is of the kind that a recipe trains: refused before anything is written.
+
+Transformers makes a "causal language model" of a BERT, too, which then sees the words it is to
+predict: its loss falls, and the model is worth nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from one_clear_message import reason
+from stopping import is_full_disk
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
+
+from hf_relopt.errors import ConfigError
+
+CAUSAL, CLASSIFIER, ANSWERER = "causal language model", "classifier", "question answerer"
+_CLASSES: dict[str, Mapping[str, Any]] = {
+    CAUSAL: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    CLASSIFIER: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ANSWERER: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+}
+_EXAMPLES = {
+    CAUSAL: "Name one that predicts the next token, as in gpt2, llama or qwen2",
+    CLASSIFIER: "Name a text model, as in bert, roberta or gpt2",
+    ANSWERER: "Name a text model with a class for question answering, as in bert, roberta or gpt2",
+}
+# Tokens of the probe: the first half stays, the second is exchanged.
+_PROBE, _ROWS = 8, 4
+# What rounding may change of a logit, in units of the largest.
+_ROUNDING = 1e-5
+
+
+def require_class(config: PreTrainedConfig, name: str, kind: str) -> None:
+    """Raise a ConfigError if transformers has no class of this kind for a configuration.
+
+    Args:
+        config: of the model.
+        name: of the model, as the user gave it.
+        kind: CAUSAL, CLASSIFIER or ANSWERER.
+    """
+    known = config.model_type in _CLASSES[kind] or _has_code_of_its_own(config)
+    if known and not (kind == CAUSAL and getattr(config, "is_encoder_decoder", False)):
+        return
+    what = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "a model"
+    raise ConfigError(
+        f"{name} is {what} of type {config.model_type}, which cannot be trained as a {kind}. "
+        f"{_EXAMPLES[kind]}."
+    )
+
+
+def _has_code_of_its_own(config: PreTrainedConfig) -> bool:
+    return bool(getattr(config, "auto_map", None))
+
+
+@torch.no_grad()
+def require_causal(model: PreTrainedModel, name: str) -> None:
+    """Raise a ConfigError if a model's logits for a token depend on later tokens.
+
+    Tried, not looked up: whether an architecture is causal depends on its configuration as well.
+
+    Args:
+        model: a language model; its mode and the random numbers stay as they were.
+        name: of the model, as the user gave it.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    positions = getattr(model.config, "max_position_embeddings", None) or _PROBE
+    length = max(2, min(_PROBE, positions))
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(size, (_ROWS, length), generator=generator)
+    second = torch.randint(size, (_ROWS, length), generator=generator)
+    kept = length // 2
+    second[:, :kept] = first[:, :kept]
+    was_training = model.training
+    model.eval()
+    try:
+        early = [_logits(model, ids)[:, :kept].float() for ids in (first, second)]
+    except Exception:
+        return  # it wants more than tokens, and require_one_batch says so
+    finally:
+        model.train(was_training)
+    change = (early[0] - early[1]).abs().max().item()
+    if not change <= _ROUNDING * max(early[0].abs().max().item(), 1e-3):
+        raise ConfigError(
+            f"{name} ({type(model).__name__}) is no causal language model: what it predicts for a "
+            "token depends on the tokens behind it, so that it would be shown what it is to learn. "
+            f"{_EXAMPLES[CAUSAL]}."
+        )
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    ids = ids.to(model.device)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+def require_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Raise a ConfigError if a tokenizer has tokens for which a model has no embedding.
+
+    Args:
+        model: to be trained, as it was loaded.
+        tokenizer: that makes its input.
+        name: of the model, as the user gave it.
+    """
+    size, needed = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if needed > size:
+        raise ConfigError(
+            f"{name} has embeddings for {size:,} tokens, and the tokenizer {needed:,}: they do not "
+            "belong together. Name the model's own tokenizer, or another model."
+        )
+
+
+def require_one_batch(
+    model: PreTrainedModel, collate: Callable[[list[dict[str, Any]]], Any], rows: Any, name: str
+) -> None:
+    """Raise a ConfigError if a model makes no loss of two rows of the data.
+
+    Args:
+        model: to be trained.
+        collate: makes a batch of rows.
+        rows: the data, of which the first and the longest are taken.
+        name: of the model, as the user gave it.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            batch = collate([dict(row) for row in rows])
+            tensors = {key: value.to(model.device) for key, value in batch.items()}
+            loss = model(**tensors).loss
+    except Exception as error:
+        if is_full_disk(error):
+            raise
+        raise ConfigError(
+            f"{name} ({type(model).__name__}) cannot be trained on this data: {reason(error)}. "
+            "Name another model or tokenizer, or shorter sequences."
+        ) from error
+    finally:
+        model.train(was_training)
+    if loss is None:
+        raise ConfigError(
+            f"{name} ({type(model).__name__}) makes no loss of this data. Name another model."
+        )

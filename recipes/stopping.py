@@ -1,0 +1,203 @@
+"""Ctrl-C, SIGTERM, a full disk: one line, and the exit code that belongs to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+# What another rank waits for its launcher to end it, before it speaks for itself.
+PATIENCE = 5.0  # seconds
+# A terminal and a launcher may both pass the same Ctrl-C on.
+SAME_SIGNAL = 2.0  # seconds
+
+# Errors of the file system that a person can mend; others keep their stack trace.
+_MENDABLE = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space of your quota",
+    errno.EFBIG: "Raise the limit for the size of files (`ulimit -f`), or take another file system",
+    errno.EROFS: "Take another --output_dir: this file system is read-only",
+    errno.EACCES: "Give yourself the permission, or take another --output_dir",
+    errno.EPERM: "Give yourself the permission, or take another --output_dir",
+    errno.ENAMETOOLONG: "Take a shorter --run_name or --output_dir",
+    errno.EIO: "Look after the disk",
+    errno.ENOTDIR: "Move the file away, or take another --output_dir",
+    errno.EISDIR: "Move the folder away, or take another --output_dir",
+    errno.EEXIST: "Move it away, or take another --output_dir",
+    errno.ELOOP: "Mend the links, or take another --output_dir",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`)",
+    errno.ESTALE: "Look after the network file system",
+}
+# How libraries that are not written in Python say it.
+_SAID = {
+    "no space left on device": errno.ENOSPC,
+    "file too large": errno.EFBIG,
+    "disk quota exceeded": errno.EDQUOT,
+    "read-only file system": errno.EROFS,
+    "permission denied": errno.EACCES,
+}
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "file write failed", "unexpected pos")
+_HARDLY_ANYTHING = 1 << 20  # bytes
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end; not an Exception, so that nobody takes it for an error.
+
+    Attributes:
+        number: the signal's.
+        standing: how far the run has come, in words, where somebody knew.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.standing = "stopped before the training began; the same command starts it"
+
+    @property
+    def code(self) -> int:
+        """The shell's exit code for a process that this signal has ended."""
+        return 128 + self.number
+
+
+class Signals:
+    """Turns SIGINT and SIGTERM into Stopped, as long as it is in force.
+
+    Before the training begins a signal ends the process at once: an exception in the middle of an
+    import may be taken for another one. A second signal ends it at once, too.
+    """
+
+    def __init__(self) -> None:
+        self.at_once = True
+        self.came: float | None = None
+        self._process = os.getpid()
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen, in the main thread; a signal that is ignored (by nohup, say) stays ignored."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if threading.current_thread() is not threading.main_thread():
+            numbers = []
+        numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._hear) for number in numbers}
+        try:
+            yield
+        finally:
+            # A process that was told to end ends: what comes now is the same signal once more.
+            for number, handler in before.items() if self.came is None else ():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A forked worker has our handler: it is ended as if it had not.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        stopped, now = Stopped(number), time.monotonic()
+        if self.came is not None:
+            if now - self.came > SAME_SIGNAL:
+                leave_at_once(stopped.code)
+            return
+        self.came = now
+        if self.at_once:
+            say_stopped(stopped)
+            leave_at_once(stopped.code)
+        raise stopped
+
+
+def mendable(error: BaseException, folder: Path | None) -> str | None:
+    """One sentence about an error of the file system and its remedy; None for all other errors.
+
+    Args:
+        error: with what caused it.
+        folder: where this run writes.
+    """
+    seen: set[int] = set()
+    causes: list[BaseException | None] = [error]
+    while causes:
+        cause = causes.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        if found := _one_mendable(cause, folder):
+            return found
+        causes += [cause.__context__, cause.__cause__]
+    return None
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that no more can be written."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in full
+
+
+def _one_mendable(error: BaseException, folder: Path | None) -> str | None:
+    text, where = str(error), str(folder or "the disk")
+    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+        if error.errno in _MENDABLE:
+            return _sentence(str(error.filename or where), error.errno)
+        if error.errno == errno.ENOENT and folder and str(error.filename).startswith(str(folder)):
+            return f"{error.filename} was removed while the run was writing there"
+    for words, number in _SAID.items():
+        if words in text.lower():
+            return _sentence(where, number)
+    if any(words in text for words in _TORCH_CANNOT_WRITE):
+        number = errno.ENOSPC if _is_full(folder) else errno.EFBIG
+        return _sentence(where, number) if folder else None
+    return None
+
+
+def _sentence(where: str, number: int) -> str:
+    return f"cannot read or write {where}: {os.strerror(number)}. {_MENDABLE[number]}"
+
+
+def _is_full(folder: Path | None) -> bool:
+    try:
+        space = os.statvfs(folder or ".")
+    except (OSError, AttributeError):  # gone, or Windows
+        return True
+    return space.f_bavail * space.f_frsize < _HARDLY_ANYTHING
+
+
+def say_error(line: str) -> None:
+    """Print a line with the script's name on stderr; one process of several speaks for all.
+
+    The others have the same mistake, or fail since the first has left: they wait until the launcher
+    ends them, and speak for themselves if it does not.
+    """
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        wait_to_be_ended()
+        line = f"rank {rank}: {line}"
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+
+
+def say_stopped(stopped: Stopped) -> None:
+    """Say how far the run has come; the main process alone, since all are told to stop."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: {stopped.standing}", file=sys.stderr, flush=True)
+
+
+def wait_to_be_ended() -> None:
+    """Give the launcher time to end this process, without a word about the signal."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+    time.sleep(PATIENCE)
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher started this process beside others."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def leave_at_once(code: int) -> None:
+    """End the process without the interpreter's own end, which may wait for threads forever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,193 @@
+"""The command that started this run, as the user typed it, and the same with a few changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from argument_words import arguments_file
+
+from hf_relopt.cli import flags
+from hf_relopt.cli.as_typed import from_here, program_word, python_word
+from hf_relopt.errors import ConfigError
+from hf_relopt.shipped import DOOR, OPTIMIZER_NAMES
+
+# Of other folders or moments than the run that is suggested.
+_OF_THIS_RUN = ("run_name", "output_dir", "overwrite_output_dir", "resume_from_checkpoint")
+_OF_THE_OPTIMIZER = ("optim", "optim_args", "learning_rate")
+_MAKE = ["make", "demo"]
+# What the Makefile says itself; the user's words come behind.
+_MAKE_SAYS = ["--run_name", "demo"]
+_LAUNCHERS = {
+    "accelerate", "accelerate-launch", "accelerate.commands.launch", "hf_relopt.cli.launch",
+    "torchrun", "torch.distributed.run",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TypedCommand:
+    """One command in its parts.
+
+    Attributes:
+        front: words before those that can be changed: launcher and script, or `hf-relopt recipes
+            run`.
+        file: a file of arguments, or a recipe's name; None if there is none.
+        words: flags as typed.
+        is_make: whether it was `make demo ARGS="..."`.
+    """
+
+    front: tuple[str, ...]
+    file: str | None
+    words: tuple[str, ...]
+    is_make: bool = False
+
+    def __str__(self) -> str:
+        words = [*self.front, *filter(None, [self.file]), *self.words]
+        if not self.is_make:
+            return shlex.join(words)
+        # Make expands what the shell then reads.
+        text = shlex.join(self.words).replace("$", "$$")
+        return " ".join([shlex.join(self.front), *([f"ARGS={_quoted(text)}"] if text else [])])
+
+    @property
+    def said(self) -> dict[str, str]:
+        """Flags by name, those of a file of arguments included."""
+        return {**self._in_file(), **{flag.name: flag.value for flag in _flags(self.words)}}
+
+    def changed(
+        self, run: str, more: Sequence[str] = (), *, without: Collection[str] = ()
+    ) -> TypedCommand:
+        """The same command for another run.
+
+        Args:
+            run: what is put behind the run's name, as in "adamw".
+            more: flags to add.
+            without: names of flags to leave out, besides those that name this run.
+        """
+        gone = {*_OF_THIS_RUN, *without}
+        kept = [flag for flag in _flags(self.words) if flag.name not in gone]
+        words = [*flags.joined(kept), *self._name_of(run), *more]
+        return TypedCommand(self.front, self.file, tuple(words), self.is_make)
+
+    def with_optimizer(self, name: str, run: str, rate: float, *, implied: bool) -> TypedCommand:
+        """The same command with another optimizer at a learning rate of its own.
+
+        Args:
+            name: of the optimizer, for --optim.
+            run: what is put behind the run's name.
+            rate: its learning rate.
+            implied: whether the script takes that rate by itself where none is given.
+        """
+        gone = set(_OF_THE_OPTIMIZER)
+        ours = name in OPTIMIZER_NAMES
+        if ours:
+            gone.add("weight_decay")  # they take none
+        sibling = self._sibling(name)
+        if sibling is not None:  # a recipe with a run name and a learning rate of its own
+            command = TypedCommand(self.front, sibling, self.words).changed(run, without=gone)
+            names = _OF_THIS_RUN[:2]
+            if any(flag.name in names for flag in _flags(self.words)):
+                return command
+            kept = [flag for flag in _flags(command.words) if flag.name not in names]
+            return TypedCommand(self.front, sibling, tuple(flags.joined(kept)))
+        words, in_file = ["--optim", name], self._in_file()
+        if not implied or "learning_rate" in in_file:
+            words += ["--learning_rate", f"{rate:g}"]
+        if ours and in_file.get("weight_decay", "0").strip("0."):
+            words += ["--weight_decay", "0"]
+        if "optim_args" in in_file:
+            words.append("--optim_args=")
+        return self.changed(run, words, without=gone)
+
+    def _name_of(self, run: str) -> list[str]:
+        said = self.said
+        if said.get("output_dir"):
+            return ["--output_dir", f"{said['output_dir'].rstrip('/')}-{run}"]
+        if said.get("run_name"):
+            return ["--run_name", f"{said['run_name']}-{run}"]
+        return ["--run_name", f"demo-{run}" if self.is_make else run]
+
+    def _in_file(self) -> dict[str, str]:
+        if self.file is None or not Path(self.file).is_file():
+            return {}
+        try:
+            written = arguments_file(Path(self.file))
+        except ConfigError:
+            return {}
+        return {name: str(value) for name, value in written.items() if value is not None}
+
+    def _sibling(self, optimizer: str) -> str | None:
+        """The recipe of another optimizer beside this one; None where there is none."""
+        if self.file is None:
+            return None
+        stem = "adamw" if optimizer.startswith("adamw") else optimizer
+        recipes = Path(__file__).resolve().parent
+        path = Path(self.file)
+        if path.is_file():
+            beside = path.with_name(f"{stem}{path.suffix}")
+            shipped = path.resolve().parent.parent == recipes
+            return str(beside) if shipped and beside.is_file() else None
+        task = self.file.strip("/").partition("/")[0]
+        return f"{task}/{stem}" if (recipes / task / f"{stem}.yaml").is_file() else None
+
+
+def typed_command() -> TypedCommand:
+    """How this process was started."""
+    argv = sys.argv[1:]
+    front, rest = _door()
+    if front[: len(_MAKE)] == _MAKE:
+        rest = argv[len(_MAKE_SAYS) :] if argv[: len(_MAKE_SAYS)] == _MAKE_SAYS else argv
+        return TypedCommand(tuple(front), None, tuple(rest), is_make=True)
+    if front:
+        return _of_words(front, rest)
+    return _of_words([*_launcher(), from_here(sys.argv[0])], argv)
+
+
+def _door() -> tuple[list[str], list[str]]:
+    """The command of ours that started the launcher, and what was typed behind it; or nothing."""
+    try:
+        front, rest = json.loads(os.environ[DOOR])
+        return [str(word) for word in front], [str(word) for word in rest]
+    except (KeyError, ValueError, TypeError):
+        return [], []
+
+
+def _flags(words: Sequence[str]) -> list[flags.Flag]:
+    """Flags with their values; words before the first flag stay in front, without a name."""
+    first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    return [*(flags.Flag("", (word,)) for word in words[:first]), *flags.split(words[first:])]
+
+
+def _of_words(front: Sequence[str], rest: Sequence[str]) -> TypedCommand:
+    named = bool(rest) and not rest[0].startswith("-")
+    return TypedCommand(tuple(front), rest[0] if named else None, tuple(rest[named:]))
+
+
+def _launcher() -> list[str]:
+    """The words of `accelerate launch` or `torchrun` before the script; else Python's."""
+    words = _words_of_parent()
+    place = len(words) - len(sys.argv)
+    started_us = place > 0 and words[place:] == sys.argv
+    if not started_us or not _LAUNCHERS & {Path(word).name for word in words[:3]}:
+        return [python_word()]
+    if Path(words[1]).name in _LAUNCHERS:
+        return [program_word(words[1]), *words[2:place]]
+    return [python_word(), *words[1:place]]
+
+
+def _words_of_parent() -> list[str]:
+    try:
+        import psutil
+
+        return psutil.Process(os.getppid()).cmdline()
+    except Exception:  # gone, or somebody else's: its words are a comfort, not needed
+        return []
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if not set('"\\$`!') & set(text) else shlex.quote(text)
