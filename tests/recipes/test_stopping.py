@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,17 +29,37 @@ ONE = [*LAUNCH, "--num_processes", "1"]
 TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2"]
 
 
-def begin(launcher: list[str], arguments: list[str], **more: object) -> subprocess.Popen[str]:
-    """A recipe in a group of processes of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [*launcher, str(RECIPES / "pretrain_clm.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **more,
-    )
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a recipe in a group of processes of its own, as a shell does; a failed test ends it."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(
+        launcher: list[str], arguments: list[str], limit: Callable[[], None] | None = None
+    ) -> subprocess.Popen[str]:
+        def as_from_a_shell() -> None:
+            # Tests that run in the background ignore it, and what they start inherits that.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if limit is not None:
+                limit()
+
+        process = subprocess.Popen(
+            [*launcher, str(RECIPES / "pretrain_clm.py"), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=as_from_a_shell,
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def long_run(text: Path, folder: Path, **more: object) -> list[str]:
@@ -79,7 +101,7 @@ def last_words(process: subprocess.Popen[str]) -> str:
     ],
 )
 def test_a_signal_ends_it_with_one_line_and_its_code(
-    launcher, number, to_the_group, tiny_text, tmp_path
+    launcher, number, to_the_group, begin, tiny_text, tmp_path
 ):
     folder = tmp_path / "run"
     process = begin(launcher, long_run(tiny_text, folder))
@@ -95,8 +117,15 @@ def test_a_signal_ends_it_with_one_line_and_its_code(
         os.killpg(process.pid, 0)
 
 
+def listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM, which Python itself has not."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.slow
-def test_before_the_first_checkpoint_it_says_so(tiny_text, tmp_path):
+def test_before_the_first_checkpoint_it_says_so(begin, tiny_text, tmp_path):
     folder = tmp_path / "run"
     process = begin([sys.executable], long_run(tiny_text, folder, save_steps=100_000))
     for line in process.stdout:
@@ -107,9 +136,11 @@ def test_before_the_first_checkpoint_it_says_so(tiny_text, tmp_path):
     assert process.returncode == 130
 
 
-def test_while_it_still_loads_nothing_is_at_stake(tiny_text, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_while_it_still_loads_nothing_is_at_stake(begin, tiny_text, tmp_path):
     process = begin([sys.executable], long_run(tiny_text, tmp_path / "run"))
-    time.sleep(1.0)
+    while not listens(process.pid):
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert last_words(process) == (
         "pretrain_clm.py: stopped before the training began; the same command starts it"
@@ -120,7 +151,7 @@ def test_while_it_still_loads_nothing_is_at_stake(tiny_text, tmp_path):
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one process", "two processes"])
-def test_a_mistake_comes_through_a_launcher(launcher, tmp_path):
+def test_a_mistake_comes_through_a_launcher(launcher, begin, tmp_path):
     """A mistake that only the reading of the data shows, so that all ranks are under way."""
     (tmp_path / "short.txt").write_text("too short\n")
     arguments = tiny_pretraining(tmp_path / "short.txt", tmp_path / "run")
@@ -166,12 +197,12 @@ def no_larger_than(size: int):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_costs_nothing(tiny_text, tmp_path):
+def test_a_full_disk_is_one_line_and_costs_nothing(begin, tiny_text, tmp_path):
     """The data fits and the weights do not: the first checkpoint is half written."""
     folder = tmp_path / "run"
     wide = {"config_overrides": "n_layer=1,n_embd=64,n_head=2", "save_steps": 2, "max_steps": 4}
     arguments = tiny_pretraining(tiny_text, folder, **wide)
-    process = begin([sys.executable], arguments, preexec_fn=no_larger_than(200_000))
+    process = begin([sys.executable], arguments, limit=no_larger_than(200_000))
     words = last_words(process)
     assert process.returncode == 1
     assert f"cannot read or write {folder}" in words and "File too large" in words
