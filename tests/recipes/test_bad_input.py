@@ -7,6 +7,7 @@ import os
 import finetune_classifier
 import pretrain_clm
 import pytest
+from transformers import TrainerState
 
 from tests.recipes.recipe_calls import as_arguments, start, tiny_finetuning, tiny_pretraining
 
@@ -37,7 +38,10 @@ def files(tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("precious")
     (tmp_path / "cut_checkpoint").mkdir()
-    (tmp_path / "cut_checkpoint" / "trainer_state.json").write_text("{}")
+    state = str(tmp_path / "cut_checkpoint" / "trainer_state.json")
+    TrainerState(global_step=1, max_steps=2).save_to_json(state)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (tmp_path / "cut_checkpoint" / name).touch()
     (tmp_path / "cut_checkpoint" / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     (tmp_path / "list.json").write_text("[1, 2]")
     return tmp_path
@@ -71,7 +75,7 @@ PRETRAINING = [
     ({"output_dir": "{}/foreign"}, "no recipe wrote them"),
     ({"output_dir": "{}/foreign", "overwrite_output_dir": True}, "no recipe wrote them"),
     ({"resume_from_checkpoint": "{}/nowhere"}, "no such folder"),
-    ({"resume_from_checkpoint": "{}/cut_checkpoint"}, "damaged header"),
+    ({"resume_from_checkpoint": "{}/cut_checkpoint"}, "model.safetensors is damaged"),
     ({"optim": "formage"}, "formage"),
     ({"optim": "fromage", "optim_args": "p_bound"}, "p_bound"),
     ({"optim": "fromage", "optim_args": "p_bound="}, "p_bound"),

@@ -265,6 +265,7 @@ def test_one_process_of_several_speaks_first(rank, monkeypatch, capsys):
 
 
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
+    at_start = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -274,6 +275,7 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
         assert signal.getsignal(signal.SIGINT) is before
     finally:
         signal.signal(signal.SIGTERM, ignored)
+        signal.signal(signal.SIGINT, at_start)
 
 
 def test_the_codes_are_the_shell_s():
