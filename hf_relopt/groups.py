@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.fused import split_of
-from hf_relopt.presets import PROMPTS, TASK_HEAD, Preset, rule_of_name
+from hf_relopt.presets import PROMPTS, PROMPTS_HEAD, TASK_HEAD, Preset, rule_of_name
 from hf_relopt.roles import (
     adapted_part,
     adapter_of,
@@ -25,6 +25,8 @@ from hf_relopt.roles import (
 
 # The rate of what has been trained before.
 FINE_TUNING_LR = 0.001
+# PEFT's kinds of adapters that are prompts alone.
+_PROMPT_TUNING = {"prompt_tuning", "multitask_prompt_tuning"}
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
 
@@ -132,6 +134,7 @@ def build(
     entries: list[Entry] = []
     skipped: list[Entry] = []
     adapting = adapters(model)
+    task_head = PROMPTS_HEAD if adapting and adapting[0] in _PROMPT_TUNING else TASK_HEAD
     for name, param, tied in _trainable(model):
         home = home_of(model, name)
         module = model.get_submodule(home.rpartition(".")[0])
@@ -151,7 +154,7 @@ def build(
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
             ahead = role == "head" and is_for_a_task(model) and not is_vector(param)
             is_prompt = role == "lora" and isinstance(module, nn.Embedding)
-            kind = TASK_HEAD if ahead else PROMPTS if is_prompt else role
+            kind = task_head if ahead else PROMPTS if is_prompt else role
             asked = {**(options or {}), **said}
             chosen.update(preset.options_of(kind, asked, own_lr), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}

@@ -14,6 +14,10 @@ _HEAD_START, _UNTRAINED = 10.0, 0.01
 # Of prompt tuning and prefix tuning: tables that start at random. Along the gradient prefixes reach
 # 67.5 % on SST-2 in 100 steps; along a momentum, spectral or not, they learn nothing in that time.
 PROMPTS = "prompts"
+# Of a model that is trained by prompts alone, which starts as new as they are. At the learning rate
+# of the prompts nothing is learned on SST-2 in 100 steps; at three times it there are 74.7 % and
+# 64.0 % (two seeds): benchmarks/results/adapters_sst2_cpu_202611.md.
+PROMPTS_HEAD = "task head beside prompts"
 _OF_A_MOMENTUM = {"momentum", "nesterov", "momentum_dtype"}
 
 
@@ -24,7 +28,8 @@ class Preset:
     Attributes:
         rule: that all follow.
         others: options of roles that are not in ``roles``.
-        roles: options by role; TASK_HEAD: see roles.is_for_a_task; PROMPTS: embeddings of PEFT's.
+        roles: options by role; TASK_HEAD: see roles.is_for_a_task; PROMPTS: embeddings of PEFT's;
+            PROMPTS_HEAD: a task head beside these alone.
         cut: roles whose fused weights are cut into their matrices.
         from_scratch_lr: the rate of an untrained model if nobody gives one.
     """
@@ -81,6 +86,7 @@ def _preset(direction: str) -> Preset:
             "head": _BY_ROW,
             TASK_HEAD: _BY_ROW,
             PROMPTS: {"direction": "gradient"},
+            PROMPTS_HEAD: {**_BY_ROW, "lr_factor": 3.0},
         },
         cut=("matrix",),
         # The best of .01, .02 and .04 at five sizes after 2,000 steps, and better than .01 after

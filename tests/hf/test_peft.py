@@ -306,6 +306,16 @@ def test_an_adapted_model_is_known_inside_another(make: Callable[[], nn.Module])
     assert {entry.options["lr"] for entry in entries} == {0.03}
 
 
+@pytest.mark.parametrize(("kind", "factor"), [("prompt_tuning", 3.0), ("prefix_tuning", None)])
+def test_under_a_preset_a_task_head_is_ahead_of_prompts(kind: str, factor: float | None) -> None:
+    model = adapted(kind)
+    (head,) = [e for e in plan(model, "fromage_spectral").entries if e.role == "head"]
+    assert head.options["lr_factor"] == factor
+    chosen = plan(model, "fromage_spectral", overrides={"head": {"lr": 0.2}})
+    (head,) = [entry for entry in chosen.entries if entry.role == "head"]
+    assert head.options["lr"] == 0.2 and "lr_factor" not in head.options
+
+
 @pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning"])
 def test_under_a_preset_prompts_go_along_the_gradient_unless_a_momentum_is_asked_for(
     kind: str,
