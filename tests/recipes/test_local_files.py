@@ -64,7 +64,7 @@ KINDS = {
     "utf-16 without a mark": (lambda path: path.write_bytes(PROSE.encode("utf-16-le")), "NUL"),
     "utf-16 of few NULs": (
         lambda path: path.write_bytes("中文字母表".encode("utf-16-be") * 99),
-        "none of a text in UTF-8",
+        "not valid in UTF-8 text",
     ),
     "utf-32": (lambda path: path.write_bytes(PROSE.encode("utf-32")), "iconv -f UTF-32"),
     "latin-1": (lambda path: path.write_bytes(FRENCH.encode("latin-1")), "iconv -f LATIN1"),
@@ -76,7 +76,7 @@ KINDS = {
         lambda path: path.write_bytes(
             np.random.default_rng(0).integers(1, 256, 999, dtype=np.uint8).tobytes()
         ),
-        "none of a text in UTF-8",
+        "not valid in UTF-8 text",
     ),
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_the_beginning_alone_is_a_first_look(tmp_path):
         ("t.csv", PROSE.encode("utf-16"), "UTF-16"),
         ("t.jsonl", gzip.compress(b"{}"), "gzip"),
         ("t.tsv", b"a\tb\n1\t\0\n", "NUL"),
-        ("t.parquet", b"a,b\n1,2\n", "no Parquet file, though its name says so"),
+        ("t.parquet", b"a,b\n1,2\n", "not a Parquet file, in spite of its name"),
         ("t.xlsx", b"PK\x03\x04....", "must be a table"),
         ("t.json", b"  \n", "is empty"),
     ],
