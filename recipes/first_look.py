@@ -108,7 +108,7 @@ def require_extras(packages: Mapping[str, str]) -> None:
     for package, extra in packages.items():
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"this needs {package}, which is not installed. Install it: pip install "
+                f"{package} is not installed, but needed here. Install it: pip install "
                 f"'hf_relopt[{extra}]'"
             )
 

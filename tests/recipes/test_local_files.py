@@ -1,4 +1,4 @@
-"""Files that are no text are refused with one sentence; real text may have a few stray bytes."""
+"""Files that are not text are refused with one sentence; real text may have a few stray bytes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ KINDS = {
     "parquet": (parquet, "Parquet file"),
     "npy": (array, "NumPy array"),
     "sqlite": (database, "SQLite database"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps(list(range(500)))), "no text"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(list(range(500)))), "not text"),
     "utf-16": (lambda path: path.write_bytes(PROSE.encode("utf-16")), "iconv -f UTF-16"),
     "utf-16 without a mark": (lambda path: path.write_bytes(PROSE.encode("utf-16-le")), "NUL"),
     "utf-16 of few NULs": (
@@ -144,7 +144,7 @@ def test_a_directory_with_a_picture_names_it(tmp_path):
     picture(tmp_path / "b.png")
     (tmp_path / "c.bin").write_bytes(bytes(range(256)))
     (tmp_path / ".hidden").write_bytes(b"\0")
-    with pytest.raises(ConfigError, match=r"no text: b\.png \(and 1 more\): it is a PNG image"):
+    with pytest.raises(ConfigError, match=r"not text: b\.png \(and 1 more\): it is a PNG image"):
         text_files(tmp_path)
     for name in ("b.png", "c.bin"):
         (tmp_path / name).unlink()
