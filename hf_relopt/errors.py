@@ -1,4 +1,4 @@
-"""The errors this package raises on purpose.
+"""The errors that this package raises on purpose.
 
 Each says what was wrong, the value, what is allowed and what to do about it.
 """
@@ -23,7 +23,7 @@ class FormatError(RelOptError, ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """Another library's exception in a message of ours: one line, no full stop at its end."""
+    """Another library's exception as one line for our own messages, without a final full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) > 200:
         text = text[:200].rpartition(". ")[0] or text[:200].rpartition(" ")[0] + " ..."

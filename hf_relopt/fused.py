@@ -1,7 +1,7 @@
-"""Which weights are several matrices in one, and how they are cut: a table of module names.
+"""Which weights hold several fused matrices, and how to split them: a table of module names.
 
-Only parts that lie side by side are listed. What interleaves its heads (GPT-NeoX and BLOOM's
-``query_key_value``) has no blocks to cut.
+Only weights whose matrices are contiguous are listed. Weights with interleaved heads (GPT-NeoX's
+and BLOOM's ``query_key_value``) cannot be split into blocks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _INTERLEAVED = ("CodeGenAttention", "GPTBigCodeAttention", "MiniMaxLightningAtte
 
 
 def split_of(model: nn.Module, name: str, module: nn.Module, param: Tensor) -> dict[str, Any]:
-    """The options of scale "block" that cut ``param``, or none if it is one matrix.
+    """The options of scale "block" that split ``param``, or none if it is one matrix.
 
     Args:
-        model: its ``config``, if there is one, says how many heads share keys and values.
+        model: its ``config``, if it has one, says how many heads share keys and values.
         name: of the weight without parametrizations, as in ``h.0.attn.c_attn.weight``.
         module: holds the weight.
     Returns: ``scale``, ``split_dim`` and ``split_sizes``; empty if it is one matrix.

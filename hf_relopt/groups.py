@@ -1,4 +1,4 @@
-"""The plan: which rule each trainable weight follows, once each, in a form a person can read."""
+"""The plan: the rule and options of each trainable weight, printable as a table."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Entry:
     """One trainable tensor.
 
     Attributes:
-        name: its first name in the model; ``tied`` holds the others.
+        name: the weight's first name in the model; ``tied`` holds its other names.
         role: one of roles.ROLES.
-        zero_start: all of its entries are zero now.
+        zero_start: True if all of its entries are zero now.
         options: ``rule`` and ``lr``, and whatever the overrides say.
-        overrides: the roles and patterns of those overrides, in their order.
+        overrides: the roles and patterns of the overrides that apply to it, in order.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every trainable weight of a model with what it follows; ``print(plan)`` shows a table.
+    """The rule and options of every trainable weight of a model; ``print(plan)`` shows a table.
 
     Attributes:
         optim: name of the optimizer.
-        entries: the weights to be trained, in the model's order.
-        skipped: those that an override leaves alone.
+        entries: one for each weight to train, in the model's order.
+        skipped: one for each weight that an override leaves out of training.
         options: the optimizer's own options.
-        lr: the learning rate of what no override has given another one.
+        lr: the learning rate of all weights without an override of ``lr``.
     """
 
     optim: str
@@ -99,7 +99,7 @@ class Plan:
         return "\n".join([title, *_table(rows)])
 
     def options_of(self, entry: Entry) -> dict[str, Any]:
-        """The options in force for an entry: its own, over the optimizer's if it has its rule."""
+        """All options of an entry: its own, over the optimizer's if the rule is the same."""
         common = self.options if entry.options["rule"] == rule_of_name(self.optim) else {}
         return {**common, **entry.options, "role": entry.role}
 
@@ -118,11 +118,11 @@ def build(
     options: Mapping[str, Any] | None = None,
     preset: Preset | None = None,
 ) -> Plan:
-    """Give each trainable weight of ``model`` a role and what it follows.
+    """Give each trainable weight of ``model`` its role, rule and options.
 
     Args:
-        options: hold for every weight, and win over ``preset``.
-        preset: what each role follows.
+        options: of every weight; they win over ``preset``.
+        preset: the rule and options of each role.
         overrides: role or name pattern (``fnmatch``) -> options for the weights it names: ``lr``,
             ``rule``, the rule's own options, or ``skip: True`` for no training. Later ones win.
 
@@ -179,9 +179,9 @@ def build(
 
 
 def adapters(model: nn.Module) -> list[str]:
-    """The kinds of adapters that are trained, in PEFT's words, those of most parameters first.
+    """The kinds of adapters to train, named as in PEFT, those with most parameters first.
 
-    None if most of what they adapt is trained, too: that is training a model.
+    Empty if most of the adapted weights are trained as well: then it is the model that is trained.
     """
     sizes: dict[str, int] = {}
     frozen = trained = 0
@@ -197,10 +197,10 @@ def adapters(model: nn.Module) -> list[str]:
 
 
 def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
-    """Has this model been trained before? And the evidence, in words.
+    """Whether the model looks pretrained, and the evidence in words.
 
-    Every initialisation in Transformers sets norm gains to one value; training moves them apart. A
-    model without norms is judged by where its configuration says it was loaded from.
+    Transformers initialises all norm weights to one value, and training moves them apart. A model
+    without norms looks pretrained if its configuration names what it was loaded from.
     """
     gains = [
         (name, param)
@@ -214,13 +214,17 @@ def looks_pretrained(model: nn.Module) -> tuple[bool, str]:
         if gain.numel() > 1 and bool((gain != gain[0]).any()):
             return True, f"the entries of {name} differ, as they do after training"
     if gains:
-        return False, "all its norm gains are constant, as they are before training"
+        return False, "all its norm weights are constant, as they are before training"
     source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    return (True, f"it was loaded from {source}") if source else (False, "it has no source")
+    return (
+        (True, f"it was loaded from {source}")
+        if source
+        else (False, "its configuration names no source")
+    )
 
 
 def follows(param: Tensor, options: Mapping[str, Any]) -> str:
-    """What a weight with these options, ``rule`` and ``role`` among them, follows, in words."""
+    """The update of a weight in words, from its options (``rule`` and ``role`` among them)."""
     rule = options["rule"]
     direction, scale = options.get("direction", "gradient"), options.get("scale", "tensor")
     if rule != "fromage" or (direction, scale) == ("gradient", "tensor"):
@@ -237,10 +241,10 @@ def follows(param: Tensor, options: Mapping[str, Any]) -> str:
 
 
 def _beside_adapters(model: nn.Module, name: str, lr: float | Tensor) -> float | Tensor:
-    """The rate of a weight where adapters are trained at ``lr``, which may be large.
+    """The learning rate of a weight in a model whose adapters are trained at ``lr``.
 
-    What lies in the adapted model was trained before, and follows 0.001 at most; but the head of a
-    task is as new as they are: PEFT trains and saves it with the adapter that needs it.
+    A weight of the adapted model is pretrained and has 0.001 at most. A task head is as new as the
+    adapters and has ``lr``: PEFT trains and saves it with its adapter.
     """
     part = adapted_part(model, name)
     is_new = part is not None and is_for_a_task(part) and ".modules_to_save." in name
@@ -266,7 +270,7 @@ def _is_zero(param: Tensor) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The whole of a DTensor, on every rank; other tensors as they are."""
+    """The full tensor of a DTensor, on every rank; other tensors as they are."""
     gather = getattr(tensor.detach(), "full_tensor", None)
     return tensor if gather is None else gather()
 
@@ -278,12 +282,12 @@ def _key(options: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def peak_lr(group: Mapping[str, Any]) -> float:
-    """The rate of a group, or the one that its schedule starts from."""
+    """The learning rate of a group, or the one that its schedule starts from."""
     return float(group.get("initial_lr", group["lr"]))
 
 
 def followed_lr(group: Mapping[str, Any]) -> float:
-    """What the group's weights follow of that."""
+    """The same for the group's weights: times ``lr_factor``."""
     scale = group.get("lr_factor")
     return peak_lr(group) * (1.0 if scale is None else scale)
 
@@ -295,7 +299,7 @@ def _first(entries: list[Entry]) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns aligned, numbers to the right."""
+    """The rows as lines with aligned columns, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     numeric = (2, 3, 4)
     return [

@@ -1,4 +1,4 @@
-"""Optimizers that are names for settings of Fromage as a frame."""
+"""Presets: optimizer names that stand for settings of Fromage."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _OF_A_MOMENTUM = {"momentum", "nesterov", "momentum_dtype"}
 
 @dataclass(frozen=True)
 class Preset:
-    """What an optimizer that is a name for settings gives to each role.
+    """The rule and options that a preset gives to each role.
 
     Attributes:
-        rule: that all follow.
+        rule: the rule of all weights.
         others: options of roles that are not in ``roles``.
-        roles: options by role; TASK_HEAD: see roles.is_for_a_task; PROMPTS: embeddings of PEFT's;
+        roles: options by role; TASK_HEAD: see roles.is_for_a_task; PROMPTS: PEFT's prompts;
             PROMPTS_HEAD: a task head beside these alone.
-        cut: roles whose fused weights are cut into their matrices.
-        from_scratch_lr: the rate of an untrained model if nobody gives one.
+        cut: roles whose fused weights are split into their matrices.
+        from_scratch_lr: the default learning rate of training from scratch.
     """
 
     rule: str
@@ -43,7 +43,7 @@ class Preset:
     def options_of(
         self, role: str, given: Mapping[str, Any], lr: float | Tensor = 0.0
     ) -> dict[str, Any]:
-        """What a role has of this preset at ``lr`` where ``given``, which wins, was asked for."""
+        """The preset's options for a role at ``lr``, without those that ``given`` replaces."""
         asks_for_one = any(given.get(name) is not None for name in _OF_A_MOMENTUM)
         without = role == PROMPTS and asks_for_one
         own = dict(self.others if without else self.roles.get(role, self.others))
@@ -63,14 +63,14 @@ class Preset:
 _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
 # Where every row takes a whole step, much of it is noise: with half a step a model is sooner where
 # it ends. No row gets longer than it was, and its momentum is a mean over more batches: a short
-# text is learnt by heart in long rows that follow a few (docs/architecture.md has the figures).
+# text is overfitted in long rows that follow a few (docs/architecture.md has the results).
 _EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_factor": 0.5, "p_bound": 1.0, "momentum": 0.95}
 
 
 def task_head_lr_factor(lr: float) -> float | None:
-    """How many times the rate the head of a task follows: ten, but no further than 0.01.
+    """``lr_factor`` of a task head: 10, but less where the product with ``lr`` would exceed 0.01.
 
-    Below that a model is fine-tuned, and its head is not: most often it was made a moment ago.
+    Below 0.01 the model is fine-tuned, but its task head is most often new.
     """
     if lr >= _UNTRAINED:
         return None
@@ -102,11 +102,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def rule_of_name(optim: str) -> str:
-    """The rule that an optimizer's weights follow unless an override says otherwise."""
+    """The rule of an optimizer's weights without an override."""
     return PRESETS[optim].rule if optim in PRESETS else optim
 
 
 def follows_spectral(optim: str, options: Mapping[str, Any]) -> bool:
-    """True if matrices would follow direction "spectral", unless an override says otherwise."""
+    """True if matrices have direction "spectral" without an override."""
     given = PRESETS[optim].others if optim in PRESETS else {}
     return {**given, **options}.get("direction") == "spectral"

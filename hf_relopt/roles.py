@@ -1,23 +1,23 @@
-"""What a weight of a model is for: its role.
+"""The role of a weight: what it is for in its model.
 
 The first line that fits decides.
 
     scalar     one element
-    lora       what PEFT has put beside a model to adapt it, LoRA or another (also by ``.lora_``)
-    vector     one dimension longer than one; a bias whatever its shape, as those of experts, of
-               gates, of relative positions; what scales entry by entry: ``A_log``, ``D``, ``scale``
+    lora       adapters of PEFT, LoRA or another kind (also parameters with ``.lora_`` in the name)
+    vector     at most one dimension longer than one; biases of any shape, as of experts, gates or
+               relative positions; elementwise scales: ``A_log``, ``D``, ``scale``
     embedding  weights of nn.Embedding; tables of vectors that a module holds itself: positions,
                queries, learned tokens
-    head       what lies beside the body of a Transformers model
+    head       weights outside the base model of a Transformers model: LM heads, task heads
     conv       kernels of convolutions
     matrix     everything else
 
-What a parametrization stores (weight norm, spectral norm, of torch's old and new kind) is judged,
-and found by overrides, as the weight that is made of it: ``conv.weight`` for
-``conv.parametrizations.weight.original1``. The norms that weight norm keeps are vectors.
+Weight norm and spectral norm (torch's old and new kind) store a weight in other tensors. These have
+the role and the name of the weight they make, also for overrides: ``conv.weight`` for
+``conv.parametrizations.weight.original1``. The norms that weight norm stores are vectors.
 
-A parameter that is no layer's ``weight`` is judged by the words of its name, since its shape may
-mean anything: [8, 64] is a bias of eight experts, or eight learned queries, or a matrix.
+A parameter that is no layer's ``weight`` gets its role from the words of its name, since its shape
+may mean anything: [8, 64] is a bias of eight experts, or eight learned queries, or a matrix.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ADAPTED = {"base_layer", "base_model", "model"}
 def role_of(
     model: nn.Module, name: str, tied: tuple[str, ...], param: Tensor, module: nn.Module
 ) -> str:
-    """One of ROLES for a weight of ``module`` by the name and the ``tied`` ones it has there.
+    """One of ROLES for a weight of ``module``, from its ``name`` and its ``tied`` names.
 
     Args:
         module: the one that :func:`home_of` gives.
@@ -75,18 +75,18 @@ def role_of(
 
 
 def is_vector(param: Tensor) -> bool:
-    """True for biases, gains and scalars: at most one dimension is longer than one."""
+    """True for biases, norm weights and scalars: at most one dimension is longer than one."""
     shape = param.shape
     return len(shape) < 2 or sum([size > 1 for size in shape]) <= 1
 
 
 def steps_as_vector(group: Mapping[str, Any], param: Tensor) -> bool:
-    """True for what a group steps as a vector: by its shape, or because the plan calls it one."""
+    """True for a weight that is stepped as a vector: by its shape, or by its role in the plan."""
     return group.get("role") == "vector" or is_vector(param)
 
 
 def home_of(model: nn.Module, name: str) -> str:
-    """The name that a weight would have without parametrizations; most often the one it has."""
+    """The name that a weight would have without parametrizations; most often its own."""
     owner, _, own = name.rpartition(".")
     parametrized = re.fullmatch(r"(|.*\.)parametrizations\.(\w+)\.original\d*", name)
     if parametrized:
@@ -101,7 +101,7 @@ def home_of(model: nn.Module, name: str) -> str:
 
 
 def adapter_of(model: nn.Module, name: str) -> str | None:
-    """PEFT's word for the adapter that a weight belongs to, as in "ia3"; None if to none."""
+    """PEFT's name for the adapter that a weight belongs to, as in "ia3"; None without one."""
     kind = None
     for module, word in _way_to(model, name):
         tuner = _tuner(module)
@@ -112,7 +112,7 @@ def adapter_of(model: nn.Module, name: str) -> str | None:
 
 
 def adapted_part(model: nn.Module, name: str) -> nn.Module | None:
-    """The model that PEFT has adapted and that a weight lies in, or None."""
+    """The adapted model (PEFT's) that a weight belongs to, or None."""
     found = None
     for module, _ in _way_to(model, name):
         if isinstance(getattr(module, "peft_config", None), Mapping):
@@ -121,12 +121,12 @@ def adapted_part(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def is_for_a_task(model: nn.Module) -> bool:
-    """True if the head classifies or answers questions, and so is most often new to the model."""
+    """True if the head is a task head, which is most often new: for classes or for answers."""
     return _TASK.search(type(bare(model)[0]).__name__) is not None
 
 
 def bare(model: nn.Module, name: str = "") -> tuple[nn.Module, str]:
-    """The model that DataParallel, DDP, torch.compile and PEFT wrap, and what it calls a weight."""
+    """The model inside DataParallel, DDP, torch.compile and PEFT, and the weight's name in it."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return bare(model.module, name.removeprefix("module."))
     compiled = model._modules.get("_orig_mod")
@@ -143,14 +143,14 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _scales(own: str, words: set[str]) -> bool:
-    """A state-space model's matrices are diagonals: ``A_log`` and ``D`` act entry by entry."""
+    """True for a state-space model's diagonal matrices: ``A_log`` and ``D`` act elementwise."""
     return own in ("D", "Ds") or (bool(words & _SCALES) and not words & _MATRIX)
 
 
 def _is_table(own: str, words: set[str], param: Tensor, module: nn.Module) -> bool:
-    """Vectors that are looked up or put beside others, and that no input is multiplied by.
+    """True for tables of vectors that are looked up or added, and never multiply an input.
 
-    A dimension of one beside two longer ones is there to be spread: positions [1, n, d].
+    A dimension of one beside two longer ones is for broadcasting: positions [1, n, d].
     """
     if own == "weight":
         return "Embedding" in type(module).__name__
@@ -161,7 +161,7 @@ def _is_table(own: str, words: set[str], param: Tensor, module: nn.Module) -> bo
 
 
 def _way_to(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
-    """The modules around a weight, the outermost first, each with the word that leads on."""
+    """The modules around a weight, the outermost first, each with the next part of the name."""
     module: nn.Module | None = model
     for word in name.split("."):
         if module is None:
@@ -171,7 +171,7 @@ def _way_to(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _tuner(module: nn.Module) -> str | None:
-    """The kind of adapter that a class of PEFT is for; "custom" for one that others derive."""
+    """The kind of adapter that a class of PEFT is for; "custom" for classes derived elsewhere."""
     for cls in type(module).__mro__:
         found = _TUNER.match(cls.__module__)
         if found:
@@ -180,7 +180,7 @@ def _tuner(module: nn.Module) -> str | None:
 
 
 def _is_head(model: nn.Module, name: str) -> bool:
-    """Transformers keeps the body under ``base_model_prefix``; what lies beside it is the head."""
+    """True outside ``base_model_prefix``, where Transformers keeps the base model: the head."""
     inner, local = bare(model, name)
     if ".modules_to_save." in name:
         return True

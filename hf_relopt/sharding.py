@@ -135,7 +135,8 @@ def cut_of(param: Tensor, name: str) -> Cut | None:
         raise UnsupportedSetup(
             f"{name} is sharded over {len(cuts)} dimensions of its device mesh "
             f"({param.placements}); direction 'spectral' gathers matrices that are sharded over "  # type: ignore[attr-defined]
-            "one, as by FSDP2 and HSDP. Leave tensor parallelism out, or use direction='momentum'."
+            "one dimension, as by FSDP2 and HSDP. Leave out tensor parallelism, or use "
+            "direction='momentum'."
         )
     mesh_dim, placement = cuts[0]
     dim, ranks, length = placement.dim, mesh.size(mesh_dim), param.shape[placement.dim]
@@ -282,18 +283,18 @@ def refuse_inexact(param: Tensor, built_shape: torch.Size, name: str) -> None:
     """
     if is_sharded(param) and any(p.is_partial() for p in param.placements):  # type: ignore[attr-defined]
         raise UnsupportedSetup(
-            f"{name} is a DTensor of partial sums ({param.placements}): no rank has its entries. "  # type: ignore[attr-defined]
+            f"{name} is a DTensor of partial sums ({param.placements}): no rank has its values. "  # type: ignore[attr-defined]
             "Shard or replicate it (Shard or Replicate placements)."
         )
     if getattr(param, "_fsdp_flattened", False):
         raise UnsupportedSetup(
-            f"{name} is part of FSDP1's flat parameter: the norm of the full tensor is lost with "
-            "that. Use FSDP2 (fsdp_version: 2), DDP, or a single device."
+            f"{name} is part of FSDP1's flat parameter, so the norm of the full tensor is lost. "
+            "Use FSDP2 (fsdp_version: 2), DDP, or a single device."
         )
     if param.shape != built_shape:
         raise UnsupportedSetup(
             f"{name} has shape {tuple(param.shape)} where the optimizer was built with "
             f"{tuple(built_shape)}. If it was resized, as for new tokens, make the optimizer "
-            "afterwards. FSDP1 and DeepSpeed ZeRO flatten weights, and their per-tensor norms are "
-            "lost with that: use FSDP2 (fsdp_version: 2), DDP, or a single device."
+            "after that. FSDP1 and DeepSpeed ZeRO flatten weights, which loses their per-tensor "
+            "norms: use FSDP2 (fsdp_version: 2), DDP, or a single device."
         )

@@ -1,4 +1,4 @@
-"""What comes with the package: the optimizers' names, and where recipes and configurations lie."""
+"""What comes with the package: optimizer names, recipes and launch configurations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOOR = "HF_RELOPT_DOOR"
 
 
 def find_recipes() -> Path | None:
-    """The folder of the recipes: inside the installed package, or beside it in a clone."""
+    """The folder of the recipes: inside the installed package, or next to it in a clone."""
     for folder in (PACKAGE / "recipes", PACKAGE.parent / "recipes"):
         if (folder / ACCELERATE).is_dir():
             return folder

@@ -1,4 +1,4 @@
-"""The command line as words: a file of arguments becomes the flags that say the same."""
+"""The command line as words: a file of arguments becomes the same arguments as flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_relopt.errors import ConfigError
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
-    """The flags of a command line; a file in front of them says what they do not say.
+    """The flags of a command line, with those of a file in front of them that they do not set.
 
     Args:
         argv: ``[FILE.json or FILE.yaml] [--flag value ...]``.
@@ -51,7 +51,7 @@ def arguments_file(path: Path) -> dict[str, Any]:
             f"cannot read the arguments in {path}: {words or type(error).__name__}."
         ) from error
     if not isinstance(written, dict) or not all(isinstance(name, str) for name in written):
-        kind = "names that are no words" if isinstance(written, dict) else _kind(written)
+        kind = "names that are not words" if isinstance(written, dict) else _kind(written)
         raise ConfigError(f"{path} must hold names and values, as in `max_steps: 100`, not {kind}.")
     for name, value in written.items():
         if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):

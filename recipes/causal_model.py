@@ -26,7 +26,7 @@ LONGEST_BLOCK = 1024  # tokens; a model that could take more would need too much
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the model or configuration that was named; None if one is to be learned."""
+    """The tokenizer of the model or configuration that was named; None if one is to be trained."""
     name = source.tokenizer_name or source.model_name_or_path or source.config_name
     if name is None:
         return None

@@ -24,26 +24,26 @@ DEMO_PROMPTS = ("def main(", "class Test", "    def __init__(self")
 DEMO_SAMPLE = 72  # tokens
 BETWEEN_SAMPLES = "\n\n"
 LIMITS = (
-    "A small model after a short training: it shows what training does, it knows nothing. "
-    "Its text is made up."
+    "A small model after a short training: it shows that training works, and knows nothing. The "
+    "text it generates is made up."
 )
 
 
 def prepare(request: PretrainRequest) -> Prepared:
-    """Text, tokenizer, blocks and model; everything the user can get wrong is tried here."""
+    """Make text, tokenizer, blocks and model; every mistake of the user shows up here."""
     if not request.model.is_small_gpt2:
         named_config(request.model)  # no model of another kind waits for a long text to be read
     say_main(request.args, f"reading {request.text.words}")
     documents = load_documents(request.text)
     tokenizer = load_tokenizer(request.model)
     if tokenizer is None:
-        say_main(request.args, f"learning a tokenizer of {request.model.vocab_size:,} entries")
+        say_main(request.args, f"training a tokenizer of {request.model.vocab_size:,} entries")
         tokenizer = learn_tokenizer(documents["train"], request.model.vocab_size)
     size = block_size_of(request)
     model = build_model(request.model, tokenizer, size, request.args.seed)
     require_causal(model, request.model.words)
     check_optimizer(request.args, model)
-    say_main(request.args, f"cutting the text into blocks of {size} tokens")
+    say_main(request.args, f"splitting the text into blocks of {size} tokens")
     blocks = make_blocks(documents, tokenizer, size)
     blocks["train"] = limited(blocks["train"], request.blocks.max_train_samples)
     blocks["validation"] = limited(blocks["validation"], request.validation_blocks)

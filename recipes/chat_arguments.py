@@ -1,4 +1,4 @@
-"""What `sft_chat.py` can be asked for, and what it does where the user says nothing."""
+"""The arguments of `sft_chat.py`, and their defaults."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ class ChatModelArguments:
         default=0, metadata={"help": "train LoRA adapters of this rank; 0: all weights"}
     )
     lora_alpha: int | None = field(
-        default=None, metadata={"help": "their scale (default: twice the rank)"}
+        default=None, metadata={"help": "LoRA's alpha (default: twice the rank)"}
     )
     lora_target_modules: str = field(
         default="all-linear",
-        metadata={"help": "where: all-linear, or names of modules between commas"},
+        metadata={
+            "help": "where to put the adapters: all-linear, or names of modules between commas"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class ChatModelArguments:
 
 @dataclass(frozen=True)
 class ChatSource(TableSource):
-    """Where the examples come from. With nothing given: conversations from the hub."""
+    """Where the examples come from. Default: conversations from the hub."""
 
     _argument_group_name = f"Examples (default: {DEFAULT_DATASET} from the hub)"
     default_dataset: ClassVar[tuple[str, str | None] | None] = (DEFAULT_DATASET, None)

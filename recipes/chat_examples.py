@@ -32,6 +32,6 @@ def form_of(table: Dataset, words: str) -> list[str]:
         if set(form) <= set(table.column_names):
             return list(form)
     raise ConfigError(
-        f"{words} has the columns {', '.join(table.column_names)}; it takes messages (lists of "
+        f"{words} has the columns {', '.join(table.column_names)}; it needs messages (lists of "
         "role and content), or prompt and completion, or text. Rename a column."
     )

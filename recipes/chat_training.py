@@ -22,7 +22,10 @@ from hf_relopt import RelOptMixin
 from hf_relopt.errors import ConfigError
 
 NEW_TOKENS = 48
-LIMITS = "Says what is likely, not what is true; trained on few conversations and not checked."
+LIMITS = (
+    "It writes what is likely, not what is true. It was trained on few conversations and not "
+    "checked."
+)
 # None is tuned on conversations. AdamW's for all weights is TRL's own default.
 RATES = Rates({"fromage_spectral": 0.001, "adamw_torch": 2e-5, "fromage": 0.001, "madam": 0.001})
 LORA_RATES = Rates(
@@ -36,7 +39,7 @@ class RelOptSFTTrainer(RelOptMixin, SFTTrainer):
 
 
 def prepare(request: ChatRequest) -> Prepared:
-    """Examples, tokenizer and model; everything the user can get wrong is tried here."""
+    """Make examples, tokenizer and model; every mistake of the user shows up here."""
     name = request.model.model_name_or_path
     require_class(named_config_of(name), name, CAUSAL)
     say_main(request.args, f"reading {request.data.words}")
@@ -46,8 +49,8 @@ def prepare(request: ChatRequest) -> Prepared:
     tokenizer = named_tokenizer(name)
     if "messages" in splits["train"].column_names and not tokenizer.chat_template:
         raise ConfigError(
-            f"{name} has no chat template, so it does not say how a conversation is written. Take "
-            "a chat model, or data with prompt and completion, or text."
+            f"{name} has no chat template, so conversations cannot be formatted. Use a chat "
+            "model, or data with prompt and completion, or text."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -59,7 +62,7 @@ def prepare(request: ChatRequest) -> Prepared:
 
 
 def build_model(request: ChatRequest) -> Any:
-    """The chat model, with fresh LoRA adapters if they were asked for."""
+    """The chat model, with new LoRA adapters if the user wants them."""
     source = request.model.model_name_or_path
     set_seed(request.args.seed)
     with blamed_on(f"cannot load the model {source}", CHECK_NAME):
@@ -75,7 +78,7 @@ def build_model(request: ChatRequest) -> Any:
         target_modules=where if where == "all-linear" else where.split(","),
         task_type="CAUSAL_LM",
     )
-    with blamed_on(f"cannot put LoRA on {where}", "Check --lora_target_modules."):
+    with blamed_on(f"cannot add LoRA adapters to {where}", "Check --lora_target_modules."):
         return get_peft_model(model, config)
 
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model and the optimizer that are to resume from it."""
+"""Whether a checkpoint fits the model and the optimizer that resume from it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from transformers import (
 from hf_relopt.errors import ConfigError
 from hf_relopt.presets import rule_of_name
 
-REMEDY = "Give the arguments it was trained with, or start without it."
+REMEDY = "Pass the arguments it was trained with, or start without it."
 
 
 def require_fit(checkpoint: Path, model: torch.nn.Module, optimizer: str) -> None:
-    """Look at names and shapes only, so that it costs nothing for a large model.
+    """Check names and shapes only, which is cheap for a large model, too.
 
     Args:
-        checkpoint: a whole checkpoint of a Trainer.
+        checkpoint: a complete checkpoint of a Trainer.
         model: that is to get its weights.
         optimizer: the name that is to get its state, as in "fromage".
 
@@ -69,8 +69,8 @@ def require_same_weights(checkpoint: Path, model: torch.nn.Module) -> None:
                     )
     if saved_size and saved_size != size:
         raise ConfigError(
-            f"{checkpoint} is a checkpoint of another model: it holds {saved_size:,} numbers, this "
-            f"model {size:,}. {REMEDY}"
+            f"{checkpoint} is a checkpoint of another model: it has {saved_size:,} parameters, "
+            f"this model {size:,}. {REMEDY}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What `finetune_classifier.py` can be asked for, and what it does where the user says nothing."""
+"""The arguments of `finetune_classifier.py`, and their defaults."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ClassifierArguments(PretrainedSource):
 
 @dataclass(frozen=True)
 class LabelledSource(TableSource):
-    """Where texts and labels come from. With nothing given: SST-2 from the hub."""
+    """Where texts and labels come from. Default: SST-2 from the hub."""
 
     _argument_group_name = "Labelled text (default: nyu-mll/glue sst2 from the hub)"
     default_dataset: ClassVar[tuple[str, str | None] | None] = DEFAULT_DATASET
@@ -58,12 +58,12 @@ class LabelledSource(TableSource):
     label_column: str | None = field(
         default=None, metadata={"help": "column of the class, numbers or words"}
     )
-    max_length: int = field(default=128, metadata={"help": "tokens of a text at most"})
+    max_length: int = field(default=128, metadata={"help": "longest text, in tokens"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.text_pair_column and not self.text_column:
-            raise ConfigError("--text_pair_column needs a --text_column, the first text.")
+            raise ConfigError("--text_pair_column needs --text_column, for the first text.")
         if self.max_length < 3:
             raise ConfigError(f"max_length is {self.max_length}; it must be 3 or more, as in 128.")
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a classifier: texts with labels, a pretrained model with a new head, its training."""
+"""Fine-tuning a classifier: texts with labels, a pretrained model with a new task head."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transformers import (
 )
 
 SHOWN_TEXTS = 4
-LIMITS = "Fit for texts like those it was trained on; its errors on others are not known."
+LIMITS = "Intended for texts like those it was trained on; its errors on other texts are unknown."
 # The best of those tried on SST-2 (benchmarks/results/quality_sst2_cpu_202611.md). Those of Fromage
 # and the preset are what hf_relopt takes for any pretrained model.
 RATES = Rates(
@@ -38,7 +38,7 @@ RATES = Rates(
 
 
 def prepare(request: ClassifierRequest) -> Prepared:
-    """Texts, tokenizer and model; everything the user can get wrong is tried here."""
+    """Make texts, tokenizer and model; every mistake of the user shows up here."""
     require_class(
         named_config_of(request.model.model_name_or_path),
         request.model.model_name_or_path,
@@ -69,7 +69,7 @@ def longest_rows(splits: DatasetDict) -> list[dict[str, Any]]:
 def build_classifier(
     request: ClassifierRequest, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
 ) -> PreTrainedModel:
-    """The pretrained model with a new head, one output per class."""
+    """The pretrained model with a new task head, one output per class."""
     source = request.model.model_name_or_path
     set_seed(request.args.seed)
     with blamed_on(f"cannot load the model {source}", CHECK_NAME):

@@ -1,4 +1,4 @@
-"""The last lines of a run: what came out, where it lies, what to try next."""
+"""The last lines of a run: results, files, what to try next."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def print_summary(folder: RunFolder, metric: str, *, again: bool) -> None:
 
 
 def _print_hint(words: str, command: str) -> None:
-    """On one line if it is short; a long command has a line of its own, easy to copy."""
+    """Print a hint on one line if it is short; a long command gets its own line, easy to copy."""
     line = f"  {words:<22} {command}"
     print(line if len(line) <= WIDTH else f"  {words}:\n    {command}")
 

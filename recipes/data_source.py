@@ -1,4 +1,4 @@
-"""Where data comes from, as the user says it: the hub, local files, or the recipe's own default."""
+"""Where data comes from: the hub, local files, or the recipe's default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_relopt.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set on the hub, or files; what a part is split off from to validate on."""
+    """A data set on the hub, or files; a share is split off if there is no validation data."""
 
     # Name and configuration on the hub of what is taken if nothing is named.
     default_dataset: ClassVar[tuple[str, str | None] | None] = None
@@ -22,7 +22,8 @@ class DataSource:
     dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
     train_file: str | None = field(default=None, metadata={"help": "a local file"})
     validation_file: str | None = field(
-        default=None, metadata={"help": "the same, to validate on (default: a part is split off)"}
+        default=None,
+        metadata={"help": "a local file of validation data (default: a share is split off)"},
     )
     validation_share: float = field(
         default=0.05, metadata={"help": "share split off where there is no validation data"}
@@ -32,9 +33,9 @@ class DataSource:
         if self.dataset_name and (self.train_file or self.validation_file):
             raise ConfigError("give either --dataset_name or --train_file, not both.")
         if self.validation_file and not self.train_file:
-            raise ConfigError("--validation_file needs a --train_file to train on.")
+            raise ConfigError("--validation_file needs --train_file.")
         if self.train_file == "" or self.dataset_name == "":
-            raise ConfigError("--train_file and --dataset_name take a name, not an empty word.")
+            raise ConfigError("--train_file and --dataset_name must not be empty.")
         if not 0 < self.validation_share < 1:
             raise ConfigError(
                 f"validation_share is {self.validation_share}; it must lie between 0 and 1, as in "
@@ -97,7 +98,7 @@ def check_limits(*limits: int | None) -> None:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a name can only be a path: the hub's names have one slash, and not in front."""
+    """Whether a name can only be a path: names on the hub have one slash, and not in front."""
     return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
 
 

@@ -1,4 +1,4 @@
-"""What other optimizers reach in the demo's steps; shown after a run that the record is of."""
+"""The demo's results with other optimizers; shown after a run with the same settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Row:
     """One optimizer of the record.
 
     Attributes:
-        words: what the summary calls it.
+        words: its name in the summary.
         optim: its name.
-        lr: its learning rate; None: its own, which was not given.
+        lr: its learning rate; None: its default.
         warmup: share of the steps in which the learning rate rises.
         perplexity: on the validation part, mean of SEEDS.
     """

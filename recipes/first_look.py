@@ -1,7 +1,7 @@
-"""A first look at the command line, before torch, transformers and datasets are loaded.
+"""A first check of the command line, before torch, transformers and datasets are loaded.
 
-It finds what can be known without them: flags that nobody knows, values that are no numbers, files
-that are not there, a folder that cannot be written. All of it is looked at again later, with more.
+It finds mistakes that need none of them: unknown flags, values that are not numbers, missing files,
+a folder that cannot be written. Everything is checked again later, and more thoroughly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # HfAr
 
 
 def first_look(recipe: Recipe, words: Sequence[str]) -> None:
-    """Find what is wrong with a command line as far as that costs no more than a moment.
+    """Find the mistakes in a command line that are quick to find.
 
     Args:
         recipe: whose script was called.
@@ -80,8 +80,9 @@ def check_checkpoint(name: str | None) -> None:
         there = False
     if not there:
         raise ConfigError(
-            f"resume_from_checkpoint is {name[:80]!r}: there is no such folder. Name one as in "
-            "runs/NAME/checkpoint-100; the run folder's own checkpoint is found without it."
+            f"resume_from_checkpoint is {name[:80]!r}: there is no such folder. Pass a folder "
+            "such as runs/NAME/checkpoint-100, or leave it out: the run folder's own checkpoint "
+            "is found anyway."
         )
 
 
@@ -107,8 +108,8 @@ def require_extras(packages: Mapping[str, str]) -> None:
     for package, extra in packages.items():
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"{package} is not installed, and this needs it. Install it: "
-                f"pip install 'hf_relopt[{extra}]'"
+                f"{package} is not installed, but needed here. Install it: pip install "
+                f"'hf_relopt[{extra}]'"
             )
 
 
@@ -145,13 +146,13 @@ def check_learning_rate(name: str, rate: float) -> None:
     """Raise a ConfigError for a learning rate that the optimizer of this name cannot take."""
     if not math.isfinite(rate) or rate < 0:
         raise ConfigError(
-            f"learning_rate is {rate}; it must be a finite number, 0 or above. Leave it out "
-            f"for what suits {', '.join(OPTIMIZER_NAMES)}; try 0.001 for adamw_torch."
+            f"learning_rate is {rate}; it must be a finite number, 0 or above. Leave it out for "
+            f"the default of {', '.join(OPTIMIZER_NAMES)}; try 0.001 for adamw_torch."
         )
     if name in OPTIMIZER_NAMES and rate >= 1:
         raise ConfigError(
             f"learning_rate is {rate}; {name} takes 0 <= learning_rate < 1, a fraction of each "
-            "weight's norm. Leave it out for what suits the optimizer and the model."
+            "weight's norm. Leave it out for the default of the optimizer and the model."
         )
 
 
@@ -161,8 +162,8 @@ def check_pairs(text: str | None) -> None:
         key, equals, value = piece.partition("=")
         if text and (not key or not equals or not value or "=" in value):
             raise ConfigError(
-                f"optim_args has {piece!r}; each option reads name=value, with commas between "
-                'them, as in "p_bound=2.0,min_scale=0.01".'
+                f"optim_args has {piece!r}; each option has the form name=value, with commas "
+                'between them, as in "p_bound=2.0,min_scale=0.01".'
             )
 
 
@@ -173,13 +174,13 @@ def unknown_optimizer(name: str, known: Sequence[str]) -> ConfigError:
     near = near or difflib.get_close_matches(name.lower(), [*OPTIMIZER_NAMES, *known], n=1)
     hint = f"Did you mean {near[0]}?" if near else "--help_all lists the Trainer's names."
     return ConfigError(
-        f"optim is {name!r}, which nobody knows; hf_relopt has {', '.join(OPTIMIZER_NAMES)}, the "
-        f"Trainer adamw_torch and more. {hint}"
+        f"optim is {name!r}, which is unknown; hf_relopt has {', '.join(OPTIMIZER_NAMES)}, and "
+        f"the Trainer adamw_torch and more. {hint}"
     )
 
 
 def unknown_argument(flag: str, known: Sequence[str]) -> ConfigError:
-    """The error for a flag nobody knows, with the nearest one that exists."""
+    """The error for an unknown flag, with the most similar one that exists."""
     name = flag.split("=")[0].replace("-", "_").strip("_")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean --{near[0]}?" if near else ". --help lists the arguments."

@@ -1,4 +1,4 @@
-"""One run folder, one process: a second start waits until the first is done or dead.
+"""One process per run folder: a second start waits until the first has ended.
 
 A launcher that is killed can leave its worker training. The operating system drops the lock when
 the process that holds it ends, however it ends.
@@ -35,7 +35,7 @@ class FolderLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process works in {folder}: waiting until it is done (Ctrl-C to give up)")
+            say(f"another process is using {folder}: waiting until it ends (Ctrl-C to give up)")
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         except OSError:
             self.release()  # a file system without locks

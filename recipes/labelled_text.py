@@ -86,7 +86,7 @@ def _text_columns(source: LabelledSource, table: Dataset) -> tuple[str, ...]:
         return (others[0],)
     raise ConfigError(
         f"cannot tell which column of {source.words} is the text; its columns are "
-        f"{', '.join(table.column_names)}. Name it with --text_column."
+        f"{', '.join(table.column_names)}. Pass it as --text_column."
     )
 
 
@@ -98,7 +98,7 @@ def _label_column(source: LabelledSource, table: Dataset) -> str:
             return usual
     raise ConfigError(
         f"{source.words} has no column 'label'; its columns are {', '.join(table.column_names)}. "
-        "Name the one with the classes with --label_column."
+        "Pass the column with the classes as --label_column."
     )
 
 
@@ -123,10 +123,10 @@ def _class_values(table: Dataset, label: str) -> list[Any]:
     if not is_class:
         raise ConfigError(
             f"the label column {label!r} holds {kind.dtype if isinstance(kind, Value) else kind}; "
-            "a class is a whole number or a word."
+            "a class must be an integer or a string."
         )
     if len(values) < 2:
-        raise ConfigError(f"the label column {label!r} has one class only: {values}.")
+        raise ConfigError(f"the label column {label!r} has only one class: {values}.")
     return values
 
 
@@ -142,8 +142,8 @@ def _numbered(
     unknown = sorted(set(map(str, table.unique(label))) - set(map(str, values)))
     if unknown:
         raise ConfigError(
-            f"the {place} has labels that are no class of the training data: "
-            f"{', '.join(unknown[:5])}. The classes are {', '.join(map(str, values[:10]))}."
+            f"the {place} has labels that are not in the training data: {', '.join(unknown[:5])}. "
+            f"The classes are {', '.join(map(str, values[:10]))}."
         )
     numbers = [number_of[value] for value in table[label]]
     return table.select_columns(list(text)).add_column("labels", numbers)

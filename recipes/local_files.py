@@ -1,4 +1,4 @@
-"""Local files as a user names them: is it there, is there something in it, is it text?"""
+"""Checks of local files: does the file exist, is it empty, is it text?"""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_table(path: Path, *, whole: bool = True) -> None:
         return
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
-            raise ConfigError(f"{path} is no Parquet file, though its name says so.")
+            raise ConfigError(f"{path} is not a Parquet file, in spite of its name.")
 
 
 def check_text(path: Path, *, whole: bool = True) -> None:
@@ -77,11 +77,11 @@ def check_text(path: Path, *, whole: bool = True) -> None:
     """
     check_is_there(path)
     if fault := text_fault(path, whole=whole):
-        raise ConfigError(f"{path} is no text to train on: {fault}")
+        raise ConfigError(f"{path} is not text: {fault}")
 
 
 def text_fault(path: Path, *, whole: bool = True) -> str | None:
-    """What speaks against a file being text in UTF-8, with the remedy; None if nothing does."""
+    """Why a file is not text in UTF-8, with the remedy; None if it is."""
     size = stray = 0
     for number, chunk in enumerate(_chunks(path, whole=whole)):
         if number == 0:
@@ -93,13 +93,13 @@ def text_fault(path: Path, *, whole: bool = True) -> str | None:
                     return _other_encoding(f"it is in {encoding}", encoding)
         if b"\0" in chunk:
             return (
-                "it has NUL bytes, as binary files and UTF-16 have. Name a text file in UTF-8 "
+                "it has NUL bytes, like binary files and UTF-16. Name a text file in UTF-8 "
                 "(`iconv -f UTF-16 -t UTF-8 FILE > NEW` converts one)."
             )
         size += len(chunk)
         stray += _stray_bytes(chunk)
     if stray > max(STRAY_BYTES, size * STRAY_SHARE):
-        words = f"{stray:,} of its {size:,} bytes are none of a text in UTF-8"
+        words = f"{stray:,} of its {size:,} bytes are not valid in UTF-8 text"
         return _other_encoding(words, "LATIN1")
     return None
 
@@ -155,7 +155,7 @@ def text_files(folder: Path) -> list[Path]:
         name = path.relative_to(folder)
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ConfigError(
-            f"the directory {folder} holds files that are no text: {name}{more}: "
-            f"{fault.partition('. ')[0]}. Move them out of it, or name a directory of text alone."
+            f"the directory {folder} holds files that are not text: {name}{more}: "
+            f"{fault.partition('. ')[0]}. Move them elsewhere, or name a directory with only text."
         )
     return files

@@ -1,7 +1,7 @@
-"""Whether a model is of the kind that a recipe trains: refused before anything is written.
+"""Refuse models of a kind that a recipe cannot train, before anything is written.
 
-Transformers makes a "causal language model" of a BERT, too, which then sees the words it is to
-predict: its loss falls, and the model is worth nothing.
+Transformers also makes a "causal language model" of a BERT, which then sees the tokens it has to
+predict: its loss falls, but the model is useless.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def require_causal(model: PreTrainedModel, name: str) -> None:
     change = (early[0] - early[1]).abs().max().item()
     if not change <= _ROUNDING * max(early[0].abs().max().item(), 1e-3):
         raise ConfigError(
-            f"{name} ({type(model).__name__}) is no causal language model: what it predicts for a "
-            "token depends on the tokens behind it, so that it would be shown what it is to learn. "
+            f"{name} ({type(model).__name__}) is not a causal language model: its prediction of a "
+            "token depends on later tokens, so it would see what it has to predict. "
             f"{_EXAMPLES[CAUSAL]}."
         )
 
@@ -117,7 +117,7 @@ def require_vocabulary(
 def require_one_batch(
     model: PreTrainedModel, collate: Callable[[list[dict[str, Any]]], Any], rows: Any, name: str
 ) -> None:
-    """Raise a ConfigError if a model makes no loss of two rows of the data.
+    """Raise a ConfigError if a model returns no loss for two rows of the data.
 
     Args:
         model: to be trained.
@@ -143,5 +143,5 @@ def require_one_batch(
         model.train(was_training)
     if loss is None:
         raise ConfigError(
-            f"{name} ({type(model).__name__}) makes no loss of this data. Name another model."
+            f"{name} ({type(model).__name__}) returns no loss for this data. Name another model."
         )

@@ -1,4 +1,4 @@
-"""Which model a recipe trains, as the user says it."""
+"""Which model a recipe trains."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from hf_relopt.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which model to train. With nothing given: a GPT-2 of a few million parameters."""
+    """Which model to train. Default: a GPT-2 of a few million parameters."""
 
     _argument_group_name = "Model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "train this model further, from the hub or a directory"}
+        default=None, metadata={"help": "continue training this model, from the hub or a directory"}
     )
     config_name: str | None = field(
-        default=None, metadata={"help": "train from scratch in the shape of this configuration"}
+        default=None, metadata={"help": "train a model of this configuration from scratch"}
     )
     model_type: str | None = field(
         default=None, metadata={"help": "train this architecture from scratch, as in llama"}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": 'changes to the shape, as in "n_layer=4,n_embd=256"'}
+        default=None,
+        metadata={"help": 'changes to the configuration, as in "n_layer=4,n_embd=256"'},
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "this tokenizer, instead of the model's or a learned one"}
+        default=None,
+        metadata={"help": "this tokenizer, instead of the model's or one trained on the text"},
     )
     vocab_size: int = field(
-        default=4096, metadata={"help": "size of the tokenizer learned from the text, if one is"}
+        default=4096,
+        metadata={"help": "vocabulary size of a tokenizer that is trained on the text"},
     )
 
     def __post_init__(self) -> None:
@@ -43,11 +46,12 @@ class ModelSource:
             )
         if self.config_name and self.model_type:
             raise ConfigError(
-                "give either --config_name or --model_type; a configuration names its type itself."
+                "give either --config_name or --model_type; a configuration includes its type."
             )
         if self.vocab_size < 257:
             raise ConfigError(
-                f"vocab_size is {self.vocab_size}; it must be 257 or more: 256 bytes, one end."
+                f"vocab_size is {self.vocab_size}; it must be 257 or more: 256 bytes and one end "
+                "token."
             )
 
     @property
@@ -95,7 +99,7 @@ def look_at_names(**names: str | None) -> None:
     """
     for what, name in names.items():
         if name == "":
-            raise ConfigError(f"the name of the {what} is an empty word.")
+            raise ConfigError(f"the name of the {what} is empty.")
         # A configuration may be a file.
         if name is not None and looks_local(name) and not name.endswith(".json"):
             check_is_folder(name, what)

@@ -29,7 +29,7 @@ class Rates:
 
     Attributes:
         by_name: "adamw_torch", "fromage", ... -> peak learning rate.
-        said: names whose rate must be given, since the script would choose another one.
+        said: names whose learning rate must be given, since the script's default is another one.
     """
 
     by_name: Mapping[str, float]

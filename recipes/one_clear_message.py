@@ -1,4 +1,4 @@
-"""Whatever a user can mend ends a recipe with one line and an exit code, not a stack trace."""
+"""A problem that the user can fix ends a recipe with one line and an exit code."""
 
 from __future__ import annotations
 

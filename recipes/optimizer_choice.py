@@ -1,4 +1,4 @@
-"""Whether --optim and --optim_args make an optimizer for a model, tried before a run is begun."""
+"""Check --optim and --optim_args on the model before a run begins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBES = ("1", "0.1234567", "true", "false", "none")
 
 
 def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
-    """Try --optim and --optim_args on the model before a run folder is touched.
+    """Check --optim and --optim_args on the model before a run folder is changed.
 
     Raises:
         ConfigError: if they do not make an optimizer, or if the Trainer would not read an option.
@@ -35,9 +35,9 @@ def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
         key, _, value = piece.partition("=")
         if not _is_read(args, model, key, value):
             raise ConfigError(
-                f"--optim {name} reads no option {key!r} from --optim_args, so that it would do "
-                "nothing. Leave it out; AdamW's options are --adam_beta1, --adam_beta2, "
-                "--adam_epsilon and --weight_decay."
+                f"--optim {name} does not read the option {key!r} from --optim_args. Leave it "
+                "out; AdamW's options are --adam_beta1, --adam_beta2, --adam_epsilon and "
+                "--weight_decay."
             )
 
 

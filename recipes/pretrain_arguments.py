@@ -1,4 +1,4 @@
-"""What `pretrain_clm.py` can be asked for, and what it does where the user says nothing."""
+"""The arguments of `pretrain_clm.py`, and their defaults."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FROM_SCRATCH_WARMUP = {"adamw": 0.1}
 
 @dataclass(frozen=True)
 class TextSource(DataSource):
-    """Where text comes from. With nothing given: the standard library."""
+    """Where text comes from. Default: the standard library."""
 
     _argument_group_name = "Text (default: the source text of the Python standard library)"
 
@@ -83,7 +83,7 @@ class TextSource(DataSource):
 
 @dataclass(frozen=True)
 class BlockArguments:
-    """How the text is cut, how much of it is used, and what the samples begin with."""
+    """How the text is split into blocks, how much of it is used, and how the samples begin."""
 
     _argument_group_name = "Blocks"
 
@@ -98,7 +98,7 @@ class BlockArguments:
         default=None, metadata={"help": "validate on this many sequences at most"}
     )
     sample_prompt: str | None = field(
-        default=None, metadata={"help": "what the sample at the end begins with"}
+        default=None, metadata={"help": "prompt of the sample at the end"}
     )
 
     def __post_init__(self) -> None:

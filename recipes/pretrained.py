@@ -1,4 +1,4 @@
-"""What recipes have to do with a model or tokenizer that somebody else has trained."""
+"""Load pretrained tokenizers and configurations, and describe fine-tuned models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar on a terminal, and one line per logging step anywhere.
+"""The visible progress of a training: a bar on a terminal, and one line per logging step.
 
 The clock of a run survives a restart.
 """
@@ -26,7 +26,7 @@ SECONDS = "seconds"
 
 
 class ShowsProgress(Protocol):
-    """Whoever wants to know how many optimizer steps are done, and ends the bar."""
+    """An object that counts the optimizer steps, and ends the bar."""
 
     step: int | None
     bar: Any

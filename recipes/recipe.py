@@ -1,7 +1,7 @@
-"""What a recipe's script says of itself: which arguments it takes, and where its work is done.
+"""The description of a recipe's script: its arguments, and the module that trains.
 
-The scripts import nothing heavy: a mistake on the command line is told before torch, transformers
-and datasets are loaded, which takes seconds.
+The scripts import nothing heavy: a mistake on the command line is reported before torch,
+transformers and datasets are loaded, which takes seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class RunArguments:
     _argument_group_name = "Run"
 
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "lose the run that is in the folder, and start over"}
+        default=False, metadata={"help": "delete the run in the folder, and start over"}
     )
 
 
@@ -31,7 +31,7 @@ class Recipe:
         request: a dataclass with a field for each of ``kinds`` in order, and last ``args``.
         kinds: the recipe's own argument dataclasses; RunArguments is one of them.
         training: module and class of the training arguments.
-        defaults: what the recipe wants where the user says nothing.
+        defaults: the recipe's values of arguments that the user does not give.
         metric: the evaluation metric of the summary, as in "eval_accuracy".
         work: the module whose ``train(request, run)`` does the run.
         extras: package -> the extra of hf_relopt that installs it, from what the user asked for.

@@ -1,6 +1,6 @@
 """The command line of a recipe: its own arguments, every TrainingArguments flag, our defaults.
 
-A default of ours never overrides the user: it stands only where nothing was given.
+A default never overrides the user.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ RELATIVE_OPTIMIZERS = tuple(OPTIMIZERS)
 # What --help shows of the 110 flags of TrainingArguments; --help_all shows the rest.
 OFTEN_USED = {
     "run_name": "the run's name; everything goes to runs/NAME",
-    "output_dir": "another folder for everything",
+    "output_dir": "another folder for the run",
     "optim": f"{', '.join(RELATIVE_OPTIMIZERS)}, adamw_torch or any other name the Trainer knows",
     "optim_args": 'options of the optimizer, as in "p_bound=2.0,vector.rule=adamw,vector.lr=1e-3"',
-    "learning_rate": "peak; for fromage, madam and their kin a fraction of each weight, as in "
-    "0.01; left out, it is chosen by optimizer and model",
-    "lr_scheduler_type": "linear, cosine, ...; fromage needs one that decays",
-    "warmup_steps": "steps of rising learning rate (below 1: a share of all steps)",
+    "learning_rate": "peak learning rate; for hf_relopt's optimizers a fraction of each weight's "
+    "norm, as in 0.01 (default: chosen from optimizer and model)",
+    "lr_scheduler_type": "linear, cosine, ...; hf_relopt's optimizers need one that decays",
+    "warmup_steps": "warm-up steps (below 1: a share of all steps)",
     "max_steps": "optimizer steps to train",
-    "num_train_epochs": "passes through the data, instead of max_steps",
+    "num_train_epochs": "epochs, instead of max_steps",
     "per_device_train_batch_size": "sequences per step and process",
     "per_device_eval_batch_size": "sequences evaluated at once per process",
     "gradient_accumulation_steps": "batches per optimizer step",
@@ -40,9 +40,9 @@ OFTEN_USED = {
     "save_total_limit": "checkpoints to keep",
     "seed": "seed of initial weights and of the order of the data",
     "bf16": "train in bfloat16 mixed precision",
-    "use_cpu": "stay on the CPU even where there is a GPU",
+    "use_cpu": "use the CPU even if there is a GPU",
     "report_to": "none, tensorboard, trackio, wandb, ...",
-    "resume_from_checkpoint": "start from this checkpoint (the run folder's own is found anyway)",
+    "resume_from_checkpoint": "resume from this checkpoint (the run folder's own is found anyway)",
     "push_to_hub": "upload the result",
 }
 
@@ -58,7 +58,8 @@ class RecipeParser(HfArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
             epilog="Every other flag of transformers.TrainingArguments works too; --help_all "
-            "lists them. FILE.yaml or FILE.json holds flags in a file; those beside it win.",
+            "lists them. FILE.yaml or FILE.json holds flags; those on the command line "
+            "override it.",
         )
         self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every flag and exit")
         self.set_defaults(**defaults)
@@ -122,7 +123,7 @@ def parse_recipe_arguments(
 
     Args:
         kinds: the recipe's own argument dataclasses and, last, TrainingArguments.
-        defaults: what the recipe wants where the user says nothing.
+        defaults: the recipe's values of arguments that the user does not give.
         about: one paragraph for --help.
         words: flags and values, see argument_words.
 
@@ -149,13 +150,13 @@ def parse_recipe_arguments(
 
 
 def _giving_way(defaults: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
-    """Epochs that were asked for do not end at our default number of steps."""
+    """Drop the default number of steps if the user gives epochs."""
     epochs_asked_for = "num_train_epochs" in given and "max_steps" in defaults
     return {**defaults, "max_steps": -1} if epochs_asked_for else dict(defaults)
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
-    """Find a learning rate or optim_args that cannot work before anything else is done.
+    """Refuse a learning rate or optim_args that cannot work, before anything else is done.
 
     Raises:
         ConfigError: with the value and what is allowed.

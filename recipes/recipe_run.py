@@ -1,4 +1,4 @@
-"""One start of a recipe: which run it belongs to, and data prepared once for every process."""
+"""One start of a recipe: the run it belongs to, and data prepared once for all processes."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class RecipeRun:
     Args:
         args: the training arguments; output_dir is set to runs/<run_name> if it was not given.
         sources: the recipe's own argument dataclasses, which tell model and data.
-        overwrite: whether the user wants to lose what is in the folder.
+        overwrite: whether to delete the run in the folder.
         given: names of the arguments the user gave.
 
     Attributes:
         step: optimizer steps that are done; None before the training.
         bar: the progress bar, which is in the way of last words; None before the training.
-        leaves_in_haste: a signal ended it: other ranks may never come to say good-bye.
+        leaves_in_haste: a signal ended it, so other ranks may never reach the end.
 
     Raises:
         ConfigError: a setting or a folder that cannot be used. Nothing is written yet.
@@ -119,7 +119,7 @@ class RecipeRun:
         if self.overwrite and self.folder.path.resolve() in path.resolve().parents:
             raise ConfigError(
                 f"--overwrite_output_dir would delete {path}, the checkpoint to start from. Leave "
-                "it out to resume, or take another --run_name."
+                "it out to resume, or use another --run_name."
             )
 
     def checkpoint(self) -> Path | None:
@@ -136,7 +136,7 @@ class RecipeRun:
     def standing(self) -> str:
         """How far the run has come, and what the same command would do."""
         if self.folder.finished:
-            return "after the run was finished; nothing is lost"
+            return "after the run had finished; nothing is lost"
         last = _newest_whole(self.folder.path)
         where = "before the first step" if self.step is None else f"at step {self.step}"
         if last is not None:
@@ -147,8 +147,8 @@ class RecipeRun:
         """Data, tokenizer and perhaps the model, made by the main process once per run.
 
         Args:
-            build: makes them. Whatever the user got wrong must come to light in it, since the
-                folder is created, or emptied if that was asked for, only after it.
+            build: makes them. It must find the user's mistakes, since the folder is created, or
+                emptied if the user wants that, only after it.
 
         Returns:
             The data as it lies on disk, the tokenizer, and the model if `build` was needed.
@@ -175,8 +175,8 @@ class RecipeRun:
             if is_full_disk(error):
                 raise
             raise ConfigError(
-                f"the prepared data in {data} cannot be read: {reason(error)}. Remove {data}; it "
-                "is made again."
+                f"the prepared data in {data} cannot be read: {reason(error)}. Remove {data}; the "
+                "next start makes it again."
             ) from error
 
 
@@ -187,7 +187,7 @@ def named_checkpoint(args: TrainingArguments) -> Path | None:
 
 
 def _newest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint, without a word about those that are not."""
+    """The newest complete checkpoint; incomplete ones are not logged."""
     there = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     newest_first = sorted(there, key=lambda path: -int(path.name[11:]))
     return next((path for path in newest_first if find_fault(path) is None), None)

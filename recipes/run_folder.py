@@ -1,8 +1,8 @@
-"""The folder of one run: what it was asked to do, how far it came, whether it is finished.
+"""The folder of one run: its settings, its progress, whether it is finished.
 
-`run.json` is the record. It is only ever replaced as a whole, so a process that is killed while
-writing leaves the old one. "finished" is its last entry to be written: until then a new start
-resumes from the last complete checkpoint, after that a new start changes nothing.
+`run.json` is the record. It is replaced atomically, so a process that is killed while writing
+leaves the old one. "finished" is its last entry to be written: until then a new start resumes from
+the last complete checkpoint, after that a new start changes nothing.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ class RunFolder:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return {}  # what is wrong is the folder's name, see check_place
             raise ConfigError(
-                f"cannot read {place}: {error.strerror or error}. Mend that, or take another "
+                f"cannot read {place}: {error.strerror or error}. Fix that, or use another "
                 "--output_dir."
             ) from error
         except (ValueError, RecursionError) as error:
             if "\0" in str(place):
                 return {}
-            raise _damaged(place, f"it is no JSON ({' '.join(str(error).split())[:80]})") from error
+            raise _damaged(
+                place, f"it is not JSON ({' '.join(str(error).split())[:80]})"
+            ) from error
         if fault := record_fault(record):
             raise _damaged(place, fault)
         return record
@@ -86,13 +88,13 @@ class RunFolder:
         except (OSError, ValueError) as error:
             words = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"cannot write into the output directory {shortened(self.path)}: {words}. "
-                "Take another --output_dir (or --run_name)."
+                f"cannot write into the output directory {shortened(self.path)}: {words}. Use "
+                "another --output_dir (or --run_name)."
             ) from error
         if strange:
             raise ConfigError(
-                f"{self.path} holds files but no {RECORD_NAME}, so no recipe wrote them. Take "
-                "another --output_dir (or --run_name), or empty it."
+                f"{self.path} holds files but no {RECORD_NAME}, so no recipe wrote them. Use "
+                "another --output_dir (or --run_name), or empty the folder."
             )
 
     def _holds_files(self) -> bool:
@@ -106,7 +108,7 @@ class RunFolder:
             raise ConfigError(
                 f"cannot write into the output directory {self.path}: {there} is a link to "
                 f"{os.readlink(there)}, which does not exist. Make that folder, remove the link, "
-                "or take another --output_dir."
+                "or use another --output_dir."
             )
         if not there.is_dir():
             raise NotADirectoryError(f"{there} is a file")
@@ -120,7 +122,7 @@ class RunFolder:
 
         Args:
             recipe: the settings that make this run the run it is.
-            overwrite: whether the user wants to lose what is there.
+            overwrite: whether to delete the run in the folder.
 
         Raises:
             ConfigError: folder not writable, full of other files, or of a run with other settings.
@@ -139,9 +141,9 @@ class RunFolder:
         ]
         if changed:
             raise ConfigError(
-                f"{self.path} holds a run with other settings: {'; '.join(changed)}. Give the "
-                "same settings to resume it, another --run_name for a new run, or "
-                "--overwrite_output_dir to lose it and start over."
+                f"{self.path} holds a run with other settings: {'; '.join(changed)}. Use the same "
+                "settings to resume it, another --run_name for a new run, or "
+                "--overwrite_output_dir to delete it and start over."
             )
 
     def begin(self, recipe: dict[str, Any], command: str, *, overwrite: bool) -> None:
@@ -173,7 +175,7 @@ class RunFolder:
 def record_fault(record: object) -> str | None:
     """What is wrong with a run.json's content; None if a run can be resumed or shown from it."""
     if not isinstance(record, dict):
-        kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
+        kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
         return f"it holds {kinds.get(type(record), 'a number')}, and no entries"
     if not isinstance(record.get("recipe"), dict):
         return "it has no entry 'recipe' with the settings of a run"
@@ -185,7 +187,7 @@ def record_fault(record: object) -> str | None:
             value = float(value) if abs(value) < 1 << 53 else None
         right = isinstance(value, kind) and not isinstance(value, bool)
         if not right or (kind is float and not math.isfinite(value)):
-            return f"its entry {name!r} is of another kind"
+            return f"its entry {name!r} has a wrong type"
     hints = record.get("hints", [])
     pairs = isinstance(hints, list) and all(isinstance(h, list) and len(h) == 2 for h in hints)
     return None if pairs else "its entry 'hints' holds no pairs"
@@ -193,8 +195,8 @@ def record_fault(record: object) -> str | None:
 
 def _damaged(place: Path, fault: str) -> ConfigError:
     return ConfigError(
-        f"{place} is damaged: {fault}. Put its old content back, or take another --output_dir (or "
-        "--run_name); if nothing in that folder is wanted, remove the folder."
+        f"{place} is damaged: {fault}. Restore it, use another --output_dir (or --run_name), or "
+        "remove the folder if you do not need it."
     )
 
 

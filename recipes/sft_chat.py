@@ -26,7 +26,7 @@ RECIPE = Recipe(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe; what a user can mend ends it with one line."""
+    """Run the recipe; a problem that the user can fix ends it with one line."""
     start_recipe(RECIPE, argv)
 
 

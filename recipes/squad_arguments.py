@@ -1,4 +1,4 @@
-"""What `finetune_squad.py` can be asked for, and what it does where the user says nothing."""
+"""The arguments of `finetune_squad.py`, and their defaults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AnswererArguments(PretrainedSource):
 
 @dataclass(frozen=True)
 class QuestionSource(TableSource):
-    """Where questions come from. With nothing given: SQuAD 1.1 from the hub."""
+    """Where questions come from. Default: SQuAD 1.1 from the hub."""
 
     _argument_group_name = f"Questions (default: {DEFAULT_DATASET} from the hub)"
     default_dataset: ClassVar[tuple[str, str | None] | None] = (DEFAULT_DATASET, None)
@@ -54,12 +54,12 @@ class QuestionSource(TableSource):
         metadata={"help": "SQuAD's .json, or a table with context, question and answers"},
     )
     max_length: int = field(
-        default=384, metadata={"help": "tokens of question and window together, at most"}
+        default=384, metadata={"help": "longest input (question and window), in tokens"}
     )
     doc_stride: int = field(
-        default=128, metadata={"help": "tokens that two windows of a text share"}
+        default=128, metadata={"help": "overlap of two windows of a text, in tokens"}
     )
-    max_answer_length: int = field(default=30, metadata={"help": "tokens of an answer at most"})
+    max_answer_length: int = field(default=30, metadata={"help": "longest answer, in tokens"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_relopt.errors import ConfigError
 
-LIMITS = "Gives a span of the text for every question, also for one that the text does not answer."
+LIMITS = "It answers every question with a span of the text, even if the text has no answer."
 # Fromage's is the paper's; none is tuned here.
 RATES = Rates(
     {"fromage_spectral": 0.001, "adamw_torch": 3e-5, "fromage": 0.001, "madam": 0.001},
@@ -37,7 +37,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "start_position
 
 
 def prepare(request: SquadRequest) -> Prepared:
-    """Questions, tokenizer and model; everything the user can get wrong is tried here."""
+    """Make questions, tokenizer and model; every mistake of the user shows up here."""
     source = request.model.model_name_or_path
     require_class(named_config_of(source), source, ANSWERER)
     say_main(request.args, f"reading {request.data.words}")
@@ -47,7 +47,10 @@ def prepare(request: SquadRequest) -> Prepared:
     name = request.model.tokenizer_name or request.model.model_name_or_path
     tokenizer = named_tokenizer(name)
     if not tokenizer.is_fast:
-        raise ConfigError(f"{name} has no fast tokenizer, and only those know where tokens lie.")
+        raise ConfigError(
+            f"{name} has no fast tokenizer, and only fast tokenizers report the "
+            "positions of tokens."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = build_model(request)
@@ -68,7 +71,7 @@ def prepare(request: SquadRequest) -> Prepared:
 
 
 def build_model(request: SquadRequest) -> PreTrainedModel:
-    """The pretrained model with a new head: a start and an end logit for each token."""
+    """The pretrained model with a new task head: a start and an end logit for each token."""
     source = request.model.model_name_or_path
     set_seed(request.args.seed)
     with blamed_on(f"cannot load the model {source}", CHECK_NAME):

@@ -31,6 +31,6 @@ def standard_library_files() -> tuple[Path, list[Path]]:
     if len(files) < 100:
         raise ConfigError(
             f"this Python has no source text of its standard library in {folder} ({len(files)} "
-            "files). Name a text with --train_file or --dataset_name instead."
+            "files). Pass a text with --train_file or --dataset_name."
         )
     return folder, sorted(files, key=lambda path: path.relative_to(folder).as_posix())

@@ -22,18 +22,18 @@ SAME_SIGNAL = 2.0  # seconds
 _MENDABLE = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space of your quota",
-    errno.EFBIG: "Raise the limit for the size of files (`ulimit -f`), or take another file system",
-    errno.EROFS: "Take another --output_dir: this file system is read-only",
-    errno.EACCES: "Give yourself the permission, or take another --output_dir",
-    errno.EPERM: "Give yourself the permission, or take another --output_dir",
-    errno.ENAMETOOLONG: "Take a shorter --run_name or --output_dir",
-    errno.EIO: "Look after the disk",
-    errno.ENOTDIR: "Move the file away, or take another --output_dir",
-    errno.EISDIR: "Move the folder away, or take another --output_dir",
-    errno.EEXIST: "Move it away, or take another --output_dir",
-    errno.ELOOP: "Mend the links, or take another --output_dir",
+    errno.EFBIG: "Raise the limit for the size of files (`ulimit -f`), or use another file system",
+    errno.EROFS: "Use another --output_dir: this file system is read-only",
+    errno.EACCES: "Give yourself the permission, or use another --output_dir",
+    errno.EPERM: "Give yourself the permission, or use another --output_dir",
+    errno.ENAMETOOLONG: "Use a shorter --run_name or --output_dir",
+    errno.EIO: "Check the disk",
+    errno.ENOTDIR: "Move the file away, or use another --output_dir",
+    errno.EISDIR: "Move the folder away, or use another --output_dir",
+    errno.EEXIST: "Move it away, or use another --output_dir",
+    errno.ELOOP: "Fix the links, or use another --output_dir",
     errno.EMFILE: "Raise the limit of open files (`ulimit -n`)",
-    errno.ESTALE: "Look after the network file system",
+    errno.ESTALE: "Check the network file system",
 }
 # How libraries that are not written in Python say it.
 _SAID = {
@@ -52,7 +52,7 @@ class Stopped(BaseException):
 
     Attributes:
         number: the signal's.
-        standing: how far the run has come, in words, where somebody knew.
+        standing: how far the run has come, in words, if it is known.
     """
 
     def __init__(self, number: int) -> None:

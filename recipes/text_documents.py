@@ -1,7 +1,7 @@
 """Text to learn from, as documents: the standard library, local files, or a hub data set.
 
-Every source becomes two `datasets` splits with the columns "text" and "ends" (whether the
-document ends with this piece; long files are cut into pieces at line ends).
+Every source becomes two `datasets` splits with the columns "text" and "ends" (whether the document
+ends here; long files are split at line ends).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _read_texts(files: list[Path]) -> Dataset:
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, bool]]:
-    """One file in pieces of about PIECE characters that end with a line."""
+    """One file, split at line ends into texts of about PIECE characters."""
     check_text(path)
     held: list[str] = []
     size = 0
@@ -120,8 +120,8 @@ def _only_text(table: Dataset, column: str | None, place: str) -> Dataset:
     if column not in names:
         missing = f"no text column {column!r}" if column else "no column 'text'"
         raise ConfigError(
-            f"{place} has {missing}; its columns are {', '.join(table.column_names)}. Choose one "
-            "that holds text with --text_column."
+            f"{place} has {missing}; its columns are {', '.join(table.column_names)}. Pass the "
+            "one that holds text as --text_column."
         )
     table = table.select_columns(column)
     if column != "text":

@@ -29,7 +29,7 @@ def read_table(path: Path) -> Dataset:
     if path.suffix.lower() == ".tsv":
         options.update(sep="\t", quoting=csv.QUOTE_NONE)
     # It logs what it raises as well.
-    with blamed_on(f"cannot read {path}", "Is it what its name says it is?"), _silent():
+    with blamed_on(f"cannot read {path}", "Does its content match its name?"), _silent():
         return load_dataset(kind, data_files=str(path), split="train", **options)
 
 
@@ -79,7 +79,7 @@ def load_tables(
     if "validation" in tables:
         return tables
     if len(tables["train"]) < 2:
-        raise ConfigError(f"{source.words} has one row; there must be one to validate on, too.")
+        raise ConfigError(f"{source.words} has only one row; validation needs a second one.")
     parts = tables["train"].train_test_split(
         max(1, round(len(tables["train"]) * source.validation_share)), seed=seed
     )

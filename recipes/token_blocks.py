@@ -19,7 +19,7 @@ LEARN_FROM = 3_000_000  # characters are plenty for a few thousand merges, and t
 
 
 def learn_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learned from the documents.
+    """Train a byte-level BPE tokenizer on the documents.
 
     Args:
         documents: with a column "text"; evenly spaced ones are read, up to 3 million characters.
@@ -30,7 +30,7 @@ def learn_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerF
     """
     if vocab_size < 257:
         raise ConfigError(
-            f"vocab_size is {vocab_size}; it must be 257 or more: 256 bytes, one end."
+            f"vocab_size is {vocab_size}; it must be 257 or more: 256 bytes and one end token."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +63,7 @@ def _sample(documents: Dataset) -> Iterator[str]:
 def make_blocks(
     documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> DatasetDict:
-    """All documents in a row, each followed by the end token, cut into blocks.
+    """All documents in a row, each followed by the end token, split into blocks.
 
     Args:
         documents: splits with the columns "text" and "ends".

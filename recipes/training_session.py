@@ -1,4 +1,4 @@
-"""What every recipe does once data and model are there: train or resume, measure, write it down.
+"""The common part of all recipes: train or resume, evaluate, save.
 
 A start that finds a complete checkpoint resumes from it. What was measured before the first step is
 in the checkpoint's log, since a resumed run cannot measure it again.
@@ -45,7 +45,7 @@ def make_trainer(
         ConfigError: something the Trainer lacks, as a package for --report_to.
     """
     args = run.args
-    with blamed_on("the Trainer cannot be made", "Change that, or install what is missing."):
+    with blamed_on("the Trainer cannot be made", "Fix that, or install what is missing."):
         trainer = (kind or RelOptTrainer)(args=args, **parts)
     samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     trainer.remove_callback(PrinterCallback)
@@ -126,7 +126,7 @@ def finish(
         folder.note(**results, hints=hints, finished=True)
         if trainer.args.push_to_hub:
             # Not trainer.push_to_hub(): it would write another card, and upload the data as well.
-            with blamed_on("cannot upload the result", "It is safe in the run's folder."):
+            with blamed_on("cannot upload the result", "The model is saved in the run's folder."):
                 upload_folder(
                     repo_id=trainer.hub_model_id,
                     folder_path=folder.path,

@@ -80,8 +80,8 @@ class TypedCommand:
         Args:
             name: of the optimizer, for --optim.
             run: what is put behind the run's name.
-            rate: its learning rate.
-            implied: whether the script takes that rate by itself where none is given.
+            rate: the learning rate.
+            implied: whether the script uses this learning rate by default.
         """
         gone = set(_OF_THE_OPTIMIZER)
         ours = name in OPTIMIZER_NAMES

@@ -1,12 +1,12 @@
 """Makes `--optim fromage` work in every Python process under `hf-relopt run`.
 
-Python imports a module of this name at start-up, and `hf-relopt run` puts this file first. It costs
-next to nothing: standard library only, and hf_relopt (with torch) is imported only when, and if,
+Python imports a module of this name at start-up, and `hf-relopt run` puts this file first. It is
+cheap: standard library only; hf_relopt (with torch) is imported only if and when
 transformers.training_args is. The environment's own sitecustomize, which this one hides, is run.
 
-An error of ours that nobody catches ends in its own sentences, which say what to do; a user who
-never wrote a line of ours has no use for our traceback. Only here: a script that imports hf_relopt
-itself keeps Python's way.
+An uncaught error of hf_relopt is printed as its message alone, which says what to do: a traceback
+is of no use to a user who never called hf_relopt. A script that imports hf_relopt itself keeps
+Python's behaviour.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _register(module: ModuleType) -> None:
                 f"{sys.executable} cannot import hf_relopt. "
                 "Install it there, or start the command with the Python that has it"
             )
-        sys.stderr.write(f"hf-relopt: no --optim fromage or madam here: {reason}.\n")
+        sys.stderr.write(f"hf-relopt: --optim fromage and madam are not available: {reason}.\n")
 
 
 def _hook() -> None:
@@ -63,7 +63,7 @@ def _is_ours(kind: type[BaseException]) -> bool:
 
 
 def _place(traceback: TracebackType | None) -> str:
-    """Where in the script it happened: its last line that is on the way to the error."""
+    """The script's line where it happened: the last one in the traceback."""
     script = _real(getattr(sys.modules.get("__main__"), "__file__", None) or "")
     line = 0
     while traceback is not None:

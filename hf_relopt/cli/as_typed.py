@@ -1,4 +1,4 @@
-"""Programs and files in the words in which a person can type them again in this directory."""
+"""Programs and files as a user can type them again in this directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hf-relopt doctor`: is a training exact, what would it follow, and does it fit; nothing runs."""
+"""`hf-relopt doctor`: is a run exact, what is its plan, how much memory; trains nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def examine(
         launch = launch_mode.from_config(accelerate, processes)
     notes = _launch_notes(launch)
     if accelerate is not None and processes is None and deepspeed_config.is_own(accelerate):
-        notes.append("DeepSpeed's own file does not say how many processes; --processes does.")
+        notes.append("DeepSpeed's own file does not set the number of processes; pass --processes.")
     facts: Facts = {
         "verdict": "exact" if launch.refusal is None else "refused",
         "reason": launch.refusal,
@@ -119,11 +119,11 @@ def _add_model(
     facts["plan"]["weights"] = "not read" if may_have_weights(model) else "not there"
     own = dtype_of(built)
     if getattr(built.config, "quantization_config", None) is not None:
-        notes.append("The weights are quantized; these bytes are those of unquantized ones.")
+        notes.append("The weights are quantized; the bytes are those of unquantized weights.")
     chosen_dtype = _dtype(launch, dtype, own if own in ITEMSIZES else "float32", notes)
     itemsize = ITEMSIZES[chosen_dtype]
     if launch.refusal is not None:
-        notes.append("The bytes per rank are those of DDP or one device: this launch is refused.")
+        notes.append("This launch is refused; the bytes per rank are those of DDP or one device.")
     taken = footprint(built.parameters(), chosen, itemsize=itemsize, ranks=launch.shard_ranks)
     facts["memory"] = {**_memory(facts, said, chosen_dtype), "per_rank": asdict(taken)}
 
@@ -156,7 +156,7 @@ def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
 
 
 def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
-    """What one parameter of a matrix takes, and one tensor beside that; no totals."""
+    """Bytes per parameter of a matrix, and per tensor on top of that; no totals."""
     from hf_relopt.optim.footprint import STATE_BYTES, state_of_matrix
 
     itemsize = ITEMSIZES[dtype]
@@ -194,16 +194,16 @@ def _launch_notes(launch: Launch) -> list[str]:
     unsaid = launch_mode.default_config() if launch.source == "environment" else None
     if unsaid is not None:
         notes.append(
-            f"`accelerate launch` without --config_file takes {unsaid}, which was not looked at. "
-            "Give it with --accelerate."
+            f"`accelerate launch` without --config_file reads {unsaid}, which was not checked. "
+            "Pass it with --accelerate."
         )
     if launch.tensor_ranks > 1:
         notes.append(
-            f"Tensor parallelism over {launch.tensor_ranks} ranks divides further what the model's "
-            "own tp_plan names; the bytes per rank leave that out, so they are an upper bound."
+            f"Tensor parallelism over {launch.tensor_ranks} ranks also shards the weights in the "
+            "model's own tp_plan; the bytes per rank ignore that, so they are an upper bound."
         )
     if launch.mode == "DeepSpeed" and launch.refusal is None:
-        notes.append("DeepSpeed with ZeRO stage 0 is not refused, and hardly tried.")
+        notes.append("DeepSpeed with ZeRO stage 0 is not refused, but barely tested.")
     return notes
 
 

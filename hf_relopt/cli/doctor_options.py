@@ -1,4 +1,4 @@
-"""The doctor's options: what can be wrong with them before torch and transformers are loaded."""
+"""The doctor's options, checked before torch and transformers are loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOREIGN = {
 
 
 def look(accelerate: str | None, model: str | None, optim: str, dtype: str | None) -> None:
-    """Find the mistakes that can be seen before torch and transformers are loaded.
+    """Find mistakes in the options before torch and transformers are loaded.
 
     Raises:
         ConfigError: an option that cannot be used.
@@ -47,20 +47,20 @@ def _unknown(optim: str) -> ConfigError:
         near = difflib.get_close_matches(optim.lower(), OPTIMIZER_NAMES, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Use one of these."
         return ConfigError(f"--optim is {optim!r}; hf_relopt has {ours}. {hint}")
-    hint = "In training it works as it does without us."
+    hint = "In training it works as without hf_relopt."
     if optim.lower().startswith("adam"):
         hint = (
-            "torch's AdamW is not ours: in the Trainer use --optim adamw_torch. Its bytes stand "
-            "beside those of ours in the doctor's report."
+            "For torch's AdamW, use --optim adamw_torch in the Trainer. The doctor's report shows "
+            "its bytes for comparison."
         )
     return ConfigError(
-        f"--optim is {optim!r}, which is no optimizer of ours; the doctor examines what hf_relopt "
-        f"has: {ours}. {hint}"
+        f"--optim is {optim!r}, which is not an optimizer of hf_relopt. hf_relopt has {ours}. "
+        f"{hint}"
     )
 
 
 def _look_at_model(name: str) -> None:
-    """Raise a ConfigError for a path that is none of a model's folder; hub names pass."""
+    """Raise a ConfigError for a path that is not a model's folder; hub names pass."""
     path = Path(name)
     try:
         if path.is_dir():
@@ -83,7 +83,7 @@ def dtype_named(name: str) -> str:
     """A dtype by torch's name.
 
     Raises:
-        ConfigError: there is none of this name, or it is none for weights.
+        ConfigError: no such dtype, or not one for weights.
     """
     found = DTYPES.get(name.lower().removeprefix("torch."))
     if found is None:

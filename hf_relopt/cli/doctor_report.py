@@ -1,4 +1,4 @@
-"""The doctor's facts as lines that a person reads."""
+"""The doctor's facts as lines of text."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 WIDTH = 100
 EXACT = (
-    "exact: each step is the one that a single process with the whole model and the whole batch "
-    "would take, up to rounding."
+    "exact: each step equals that of a single process with the full model and the full batch, up "
+    "to rounding."
 )
 REFUSED = "refused: training raises this error before its first step."
-# Of a plan that was made without weights: {read} says why, {lr} what that means for a rate.
+# Of a plan without weights: {read} says why, {lr} what that means for the learning rate.
 NOT_SEEN = (
-    "Weights were not seen: {read}.{lr} They also decide which tensors are zero and so start by "
-    "min_scale."
+    "The weights are unknown: {read}.{lr} They also decide which tensors start at zero and "
+    "are stepped by min_scale."
 )
 NOT_READ = "only the configuration was read"
 LR_READ = (
-    " The learning rate above is assumed; the weights decide it where none is given: 0.01, under a "
-    "preset 0.02, if all norm weights are equal, as in a model that was not trained, 0.001 if "
-    "training has moved them apart, 0.03 with LoRA adapters."
+    " The learning rate above is assumed. Without --optim_args lr=... it depends on the weights: "
+    "0.01 (presets: 0.02) from scratch, where all norm weights are equal; 0.001 for a pretrained "
+    "model, where they differ; 0.03 with LoRA adapters."
 )
-NOT_COUNTED = "Not counted: activations, buffers, and what a step needs for a moment."
+NOT_COUNTED = "Not counted: activations, buffers, and temporary memory of a step."
 NO_WEIGHTS = "the folder has a configuration and no weights"
 LR_NO_WEIGHTS = (
-    " The learning rate above is assumed, of a model that is trained from scratch: 0.01, under a "
-    "preset 0.02. With pretrained weights it would be 0.001, with LoRA adapters 0.03."
+    " The learning rate above is assumed, for training from scratch: 0.01 (presets: 0.02). For a "
+    "pretrained model it would be 0.001, with LoRA adapters 0.03."
 )
 
 
@@ -59,7 +59,7 @@ def launch_words(facts: dict[str, Any]) -> str:
 
 
 def paragraphs(facts: dict[str, Any]) -> list[str]:
-    """What is said below the verdict: what it means, the reason, the notes."""
+    """The texts below the verdict: its meaning, the reason, the notes."""
     meaning = EXACT if facts["verdict"] == "exact" else REFUSED
     return [meaning, *filter(None, (facts["reason"], *facts["notes"]))]
 
@@ -100,7 +100,7 @@ def memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     if ranks:
         for words, key in ((optim, "state"), ("torch's AdamW", "adamw_state")):
             total = ranks["weights"] + ranks["gradients"] + ranks[key]
-            table.append((f"all, with {words}", "", "", amount(total)))
+            table.append((f"total with {words}", "", "", amount(total)))
     return table
 
 
@@ -117,7 +117,7 @@ def version_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def fault_words(facts: dict[str, Any]) -> list[str]:
     """The known faults that matter here, and those that are dealt with."""
-    words = {"present": "mind", "handled": "known"}
+    words = {"present": "attention", "handled": "handled"}
     return [
         f"{words[fault['status']]}: {fault['package']}: {fault['what']} {fault['do']}"
         for fault in facts["faults"]

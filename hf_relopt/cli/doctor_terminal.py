@@ -1,4 +1,4 @@
-"""The doctor's facts on a terminal: the words of doctor_report in colour and tables."""
+"""The doctor's facts on a terminal: the texts of doctor_report in colour and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command lines as lists of words: flags with their values, told apart, written and changed."""
+"""Command lines as lists of words: parse, write and change flags with their values."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def split(words: Sequence[str]) -> list[Flag]:
         elif flags:
             flags[-1] = Flag(flags[-1].name, (*flags[-1].words, word))
         else:
-            raise ConfigError(f"{word!r} is no flag; write changes as --flag value.")
+            raise ConfigError(f"{word!r} is not a flag; write changes as --flag value.")
     return flags
 
 
@@ -61,7 +61,7 @@ def joined(flags: Iterable[Flag]) -> list[str]:
 
 
 def without(given: Collection[str], written: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says, less what flags of these names say instead."""
+    """The names and values of a file, without those that flags replace."""
     gone = set(given).union(*(GIVES_WAY.get(name, ()) for name in given))
     return {name: value for name, value in written.items() if name not in gone}
 

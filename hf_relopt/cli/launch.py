@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _end_at_once_by_signals() -> None:
-    """Until the script runs nothing is at stake, and an import shows no stack trace."""
+    """Until the script runs nothing can be lost, and an interrupted import shows no stack trace."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""`hf-relopt`: the commands, what they are called and what their --help says."""
+"""`hf-relopt`: the commands, with their names and --help texts."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def run(
       hf-relopt run trl sft --model_name_or_path MODEL --dataset_name DATA --optim fromage
 
     \b
-    CMD is looked up as your shell does it. Its Python must have hf_relopt installed, and is
-    refused with -S, -E or -I, which switch off what this relies on (PYTHONPATH).
-    An error of ours that the script does not catch ends in one message; HF_RELOPT_TRACEBACK=1
-    shows the traceback. The exit code is the command's own; 127: no such command; 126: it cannot
-    be run.
+    CMD is looked up on PATH, as in your shell. Its Python must have hf_relopt installed. Python's
+    flags -S, -E and -I are refused, since they switch off what this relies on (PYTHONPATH).
+    An error of hf_relopt that the script does not catch ends in one message;
+    HF_RELOPT_TRACEBACK=1 shows the traceback. The exit code is the command's own; 127: no such
+    command; 126: it cannot be run.
     """  # noqa: D301  click looks for the character itself, which a raw string does not hold
     raise typer.Exit(run_command(command))
 
@@ -85,7 +85,7 @@ def doctor(
             "--accelerate",
             metavar="NAME_OR_FILE",
             help="An Accelerate configuration: a file that `accelerate config` wrote, or the name "
-            "of one that hf_relopt ships. Without it: the environment as it is.",
+            "of one that hf_relopt ships. Default: the environment variables.",
         ),
     ] = None,
     model: Annotated[
@@ -104,28 +104,38 @@ def doctor(
     ] = "fromage",
     optim_args: Annotated[
         str | None,
-        typer.Option("--optim_args", metavar="TEXT", help="As in training: name=value,..."),
+        typer.Option(
+            "--optim_args",
+            metavar="TEXT",
+            help="Options of the optimizer, as in training: name=value,...",
+        ),
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option("--processes", min=1, metavar="N", help="In place of num_processes."),
+        typer.Option(
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Number of processes, in place of the configuration's num_processes.",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
             "--dtype",
             metavar="NAME",
-            help="Of the weights: float32, bfloat16 or float16. Without it: what the model's "
-            "config.json says, or float32.",
+            help="Dtype of the weights: float32, bfloat16 or float16. Default: that of the "
+            "model's config.json, or float32.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The facts as a JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Say before a run whether it would be exact, what it would follow, and what it takes.
+    """Check before a run whether its steps would be exact; show its plan and its memory.
 
-    Nothing is trained and no weights are read or downloaded: a model of 7 billion parameters
-    costs seconds. Shows the verdict on the launch mode, the plan, the bytes per rank of weights,
-    gradients and optimizer state beside AdamW's, and known faults of what is installed.
+    Nothing is trained, and no weights are read or downloaded: a model of 7 billion parameters
+    takes seconds. Shows the verdict on the launch mode, the plan, the bytes per rank of weights,
+    gradients and optimizer state (with AdamW's to compare), and known faults of the installed
+    versions.
 
     \b
     Examples:

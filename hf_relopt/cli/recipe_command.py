@@ -1,4 +1,4 @@
-"""From a recipe and what the user changes of it to one `accelerate launch` command."""
+"""Make one `accelerate launch` command from a recipe and the user's changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def launch_command(recipe: Recipe, accelerate: Path | None, overrides: Sequence[
         overrides: flags for the launcher or the script, as typed. They win over the recipe's.
 
     Raises:
-        ConfigError: overrides that are no flags, or a launcher's flag with another kind of value.
+        ConfigError: overrides that are not flags, or a launcher's flag with a wrong kind of value.
     """
     import yaml
 
@@ -59,7 +59,7 @@ def launch_command(recipe: Recipe, accelerate: Path | None, overrides: Sequence[
 
 
 def _check(flag: flags.Flag) -> None:
-    """Say now what Accelerate's launcher would say seconds later."""
+    """Check now what Accelerate's launcher would refuse seconds later."""
     allowed = LAUNCHER_FLAGS[flag.name]
     right = (
         flag.value.lstrip("-").isdigit()

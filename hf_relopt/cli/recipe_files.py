@@ -1,4 +1,4 @@
-"""Where the recipes lie, what they are called, and which file a name means."""
+"""The recipes: their folder, their names, and the file of each name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCRIPTS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run as it is written down: a script, and the file of its arguments."""
+    """A recipe for one training run: a script, and the file of its arguments."""
 
     name: str
     script: Path
@@ -38,7 +38,7 @@ class Recipe:
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes: inside the installed package, or beside it in a clone.
+    """The folder of the recipes: inside the installed package, or next to it in a clone.
 
     Raises:
         ConfigError: if neither is there.
@@ -47,7 +47,7 @@ def recipes_folder() -> Path:
     if folder is not None:
         return folder
     raise ConfigError(
-        f"there are no recipes in {PACKAGE} or beside it. Install hf_relopt again, or work in a "
+        f"there are no recipes in {PACKAGE} or next to it. Install hf_relopt again, or work in a "
         "clone of its repository."
     )
 
@@ -58,7 +58,7 @@ def task_names() -> list[str]:
 
 
 def chosen_recipe(task: str) -> str:
-    """The recipe that is taken where a task alone is named."""
+    """The default recipe of a task."""
     return f"{task}/{CHOSEN_APART.get(task, CHOSEN)}"
 
 
@@ -74,10 +74,10 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name; a task alone means the optimizer that is chosen for it.
+    """The recipe of this name; for a task, its default recipe.
 
     Raises:
-        ConfigError: there is none; the message lists the near ones.
+        ConfigError: there is none; the message lists similar names.
     """
     wanted = name.strip("/")
     if wanted in task_names():
@@ -105,10 +105,10 @@ def find_accelerate(name_or_file: str) -> Path:
 
 
 def find_page(name: str) -> Path:
-    """The file that `recipes show` prints: a recipe, a task's README, something for Accelerate.
+    """The file that `recipes show` prints: a recipe, a task's README, a file for Accelerate.
 
     Raises:
-        ConfigError: nothing has this name; the message lists the near ones.
+        ConfigError: nothing has this name; the message lists similar names.
     """
     folder, wanted = recipes_folder(), name.strip("/")
     pages = {task: folder / task / "README.md" for task in task_names()}
@@ -121,7 +121,7 @@ def find_page(name: str) -> Path:
 
 
 def first_sentence(page: Path) -> str:
-    """What a file says of itself: the heading of a README, the first sentence of a comment."""
+    """The title of a file: the heading of a README, the first sentence of a comment."""
     lines = page.read_text("utf-8").splitlines()
     if page.suffix == ".md":
         return lines[0].lstrip("# ")
@@ -137,7 +137,7 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=4)
     if near:
-        words = f"near: {', '.join(near)}"
+        words = f"similar names: {', '.join(near)}"
     else:
-        words = f"there are {', '.join(each for each in names if '/' not in each)}"
+        words = f"available: {', '.join(each for each in names if '/' not in each)}"
     return f"there is no {kind} {name!r}; {words}. `hf-relopt recipes list` shows all."

@@ -33,7 +33,7 @@ from hf_relopt.shipped import ACCELERATE, DOOR, accelerate_files
 recipes_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Recipes: whole training runs, written down, and configurations to launch them.",
+    help="Recipes: complete training runs with their settings, and configurations to launch them.",
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="As listed.")]
 
@@ -49,7 +49,7 @@ def _one_clear_message() -> Iterator[None]:
 
 @recipes_app.command("list")
 def list_recipes(
-    as_json: Annotated[bool, typer.Option("--json", help="The same as a JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """List the recipes and the configurations for --accelerate."""
     with _one_clear_message():
@@ -61,7 +61,7 @@ def list_recipes(
         for task in facts["tasks"]:
             typer.echo(f"  {task['name']}: {task['what']}")
             for recipe in task["recipes"]:
-                mark = "  (taken if the task alone is named)" if recipe == task["chosen"] else ""
+                mark = "  (default of the task)" if recipe == task["chosen"] else ""
                 typer.echo(f"    {recipe}{mark}")
         typer.echo("\nWays to launch them, for `--accelerate NAME`:")
         for way in facts["accelerate"]:
@@ -116,19 +116,19 @@ def run(
         typer.Option(
             metavar="NAME_OR_FILE",
             show_default=False,
-            help="How to launch it: single, cpu, ddp, fsdp2, hsdp, multi-node, or a file. Without "
-            "it: as `accelerate config` was answered.",
+            help="How to launch it: single, cpu, ddp, fsdp2, hsdp, multi-node, or a file. "
+            "Default: your own `accelerate config`.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the command, and run nothing.")
+        bool, typer.Option("--dry-run", help="Print the command without running it.")
     ] = False,
 ) -> None:
     """Train a recipe with `accelerate launch`.
 
-    NAME is a recipe, or a task, of which the recipe is taken that `list` marks. Flags after it win
-    over what the recipe says: those of the script, and --num_processes and others of `accelerate
-    launch`. The exit code is the script's own.
+    NAME is a recipe, or a task, which stands for its default recipe (see `list`). Flags after NAME
+    override the recipe: those of the script, and --num_processes and others of `accelerate launch`.
+    The exit code is the script's own.
 
     \b
     Examples:
@@ -155,7 +155,7 @@ def run(
 
 
 def _front() -> list[str]:
-    """The words before a recipe's name, as they can be typed again in this directory."""
+    """The command up to the recipe's name, as it can be typed again in this directory."""
     if Path(sys.argv[0]).name == "hf-relopt":
         return [program_word(sys.argv[0]), "recipes", "run"]
     return [python_word(), "-m", "hf_relopt", "recipes", "run"]

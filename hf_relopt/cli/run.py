@@ -1,4 +1,4 @@
-"""`hf-relopt run`: a command whose Python processes all know our optimizers."""
+"""`hf-relopt run`: run a command whose Python processes all know our optimizers."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def run_command(command: Sequence[str]) -> int:
     if switch is not None:
         return _fail(
             program,
-            f"Python's -{switch} switches off {_SWITCHES[switch]}, by which our optimizers get "
-            f"into the command. Leave -{switch} out, or write `import hf_relopt` into the script "
+            f"Python's -{switch} switches off {_SWITCHES[switch]}, through which the command gets "
+            f"our optimizers. Leave -{switch} out, or write `import hf_relopt` into the script "
             "and start it without `hf-relopt run`",
             CANNOT_RUN,
         )

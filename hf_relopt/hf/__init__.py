@@ -1,1 +1,1 @@
-"""The doors to Transformers and Accelerate; everything that knows them is here."""
+"""Integration with Transformers and Accelerate: all code that knows them."""

@@ -1,7 +1,7 @@
-"""What releases of Accelerate do wrong under FSDP2; all else works from the oldest on.
+"""Faults of Accelerate releases under FSDP2; all else works from the oldest release on.
 
-LLaMA-Factory takes 1.11 at most and axolotl 1.13 exactly: a newer one cannot simply be asked for.
-Each fault was seen with two gloo ranks and torch 2.13.
+A newer Accelerate cannot simply be required: LLaMA-Factory takes 1.11 at most, and axolotl takes
+exactly 1.13. Each fault was reproduced with two gloo ranks and torch 2.13.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FsdpFault:
     Attributes:
         id: a stable name.
         since, before: the releases that have it, as major and minor version.
-        torch_since: and the torch releases.
+        torch_since: the first torch release that has it.
         what: what goes wrong.
         do: what to do.
     """
@@ -45,17 +45,17 @@ UPCAST = FsdpFault(
     since=(1, 13),
     before=(1, 14),
     torch_since=_EVER,
-    what="Under FSDP2 and mixed precision it leaves weights in bfloat16 or float16 that all other "
-    "releases make float32.",
-    do="Load the model in float32 (dtype=torch.float32), use another release, or say that such "
-    "weights are meant: --optim_args rounding=stochastic.",
+    what="Under FSDP2 with mixed precision it keeps weights in bfloat16 or float16, which all "
+    "other releases make float32.",
+    do="Load the model in float32 (dtype=torch.float32), use another release, or pass "
+    "--optim_args rounding=stochastic if such weights are intended.",
 )
 TIED = FsdpFault(
     id="no-tied-embeddings",
     since=(1, 14),
     before=(1, 15),
     torch_since=(2, 13),
-    what="Under FSDP2 it cannot shard a model whose embeddings are tied with torch 2.13 or newer.",
+    what="Under FSDP2, with torch 2.13 or newer, it cannot shard a model with tied embeddings.",
     do="Use accelerate>=1.15.",
 )
 SHARDED_STATE = FsdpFault(
@@ -63,13 +63,14 @@ SHARDED_STATE = FsdpFault(
     since=_EVER,
     before=(1, 13),
     torch_since=_EVER,
-    what="Resuming under FSDP2 with SHARDED_STATE_DICT, it leaves the optimizer's state out.",
+    what="When it resumes under FSDP2 with SHARDED_STATE_DICT, it does not load the optimizer "
+    "state.",
     do="Use accelerate>=1.13, which reads the same checkpoint, or FULL_STATE_DICT from the start.",
 )
 FSDP2_FAULTS = (UPCAST, TIED, SHARDED_STATE)
 
 
 def numbers(text: str | None) -> Version:
-    """Major and minor version; those of a package that is not installed are far in the future."""
+    """Major and minor version; very large numbers for a package that is not installed."""
     found = re.match(r"(\d+)\.(\d+)", text or "")
     return (int(found[1]), int(found[2])) if found else _NEVER

@@ -1,6 +1,6 @@
-"""From a checkpoint that was saved under FSDP to a run without it, and the other way round.
+"""Resume without FSDP from a checkpoint that was saved under it, and the other way round.
 
-Trainer looks for the files of its own kind alone, and would begin with a fresh state.
+Trainer looks only for the files of its own mode, and would start with a fresh state.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hf_relopt.hf.shard_files import read_metadata
 
 
 def state_names(folder: str | os.PathLike[str]) -> set[str]:
-    """Names of what the optimizer keeps per tensor, of a checkpoint saved under FSDP2.
+    """Names of the optimizer's state tensors in a checkpoint that was saved under FSDP2.
 
-    Empty where there is no such state. Reads keys, and no more of the tensors than torch must.
+    Empty if there is no such state. Reads keys, and as little of the tensors as torch allows.
     """
     folder = Path(folder)
     if (folder / "optimizer.bin").is_file():
@@ -39,10 +39,10 @@ def is_of_fsdp(folder: str | os.PathLike[str]) -> bool | None:
 
 
 def weights_to_carry(folder: str | os.PathLike[str], fsdp: bool) -> dict[str, Any] | None:
-    """Whole weights by name, of a checkpoint that was saved the other way; None if it was not.
+    """Full weights by name, of a checkpoint that was saved the other way; None if it was not.
 
     Args:
-        fsdp: is this run under FSDP? Trainer then takes FSDP's files alone, and else all others.
+        fsdp: True if this run is under FSDP, where Trainer reads FSDP's files alone.
     """
     folder = Path(folder)
     if any(folder.glob("pytorch_model_fsdp*")) == fsdp:
@@ -57,7 +57,7 @@ def weights_to_carry(folder: str | os.PathLike[str], fsdp: bool) -> dict[str, An
 
 
 def put_weights(model: Any, weights: dict[str, Any]) -> None:
-    """Load whole weights into a model, sharded or not; tied ones may be there once."""
+    """Load full weights into a model, sharded or not; tied ones may be listed once."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=False)
@@ -70,11 +70,11 @@ def load_across(
     """Load the optimizer's state of a checkpoint that was saved the other way.
 
     Args:
-        fsdp: is this run under FSDP?
+        fsdp: True if this run is under FSDP.
 
     Raises:
-        ConfigError: the checkpoint is another optimizer's or another model's, or it does not name
-            its weights.
+        ConfigError: the checkpoint belongs to another optimizer or model, or does not name its
+            weights.
     """
     from torch.distributed.checkpoint import FileSystemReader, load
     from torch.distributed.checkpoint.state_dict import (
@@ -98,13 +98,13 @@ def load_across(
 
 
 def _by_name(saved: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose weights have numbers, with their names instead."""
+    """The state dict with weights by name in place of number."""
     names: dict[int, str] = {}
     for group in saved["param_groups"]:
         if len(group.get("param_names", ())) != len(group["params"]):
             raise ConfigError(
                 "This checkpoint's optimizer does not name its weights, so it cannot be loaded "
-                "under FSDP. Resume as it was saved, or discard its state "
+                "under FSDP. Resume it without FSDP, as it was saved, or discard its state "
                 "(discard_optimizer_state=True)."
             )
         names.update(zip(group["params"], group["param_names"], strict=True))
@@ -118,7 +118,7 @@ def _by_name(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_number(saved: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose weights have names, with numbers in their order instead."""
+    """The state dict with weights by number, in their order, in place of name."""
     names = [name for group in saved["param_groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
     return {

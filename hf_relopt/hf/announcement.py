@@ -1,8 +1,7 @@
-"""What a user is told of an optimizer, at the moment when it is true.
+"""Log lines about an optimizer, written once they are true.
 
-A resumed run has the checkpoint's learning rate and options, which are there only once the
-optimizer's state is loaded: what was chosen before that would be the first thing to be read, and
-wrong.
+A resumed run has the checkpoint's learning rate and options, known only once the optimizer state is
+loaded. A line written before that would be wrong.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from hf_relopt.optim.options import OPTIONS
 
 @dataclass
 class Announcement:
-    """The learning rate and the plan of one optimizer, said once.
+    """Logs the learning rate and the plan of one optimizer, once.
 
     Args:
         args: TrainingArguments, for the learning rate that is in force after a resume.
         chosen: the plan; see :func:`light`.
-        choice: its learning rate, and why.
-        leader: number of a param group that follows ``choice``; None if all have their own.
-        is_made: there is nothing to say any more.
+        choice: its learning rate, and the reason for it.
+        leader: number of a param group with the learning rate of ``choice``; None if there is none.
+        is_made: True once the plan is logged.
     """
 
     args: Any
@@ -40,14 +39,14 @@ class Announcement:
     is_made: bool = False
 
     def make(self) -> None:
-        """Say what was chosen, unless it was said or the checkpoint's was."""
+        """Log the choice and the plan, unless a plan was logged already."""
         if not self.is_made:
             self.is_made = True
             logger.info("learning rate %g, %s.", self.choice.lr, self.choice.why)
             logger.info("%s", self.chosen)
 
     def correct(self, optimizer: torch.optim.Optimizer) -> None:
-        """A state was loaded: say what is in force now, and let the arguments say so."""
+        """After loading state: log what is in force now, and write it into the arguments."""
         # Accelerate takes a fresh optimizer's state out and puts it back, to place it on a device.
         if not optimizer.state:
             return
@@ -64,7 +63,7 @@ class Announcement:
 
 
 class AnnounceAtBegin(TrainerCallback):
-    """Makes an announcement that waited for a state which was not loaded after all."""
+    """Makes an announcement that waited for state, in case none was loaded."""
 
     def __init__(self, waiting: Announcement) -> None:
         self.waiting = waiting
@@ -88,7 +87,7 @@ def announce(waiting: Announcement, optimizer: RelativeOptimizer, resuming: Any)
 
 
 def light(chosen: Plan) -> Plan:
-    """The plan with shapes in place of weights, so that keeping it keeps no weight alive."""
+    """The plan with shapes in place of weights, so that it holds no weight in memory."""
     return replace(
         chosen,
         entries=tuple(replace(e, param=_shape_of(e.param)) for e in chosen.entries),
@@ -97,7 +96,7 @@ def light(chosen: Plan) -> Plan:
 
 
 def in_force(chosen: Plan, groups: list[dict[str, Any]]) -> Plan:
-    """The plan with the options that the groups have now, as after loading a checkpoint."""
+    """The plan with the current options of the groups, as after loading a checkpoint."""
     of_weight: dict[str, dict[str, Any]] = {}
     for group in groups:
         own = {n: group[n] for n in ("rule", *OPTIONS[group["rule"]]) if n in group}

@@ -27,7 +27,7 @@ def name_of(args: Any) -> str | None:
 
 
 def mark_or_take_back(args: Any) -> None:
-    """Keep in mind whether a learning rate was given; under other optimizers forget ours."""
+    """Remember whether a learning rate was given; under other optimizers remove ours."""
     if "learning_rate" not in vars(args):
         return  # the arguments are only being made
     if name_of(args) is None:
@@ -37,7 +37,7 @@ def mark_or_take_back(args: Any) -> None:
 
 
 def check(args: Any) -> None:
-    """Refuse what can be refused as soon as ``args`` exist; silent for other optimizers.
+    """Check ``args`` as soon as they exist; does nothing for other optimizers.
 
     Raises:
         ConfigError: malformed optim_args, a learning rate out of range, a non-zero weight_decay.
@@ -58,29 +58,30 @@ def check(args: Any) -> None:
 
 
 def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
-    """One line each on arguments that do not do what they do for AdamW."""
+    """Log one line for each argument that works differently than for AdamW."""
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule.startswith("constant"):
         say_once(
             logging.WARNING,
-            f"lr_scheduler_type is {schedule}: the relative step never gets smaller by itself "
-            f"under {name}, so the loss will hover. Use linear or cosine.",
+            f"lr_scheduler_type is {schedule}: steps under {name} never get smaller by "
+            "themselves, so the loss will stop falling. Use linear or cosine.",
         )
     unread = _unread(args)
     if unread:
         own = _PRESET_DECAY if name in PRESETS else _MADAM_DECAY if name == "madam" else ""
         say_once(
             logging.WARNING,
-            f"{', '.join(unread)}: {name} does not read {'this' if len(unread) == 1 else 'these'}, "
-            f"drop {'it' if len(unread) == 1 else 'them'}. {own}Weights that an override gives to "
-            "AdamW take betas and eps there (vector.betas=0.9;0.95).",
+            f"{', '.join(unread)}: {name} does not read "
+            f"{'this' if len(unread) == 1 else 'these'}, drop "
+            f"{'it' if len(unread) == 1 else 'them'}. {own}For weights that an override gives to "
+            "AdamW, set betas and eps there (vector.betas=0.9;0.95).",
         )
     if args.max_grad_norm > 0 and clipping_is_pointless(groups):
         say_once(logging.INFO, f"max_grad_norm changes nothing under {name}.")
         logger.debug(
-            "Each gradient is divided by its own norm. RelOptTrainer leaves clipping out; the "
-            "stock Trainer runs it, and one NaN then stops every tensor for that step "
-            "(--max_grad_norm 0 avoids this)."
+            "Each gradient is divided by its own norm. RelOptTrainer skips clipping. The stock "
+            "Trainer clips, so one NaN gradient stops every tensor for that step (--max_grad_norm "
+            "0 avoids this)."
         )
 
 
@@ -93,7 +94,7 @@ def _unread(args: Any) -> list[str]:
 
 
 def clipping_is_pointless(groups: list[dict[str, Any]]) -> bool:
-    """True if no group's rule looks at the size of gradients, now or later."""
+    """True if no group's rule depends on the norm of gradients, now or later."""
     return all(
         group.get("rule") == "fromage" and group.get("direction", "gradient") == "gradient"
         for group in groups

@@ -1,4 +1,4 @@
-"""Telemetry: what the step of a logging step really did."""
+"""Telemetry: metrics of the optimizer's steps that are logged."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class TelemetryCallback(TrainerCallback):
             self._optimizer.measure_next_step()
 
     def figures(self) -> dict[str, float]:
-        """The metrics of the step measured last, once; empty if there is none."""
+        """The metrics of the last measured step, returned once; empty if there are none."""
         if self._optimizer is None:
             return {}
         return self._optimizer.take_measurement() or {}
 
 
 def unwrapped(optimizer: torch.optim.Optimizer | None) -> RelativeOptimizer | None:
-    """Our optimizer inside Accelerate's wrapper, or None if it is another."""
+    """Our optimizer inside Accelerate's wrapper; None for another optimizer."""
     inner = getattr(optimizer, "optimizer", optimizer)
     return inner if isinstance(inner, RelativeOptimizer) else None
 
 
 def will_log(args: TrainingArguments, state: TrainerState) -> bool:
-    """Say whether the step that begins now will be logged."""
+    """Whether the step that begins now will be logged."""
     step = state.global_step + 1
     strategy = str(getattr(args.logging_strategy, "value", args.logging_strategy))
     if step == 1 and args.logging_first_step:

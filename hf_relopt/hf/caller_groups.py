@@ -1,7 +1,7 @@
-"""Param groups that a trainer made itself, and the plan of what is in them.
+"""Param groups that a trainer made itself, and their plan.
 
-Each weight keeps what the plan of its model gives it; what its group says (a learning rate, an
-option) comes on top. Weights beside the model, as those of a loss, are judged by their shape.
+Each weight gets the rule and options of its model's plan, then those of its group (a learning rate,
+an option). Weights outside the model, as those of a loss, get their role from their shape.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INSTEAD = (
 
 @dataclass(frozen=True)
 class CallerGroup:
-    """One group as a trainer passes it: its weights, by name if it has them, and what it says."""
+    """One group as a trainer passes it: its weights, with names if it has them, and its options."""
 
     params: tuple[tuple[str | None, Tensor], ...]
     own: dict[str, Any]
@@ -40,12 +40,12 @@ class CallerGroup:
         return self.own.get("lr")
 
     def without_lr(self) -> CallerGroup:
-        """The group, following the learning rate of the others."""
+        """The group without its own learning rate."""
         return replace(self, own={n: value for n, value in self.own.items() if n != "lr"})
 
 
 def read_groups(params: Any, optim: str) -> list[CallerGroup]:
-    """What a trainer passes to an optimizer's class, checked.
+    """The param groups that a trainer passes to an optimizer's class, checked.
 
     Args:
         params: tensors, (name, tensor) pairs, or groups of them.
@@ -104,10 +104,10 @@ def _named(param: Any) -> tuple[str | None, Tensor]:
 
 
 class KnownWeights:
-    """What the plan of a model gives each weight, without keeping the weights alive.
+    """The plan entry of each weight of a model, without holding the weights in memory.
 
-    FSDP2 replaces a model's weights once the optimizer is made; who held on to the old ones would
-    hold a whole model.
+    FSDP2 replaces a model's weights once the optimizer is made; a reference to the old ones would
+    keep a second model in memory.
     """
 
     def __init__(self, chosen: Plan) -> None:
@@ -137,11 +137,11 @@ def plan_of_groups(
 ) -> Plan:
     """The plan of the weights in ``groups``.
 
-    Groups that say nothing of their own are in the model's order, as one plan: this is the stock
-    Trainer, whose groups tell weight decay from none.
+    Groups without options of their own make one plan in the model's order. This is the stock
+    Trainer's case, whose groups only separate weights with and without weight decay.
 
     Args:
-        known: what the model's plan gives its weights; None without a model.
+        known: the entries of the model's plan; None without a model.
 
     Raises:
         ConfigError: without a model, an override that matches nothing.
@@ -173,7 +173,7 @@ def plan_of_groups(
 
 
 def _merged(entry: Entry, own: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """An entry's options with what its group says. A user's override of lr wins over the group."""
+    """An entry's options with those of its group. A user's override of lr wins over the group."""
     options = dict(entry.options)
     if own.get("rule", options["rule"]) != options["rule"]:
         options = {"rule": own["rule"], "lr": options["lr"]}
@@ -203,7 +203,7 @@ def _overrides_of(
         if optim is not None and not hits:
             raise ConfigError(
                 f"The override {target!r} matches no weight: the trainer passes weights without "
-                f"their model, so that only their shapes are known ({', '.join(sorted(roles))}). "
+                f"their model, so roles come from shapes alone ({', '.join(sorted(roles))}). "
                 f"Leave it out. {INSTEAD.format(optim=optim)}"
             )
     return kept
@@ -228,7 +228,7 @@ def _entries_of(
 
 @contextmanager
 def thawed(params: Iterable[Tensor]) -> Iterator[None]:
-    """Let frozen weights count as trainable: who passes them to an optimizer may thaw them."""
+    """Count frozen weights as trainable: a trainer that passes them may unfreeze them later."""
     frozen = [p for p in params if not p.requires_grad and p.is_floating_point() and p.is_leaf]
     for param in frozen:
         param.requires_grad_(True)

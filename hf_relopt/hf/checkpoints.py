@@ -1,7 +1,7 @@
-"""Which of a Trainer's checkpoints are whole.
+"""Which of a Trainer's checkpoints are complete.
 
-Trainer writes a checkpoint in place and resumes from the highest number, whole or not: a run that
-is killed while saving could not be resumed. trainer_state.json is what it writes last.
+Trainer writes a checkpoint in place and resumes from the highest number, complete or not, so a run
+that is killed while saving could not be resumed. It writes trainer_state.json last.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ _PICKLES = (
 # What torch.distributed.checkpoint wrote, and Accelerate reads back.
 _SHARDED = ("pytorch_model_fsdp_*", "optimizer_*")
 
-WEIGHTS_ALONE = "it holds weights alone, as save_only_model leaves it"
+WEIGHTS_ALONE = "it holds only weights, as written with save_only_model"
 
 
 def last_complete_checkpoint(
     output_dir: str | os.PathLike[str], *, weights_alone: bool = False
 ) -> str | None:
-    """The highest-numbered whole checkpoint in ``output_dir``; logs those passed over.
+    """The highest-numbered complete checkpoint in ``output_dir``; logs those it skips.
 
     Args:
-        weights_alone: a checkpoint without optimizer state (``save_only_model``) will do.
-    Returns: its path, or None if there is no checkpoint at all, or none that is whole.
+        weights_alone: accept a checkpoint without optimizer state (``save_only_model``).
+    Returns: its path; None if there is no complete checkpoint.
 
     Raises:
-        FormatError: all that is there are weights. To start over would lose them in silence.
+        FormatError: there are only weights. Starting from step 0 would silently lose them.
     """
     passed_over: list[tuple[Path, str]] = []
     for folder in _newest_first(Path(output_dir)):
         fault = find_fault(folder, weights_alone=weights_alone)
         if fault is None:
             return str(folder)
-        logger.warning("%s is not whole (%s): it is passed over.", folder, fault)
+        logger.warning("%s is not a complete checkpoint (%s): skipping it.", folder, fault)
         passed_over.append((folder, fault))
     for folder, fault in passed_over:
         if fault == WEIGHTS_ALONE:
@@ -80,33 +80,33 @@ def weights_alone_error(folder: str | os.PathLike[str]) -> FormatError:
     """The error for resuming from a checkpoint without optimizer state and schedule."""
     return FormatError(
         f"{folder} cannot be resumed: {WEIGHTS_ALONE}. Train without save_only_model to resume "
-        "exactly. RelOptTrainer.train(..., discard_optimizer_state=True) continues with these "
-        "weights, at their place in the schedule and the data; or start a new run from them with "
+        "exactly. RelOptTrainer.train(..., discard_optimizer_state=True) resumes these weights at "
+        "their step, with a fresh optimizer state. To start a new run from them, use "
         "from_pretrained."
     )
 
 
 def holds_weights_alone(folder: str | os.PathLike[str]) -> bool:
-    """Say whether neither optimizer state nor schedule is there; looks at names of files alone."""
+    """Whether optimizer state and schedule are both missing; looks only at names of files."""
     return _state_missing(Path(folder), weights_alone=False) == WEIGHTS_ALONE
 
 
 def require_complete(folder: str | os.PathLike[str], *, weights_alone: bool = False) -> None:
-    """Raise FormatError, with the fault, unless ``folder`` is a whole checkpoint."""
+    """Raise FormatError, with the fault, unless ``folder`` is a complete checkpoint."""
     fault = find_fault(Path(folder), weights_alone=weights_alone)
     if fault == WEIGHTS_ALONE:
         raise weights_alone_error(folder)
     if fault is not None:
         raise FormatError(
-            f"{folder} is not a whole checkpoint: {fault}. Resume from another one; with "
-            "resume_from_checkpoint=True the last whole one is taken."
+            f"{folder} is not a complete checkpoint: {fault}. Resume from another one; "
+            "resume_from_checkpoint=True takes the last complete one."
         )
 
 
 def find_fault(folder: Path, *, weights_alone: bool = False) -> str | None:
-    """What is missing, damaged or not to be trusted in a checkpoint, or None.
+    """What is missing, damaged or not to be trusted in a checkpoint; None if nothing is.
 
-    Reads every file once, as their checksums want it, and runs nothing that lies in them.
+    Reads every file once, to verify its checksums, and executes nothing in it.
 
     Args:
         weights_alone: optimizer state and schedule may be missing together.

@@ -1,4 +1,4 @@
-"""DeepSpeed's own configuration, the JSON that it reads itself, told apart from Accelerate's."""
+"""DeepSpeed's own JSON configuration, as opposed to Accelerate's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ACCELERATE_KEYS = {"distributed_type", "compute_environment", "num_processes", 
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """DeepSpeed's own configuration, as its JSON file holds it; None if the file is none."""
+    """DeepSpeed's own configuration from a JSON file; None if the file holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def is_own(name_or_file: str) -> bool:
-    """Whether what was given to --accelerate is DeepSpeed's own file."""
+    """Whether --accelerate was given DeepSpeed's own file."""
     return read(find_launch_file(name_or_file)) is not None
 
 
@@ -44,10 +44,10 @@ def _is_on(section: Any) -> bool:
 
 
 def with_a_number(found: dict[str, Any]) -> dict[str, Any]:
-    """A configuration whose stage is a number, also where it was written as text.
+    """The configuration with its ZeRO stage as a number, also if it was written as text.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the stage is neither.
     """
     zero = found.get("zero_optimization")
     if not isinstance(zero, dict) or isinstance(zero.get("stage", 0), int):

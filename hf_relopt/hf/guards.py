@@ -18,7 +18,7 @@ _INSTEAD = "Use FSDP2 (fsdp_version: 2), DDP (accelerate launch --multi_gpu), or
 
 
 def check_arguments(args: Any) -> None:
-    """Refuse what TrainingArguments or the launcher's environment already say.
+    """Refuse launch modes that TrainingArguments or the launcher's environment ask for.
 
     Raises:
         UnsupportedSetup: DeepSpeed with ZeRO stage 1 or more or its own optimizer, or FSDP1.
@@ -36,14 +36,14 @@ def check_arguments(args: Any) -> None:
 
 
 def check_launch(model: nn.Module | None) -> None:
-    """Refuse what Accelerate's state and the model show when the optimizer is made.
+    """Refuse launch modes that Accelerate's state or the model show, when the optimizer is made.
 
     Args:
-        model: None if nobody knows it.
+        model: None if it is unknown.
 
     Raises:
-        UnsupportedSetup: ZeRO stage 1 or more, FSDP1, Megatron, or several processes of which
-            each takes itself for the only one.
+        UnsupportedSetup: ZeRO stage 1 or more, FSDP1, Megatron, or several processes that
+            Accelerate treats as single ones.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -63,22 +63,22 @@ def check_launch(model: nn.Module | None) -> None:
     known = PartialState._shared_state.get("num_processes")
     if known == 1 and started.isdigit() and int(started) > 1:
         raise UnsupportedSetup(
-            f"{started} processes were started, and Accelerate takes each for the only one: each "
-            "would train a model of its own. An FSDP configuration on a machine without an "
-            "accelerator does this. Use torchrun there, or a configuration of type MULTI_GPU with "
-            "use_cpu: true (DDP). One of type MULTI_CPU starts a single process."
+            f"{started} processes were started, but Accelerate treats each as the only one, so "
+            "each would train its own model. This happens with an FSDP configuration on a machine "
+            "without an accelerator. Use torchrun there, or a configuration of type MULTI_GPU "
+            "with use_cpu: true (DDP). A configuration of type MULTI_CPU starts a single process."
         )
     if model is not None:
         check_model(model)
 
 
 def check_accelerate(model: nn.Module | None, *, resumes: bool, rounds: bool = False) -> None:
-    """Refuse what the installed Accelerate would do wrong under FSDP2, before it does.
+    """Refuse a run that the installed Accelerate would get wrong under FSDP2.
 
     Args:
-        model: None if nobody knows it.
+        model: None if it is unknown.
         resumes: a checkpoint is about to be loaded.
-        rounds: the user said how weights in low precision are rounded, and so means them.
+        rounds: the user set how low-precision weights are rounded, so they are intended.
 
     Raises:
         UnsupportedSetup: the fault, and what to do.
@@ -112,7 +112,7 @@ def _has_tied_embeddings(model: nn.Module | None) -> bool:
 
 
 def check_declared(kind: str, fsdp_version: str, deepspeed: dict[str, Any]) -> None:
-    """Refuse what a launcher's configuration says, before anything is launched.
+    """Refuse the launch mode of a launcher's configuration, before anything is launched.
 
     Args:
         kind: Accelerate's DistributedType, as written in its files: "FSDP", "MULTI_GPU", ...
@@ -141,7 +141,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_replicas(model: nn.Module) -> None:
-    """Refuse a model that several processes are about to train apart from each other.
+    """Refuse a model of which each process would train its own copy.
 
     Raises:
         UnsupportedSetup: Accelerate runs plain data parallelism, and nothing averages gradients.
@@ -156,14 +156,14 @@ def check_replicas(model: nn.Module) -> None:
     if any(is_sharded(param) for param in model.parameters()):
         return
     raise UnsupportedSetup(
-        f"{processes} processes are about to train, and the model is not in DDP: each would train "
-        "its own. trainer.evaluate() or predict() before train() does this to the model. Use "
-        "eval_on_start=True, or another Trainer for the evaluation."
+        f"{processes} processes are about to train, but the model is not wrapped in DDP: each "
+        "would train its own copy. This happens after trainer.evaluate() or predict() before "
+        "train(). Use eval_on_start=True, or another Trainer for the evaluation."
     )
 
 
 def every_process_has_all_weights(model: nn.Module) -> bool:
-    """True under DDP: several processes, and nothing that shards weights."""
+    """True under DDP: several processes without sharded weights."""
     from accelerate.state import AcceleratorState, PartialState
 
     state = PartialState._shared_state
@@ -175,7 +175,7 @@ def every_process_has_all_weights(model: nn.Module) -> bool:
 
 
 def is_set(name: str, variables: Mapping[str, str] = os.environ) -> bool:
-    """Say whether an environment variable switches something on."""
+    """Whether an environment variable switches something on."""
     return variables.get(name, "").lower() in ("true", "1", "yes")
 
 
@@ -184,8 +184,8 @@ def _check_deepspeed_config(config: dict[str, Any]) -> None:
     if own is not None:
         kind = own.get("type", "?") if isinstance(own, dict) else own
         raise UnsupportedSetup(
-            f"The DeepSpeed configuration has an optimizer of its own ({kind}), which would train "
-            f"instead of the one that --optim names. Remove it there. {_INSTEAD}"
+            f"The DeepSpeed configuration has its own optimizer ({kind}), which would replace the "
+            f"one that --optim names. Remove it there. {_INSTEAD}"
         )
     zero = config.get("zero_optimization", {})
     # DeepSpeed's old form is a bool that means stage 1.
@@ -196,8 +196,8 @@ def _check_deepspeed_config(config: dict[str, Any]) -> None:
 def _refuse_zero(stage: int) -> None:
     if stage >= 1:
         raise UnsupportedSetup(
-            f"DeepSpeed ZeRO stage {stage} lays all weights end to end and cuts them anywhere, so "
-            f"the norms of single tensors are lost and every step would be wrong. {_INSTEAD}"
+            f"DeepSpeed ZeRO stage {stage} flattens all weights into one buffer and shards it "
+            f"anywhere, so per-tensor norms are lost and every step would be wrong. {_INSTEAD}"
         )
 
 
@@ -205,13 +205,15 @@ def _refuse_fsdp1(version: str) -> None:
     if version.strip() == "2":
         return
     raise UnsupportedSetup(
-        "FSDP1 flattens weights, so the norms of single tensors are lost and every step would be "
-        f"silently wrong. {_INSTEAD}"
+        "FSDP1 flattens weights, so per-tensor norms are lost and every step would be silently "
+        f"wrong. {_INSTEAD}"
     )
 
 
 def _refuse_megatron() -> NoReturn:
-    raise UnsupportedSetup(f"Megatron-LM shards and fuses weights. {_INSTEAD}")
+    raise UnsupportedSetup(
+        f"Megatron-LM shards and fuses weights, so per-tensor norms are lost. {_INSTEAD}"
+    )
 
 
 def _fsdp_version(plugin_args: Any) -> str:

@@ -1,4 +1,4 @@
-"""Versions that are installed, and what is known to go wrong with them."""
+"""Installed versions, and their known faults."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Fault:
 
     Attributes:
         id: a stable name.
-        package: whose it is.
-        status: "present" (mind it), "handled" (hf_relopt deals with it) or "absent" (not with
-            these versions and this launch mode).
+        package: the package that has it.
+        status: "present" (act on it), "handled" (hf_relopt avoids it) or "absent" (not with these
+            versions and this launch mode).
         what: what goes wrong.
         do: what to do, or what hf_relopt does.
     """
@@ -79,8 +79,9 @@ def known_faults(
             "transformers-untried",
             "transformers",
             _present(not oldest <= transformers <= newest),
-            f"--optim fromage and our other names lean on insides of transformers {supported}.",
-            "Install one of these; if the insides have moved, training stops with a message.",
+            f"--optim fromage and our other names rely on internals of transformers {supported}.",
+            "Install one of these releases; if the internals have changed, training stops with a "
+            "message.",
         ),
         Fault(
             "accelerate-too-old",
@@ -104,7 +105,8 @@ def known_faults(
             "accelerate",
             # Older ones wrap a model in DDP that was evaluated first.
             _present(launch.mode == "DDP" and accelerate >= (1, 14)),
-            "evaluate() or predict() before train() leaves DDP out: processes train apart.",
+            "evaluate() or predict() before train() disables DDP: each process trains its own "
+            "copy.",
             "RelOptTrainer refuses this; in a stock Trainer use eval_on_start=True.",
         ),
         Fault(
@@ -112,21 +114,21 @@ def known_faults(
             "transformers",
             "handled",
             "resume_from_checkpoint=True takes the newest checkpoint, even a broken one.",
-            "RelOptTrainer takes the last whole one; the stock Trainer does not.",
+            "RelOptTrainer takes the last complete one; the stock Trainer does not.",
         ),
         Fault(
             "full-state-dict-needs-a-dimension",
             "torch",
             "handled" if sharded else "absent",
-            "Loading full optimizer states needs a tensor with a dimension (pytorch#192225).",
+            "Loading full optimizer state needs a state tensor with a dimension (pytorch#192225).",
             "Fromage and Madam keep one.",
         ),
         Fault(
             "no-sharding-on-a-cpu",
             "accelerate",
             _present(sharded and (launch.use_cpu or not accelerator_here)),
-            "On a CPU it does not shard: it falls back to DDP, or each process trains alone, "
-            "without a word.",
+            "On a CPU it does not shard: without a warning, it falls back to DDP, or each process "
+            "trains its own copy.",
             "Shard on accelerators only; on a CPU use DDP.",
         ),
     ]

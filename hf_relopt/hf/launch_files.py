@@ -1,4 +1,4 @@
-"""Which file a launch configuration's name means; nothing heavy is imported to find it."""
+"""Find the file of a launch configuration by its name, without heavy imports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hf_relopt.shipped import accelerate_files
 
 
 def find_launch_file(name_or_file: str) -> Path:
-    """The file itself, or that of a configuration that we ship.
+    """The file that was given, or that of a shipped configuration.
 
     Args:
-        name_or_file: what was given to --accelerate.
+        name_or_file: the value of --accelerate.
 
     Raises:
         ConfigError: neither a file nor a name.

@@ -26,11 +26,11 @@ class Launch:
         source: the file, the shipped configuration's name, or "environment".
         mode: "one process", "DDP", "FSDP2", "HSDP", "FSDP1", "DeepSpeed", "Megatron-LM".
         processes: all of them, at least 1.
-        shard_ranks: the parts that FSDP2 makes of each weight; 1: weights are whole.
+        shard_ranks: shards of each weight under FSDP2; 1: weights are not sharded.
         tensor_ranks: ranks of tensor parallelism; 1: none.
         mixed_precision: "no", "bf16", "fp16" or "fp8".
         use_cpu: the configuration asks for the CPU.
-        refusal: None if exact, else the words of the UnsupportedSetup that training would raise.
+        refusal: None if exact, else the message of the UnsupportedSetup that training would raise.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class _Said:
-    """What a source says, in Accelerate's words; ``deepspeed`` is its deepspeed_config."""
+    """The settings of a source, named as in Accelerate; ``deepspeed`` is its deepspeed_config."""
 
     source: str
     kind: str
@@ -58,7 +58,7 @@ class _Said:
 
 
 def from_config(name_or_file: str, processes: int | None = None) -> Launch:
-    """What ``accelerate launch --config_file`` would do.
+    """The launch mode of ``accelerate launch --config_file``.
 
     Args:
         name_or_file: a YAML or JSON file as `accelerate config` writes it, DeepSpeed's own JSON,
@@ -66,25 +66,25 @@ def from_config(name_or_file: str, processes: int | None = None) -> Launch:
         processes: in place of the configuration's ``num_processes``, at least 1.
 
     Raises:
-        ConfigError: no such file or name, a file that cannot be read, or sizes that do not fit.
+        ConfigError: no such file or name, an unreadable file, or sizes that do not fit together.
     """
     return _judge(_from_file(find_launch_file(name_or_file), name_or_file), processes)
 
 
 def from_environment(processes: int | None = None) -> Launch:
-    """The launch mode that this process's environment variables say; without any, one process.
+    """The launch mode of this process's environment variables; without any, one process.
 
     Args:
         processes: in place of WORLD_SIZE, at least 1.
 
     Raises:
-        ConfigError: variables that are no numbers, or sizes that do not fit.
+        ConfigError: variables that are not numbers, or sizes that do not fit together.
     """
     return _judge(_from_variables(os.environ, processes), processes)
 
 
 def default_config() -> str | None:
-    """The file that `accelerate launch` takes if it is given none; None if there is none."""
+    """The file that `accelerate launch` reads by default; None if there is none."""
     from accelerate.commands.config.config_args import default_config_file
 
     return default_config_file if os.path.isfile(default_config_file) else None
@@ -165,8 +165,8 @@ def _from_variables(variables: Mapping[str, str], given: int | None) -> _Said:
 def _judge(said: _Said, given: int | None) -> Launch:
     if said.kind not in ("NO", "FSDP", *_NAMES) and not said.kind.startswith("MULTI"):
         raise ConfigError(
-            f"{said.source} has distributed_type {said.kind}, where hf_relopt was never tried. The "
-            f"doctor knows NO, the MULTI_ types, FSDP, {' and '.join(_NAMES)}."
+            f"{said.source} has distributed_type {said.kind}, with which hf_relopt was never "
+            f"tested. The doctor knows NO, the MULTI_ types, FSDP, {' and '.join(_NAMES)}."
         )
     processes = given or (1 if said.kind == "NO" else said.processes)
     if processes is None:
@@ -175,9 +175,9 @@ def _judge(said: _Said, given: int | None) -> Launch:
         )
     if said.kind == "NO" and processes > 1:
         raise ConfigError(
-            f"{said.source} has distributed_type NO, with which `accelerate launch` starts one "
-            f"process whatever is asked for; --processes is {processes}. Leave --processes out, or "
-            "set distributed_type to MULTI_GPU."
+            f"{said.source} has distributed_type NO, with which `accelerate launch` always starts "
+            f"one process; --processes is {processes}. Leave --processes out, or set "
+            "distributed_type to MULTI_GPU."
         )
     try:
         deepspeed = _deepspeed(said.deepspeed) if said.kind == "DEEPSPEED" else {}
@@ -207,7 +207,7 @@ def _mode(said: _Said, processes: int, shard_ranks: int) -> str:
 
 
 def _parts(said: _Said, processes: int) -> tuple[int, int]:
-    """(ranks that share a weight under FSDP2, ranks of tensor parallelism)."""
+    """(shards of a weight under FSDP2, ranks of tensor parallelism)."""
     total = 1
     for size in said.sizes.values():
         total *= size
@@ -223,8 +223,8 @@ def _parts(said: _Said, processes: int) -> tuple[int, int]:
     shard = said.sizes.get("dp_shard_size", 1) * said.sizes.get("cp_size", 1)
     if said.kind == "FSDP" and shard == 1:
         raise ConfigError(
-            f"{said.source} has FSDP and a parallelism_config that leaves it nothing to shard "
-            "over; Accelerate stops there. Set parallelism_config_dp_shard_size to 2 or more."
+            f"{said.source} has FSDP and a parallelism_config without ranks to shard over; "
+            "Accelerate stops with an error. Set parallelism_config_dp_shard_size to 2 or more."
         )
     return (shard if said.kind == "FSDP" else 1), said.sizes.get("tp_size", 1)
 
@@ -232,7 +232,7 @@ def _parts(said: _Said, processes: int) -> tuple[int, int]:
 def _section(config: Any, name: str) -> dict[str, Any]:
     found = getattr(config, name, None) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"{name} is {found!r}; it takes names and values, one a line.")
+        raise ConfigError(f"{name} is {found!r}; it takes names and values, one per line.")
     return found
 
 
@@ -240,8 +240,8 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     for name in config:
         if name in _SIZES:
             raise ConfigError(
-                f"The parallelism_config has {name}, which `accelerate launch` reads over without "
-                f"a word. Write {_PREFIX}{name}."
+                f"The parallelism_config has {name}, which `accelerate launch` silently ignores. "
+                f"Write {_PREFIX}{name}."
             )
     found = {name: config.get(_PREFIX + name) for name in _SIZES}
     return {name: _count(_PREFIX + name, v) for name, v in found.items() if v is not None}
@@ -261,12 +261,12 @@ def _deepspeed(config: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"deepspeed_config_file is {file!r}, which cannot be read as JSON: {one_line(error)}. "
-            "Give a path that is right from the folder in which you launch."
+            "Give a path that is valid in the folder from which you launch."
         ) from None
     if not isinstance(found, dict) or not isinstance(found.get("optimizer", {}), dict):
         raise ConfigError(
-            f"deepspeed_config_file is {file!r}, which is not a DeepSpeed configuration: it takes "
-            "an object, and an object under 'optimizer' if there is one."
+            f"deepspeed_config_file is {file!r}, which is not a DeepSpeed configuration: it must "
+            "be a JSON object, and so must its 'optimizer', if it has one."
         )
     return deepspeed_config.with_a_number(found)
 
@@ -277,5 +277,5 @@ def _count(name: str, value: Any) -> int:
     except (TypeError, ValueError):
         number = 0
     if number < 1:
-        raise ConfigError(f"{name} is {value!r}; it takes a whole number from 1 on.")
+        raise ConfigError(f"{name} is {value!r}; it takes a whole number, 1 or more.")
     return number

@@ -1,7 +1,7 @@
 """`accelerate launch` in this process: signals reach the script, its exit code comes back.
 
-Accelerate's own command ends a script's failure, Ctrl-C included, in a stack trace and code 1, and
-when it is terminated it leaves a single script running.
+Accelerate's own command turns every failure of the script, Ctrl-C included, into a stack trace and
+exit code 1, and leaves a single script running when it is terminated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def launch(words: Sequence[str]) -> tuple[int, str]:
 
     Returns:
         The script's exit code (128 + the signal's number if a signal ended it; of several
-        processes, that of the one that failed by itself), and a line about a process that could
-        not say itself why it ended, or "".
+        processes, that of the one that failed by itself), and a line about a process that could not
+        report why it ended, or "".
 
     Raises:
         ConfigError: Accelerate cannot use the flags or the configuration.
@@ -64,7 +64,7 @@ def _refuse(message: str) -> None:
 
 
 def _silence_elastic() -> None:
-    """What torchrun's agent logs of a failure or a signal; the script has said it already."""
+    """Silence what torchrun's agent logs of a failure or a signal: the script reported it."""
     # A subset of `torch.distributed.elastic`, each with a level of its own.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
@@ -107,7 +107,7 @@ def _of_several(failures: Mapping[int, Any]) -> tuple[int, str]:
 
 
 def _ended_by(number: int) -> str:
-    """A line for a signal that leaves a process no last word."""
+    """A line for a signal that ends a process without a message of its own."""
     if 128 + number in _TOLD_TO_END:
         return ""
     known = number in set(signal.Signals)

@@ -1,7 +1,7 @@
-"""The learning rate in TrainingArguments: what they say, what is in force, and why.
+"""The learning rate in TrainingArguments: the one given, the one in force, and why.
 
-What is in force is written back, so that logs and cards are true. It must never be taken for what
-the user said: the same arguments may serve another model, another optimizer, or another trainer.
+The one in force is written back, so that logs and cards are correct. It must never count as given
+by the user: the same arguments may serve another model, optimizer or trainer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hf_relopt.optim.learning_rates import Look, default_for, look_at
 
 
 class LrInForce(float):
-    """A learning rate in arguments that no user put there, with what the user said instead.
+    """A learning rate that hf_relopt wrote into arguments, with the one that the user gave.
 
-    It travels with the arguments: through copies, ``dataclasses.replace``, ``to_dict`` and pickles.
-    One that somebody sets by hand is a plain float, and so theirs. JSON has plain numbers only.
+    It stays in the arguments through copies, ``dataclasses.replace``, ``to_dict`` and pickles. A
+    learning rate set by hand is a plain float, and so the user's. JSON has only plain numbers.
 
     Attributes:
         said: what the user gave; None for nothing. TRL makes its own arguments out of plain ones:
@@ -32,7 +32,7 @@ class LrInForce(float):
     said: float | None
 
     def __new__(cls, lr: float, *said: float | None) -> Any:
-        """Without ``said`` a plain float: searches cast a new value to the old one's type."""
+        """A plain float without ``said``: searches cast a new value to the old one's type."""
         if not said:
             return float(lr)
         self = super().__new__(cls, lr)
@@ -60,7 +60,7 @@ def given_in(args: Any) -> float | None:
 
 
 def said_by(args: Any) -> float:
-    """The learning rate that the arguments have without us: the one given, or their default."""
+    """The learning rate of the arguments without hf_relopt: the one given, or their default."""
     given = given_in(args)
     return default_of(args) if given is None else given
 
@@ -72,12 +72,12 @@ def default_of(args: Any) -> float:
 
 
 def write_back(args: Any, lr: float) -> None:
-    """Let the arguments say what is in force, and remember what they said."""
+    """Write the learning rate in force into the arguments, and remember the one they had."""
     args.learning_rate = LrInForce(lr, given_in(args))
 
 
 def take_back(args: Any) -> None:
-    """Let the arguments say what they said before we wrote into them."""
+    """Restore the learning rate that the arguments had before ``write_back``."""
     if isinstance(args.learning_rate, LrInForce):
         args.learning_rate = said_by(args)
 
@@ -92,7 +92,7 @@ def choose(args: Any, name: str, look: Look | None, asked: float | None) -> Choi
         asked: the one in optim_args.
 
     Returns:
-        None if the default is wanted and there is no look to choose it by.
+        None if the default is wanted and ``look`` is None.
     """
     if asked is not None:
         return Choice(asked, "from optim_args")
@@ -102,7 +102,7 @@ def choose(args: Any, name: str, look: Look | None, asked: float | None) -> Choi
     if look is None:
         return None
     logger.debug(
-        "%s: %s. A learning rate of %g cannot be told from the default of the arguments; "
+        "%s: %s. A learning rate of %g cannot be distinguished from the default of the arguments; "
         "--optim_args lr=... forces one.",
         look.words,
         look.evidence,

@@ -1,4 +1,4 @@
-"""Where the package speaks: one logger, shown by default, on the main process only."""
+"""The package's logger: shown by default, on the main process only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _said: set[str] = set()
 
 
 def say_once(level: int, message: str) -> None:
-    """Log what holds for every run of a process the first time, and at debug level after that."""
+    """Log a message at ``level`` the first time in a process, and at debug level after that."""
     logger.log(logging.DEBUG if message in _said else level, "%s", message)
     _said.add(message)
 

@@ -1,4 +1,4 @@
-"""A model without its weights: names, shapes and modules, at no cost."""
+"""A model without its weights: names, shapes and modules, without their memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_on_meta(name_or_path: str) -> Any:
         folder without weights has no source, as a model that is trained from scratch.
 
     Raises:
-        ConfigError: no configuration is found, or no model can be made of it.
+        ConfigError: no configuration is found, or no model can be built from it.
     """
     import torch
     import transformers
@@ -32,9 +32,9 @@ def build_on_meta(name_or_path: str) -> Any:
     # is another class, and some come from libraries below.
     except Exception as error:
         raise ConfigError(
-            f"--model is {name_or_path!r}, and its configuration could not be loaded: "
-            f"{one_line(error)}. It takes a folder with a config.json, or a name on the hub, which "
-            "needs the network or a copy in the hub's cache."
+            f"--model is {name_or_path!r}, but its configuration could not be loaded: "
+            f"{one_line(error)}. It takes a folder with a config.json, or a name on the hub, "
+            "which needs the network or a copy in the hub's cache."
         ) from None
     if not may_have_weights(name_or_path):
         config._name_or_path = ""
@@ -49,14 +49,14 @@ def build_on_meta(name_or_path: str) -> Any:
             return transformers.AutoModel.from_config(config)
     except Exception as error:
         raise ConfigError(
-            f"--model is {name_or_path!r}, and no model could be made of its configuration "
-            f"({name or config.model_type}): {one_line(error)}. Give a model that transformers "
-            "itself knows."
+            f"--model is {name_or_path!r}, but no model could be built from its configuration "
+            f"({name or config.model_type}): {one_line(error)}. Give a model of a type that is "
+            "built into transformers."
         ) from None
 
 
 def may_have_weights(name_or_path: str) -> bool:
-    """Whether a model comes with weights, as far as file names tell it; True for the hub's."""
+    """Whether a model comes with weights, judged by file names; True for models on the hub."""
     folder = Path(name_or_path)
     if not folder.is_dir():
         return True

@@ -1,7 +1,7 @@
-"""A model card whose metrics are read from the trainer, not from memory.
+"""A model card with the metrics and the optimizer of the run.
 
 The Trainer's own card looks for "adam" in the optimizer's name, so it would describe madam as Adam
-and name options that madam does not have. This one describes the optimizer that really ran.
+and list options that madam does not have. This card describes the optimizer that really ran.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMING = ("_runtime", "_per_second", "_time")
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What a card says that the trainer does not know; everything may be left out.
+    """Facts for a model card that the trainer does not know; all are optional.
 
     Args:
         model_name: the title; the output directory's name if None.
@@ -39,16 +39,16 @@ class CardDetails:
         tags: further hub tags.
         language: language codes.
         license: licence of the weights, as the hub spells it.
-        finetuned_from: the model training began from.
+        finetuned_from: the pretrained model that was fine-tuned.
         dataset: the data set in words.
         dataset_tags: its name(s) on the hub, if it is there.
         dataset_args: its configuration.
         metrics_before: evaluation before the first step, as `trainer.evaluate` returns it.
         metrics: evaluation at the end; the last one in the trainer's log if None.
         seconds: wall time of training.
-        curve: file name of a picture of the loss, beside the card.
+        curve: file name of a plot of the loss, in the card's folder.
         sample: text the model generated.
-        command: what was typed to train.
+        command: the command that started the training.
         limits: what the model should not be used for.
     """
 
@@ -83,10 +83,10 @@ def write_model_card(
             among them.
 
     Returns:
-        The path of the card. The file appears complete or not at all.
+        The path of the card. The file is written atomically.
 
     Raises:
-        TypeError: a name that is no field of CardDetails.
+        TypeError: a name that is not a field of CardDetails.
     """
     told = CardDetails(**details)
     name = told.model_name or Path(trainer.args.output_dir).name

@@ -47,9 +47,9 @@ def parse(optim: str, text: str | None) -> OptimArgs:
 
 
 def check_words(words: Sequence[str], optim: str | None = None) -> None:
-    """Check ``--optim`` and ``--optim_args`` in a command line, before anything heavy is imported.
+    """Check ``--optim`` and ``--optim_args`` in a command line, before heavy imports.
 
-    This needs torch (3 s), and not Transformers (12 s). A parser decides on everything else.
+    This imports torch (3 s), but not Transformers (12 s). Its parser checks everything else.
 
     Args:
         words: the command line, without the program's name.

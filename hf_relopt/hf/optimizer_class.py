@@ -1,9 +1,8 @@
-"""What Transformers gets for ``--optim fromage``: a class that makes an optimizer of param groups.
+"""The class that Transformers gets for ``--optim fromage``: it makes optimizers of param groups.
 
-The stock Trainer calls ``cls(param_groups, **kwargs)`` with groups that say nothing but which
-weights are to be trained, and gets the plan of the model. Other trainers have groups of their own,
-with learning rates in them, and weights beside the model: those get the plan, too, and what their
-group says on top of it.
+The stock Trainer calls ``cls(param_groups, **kwargs)`` with groups that only list the weights to
+train, and gets the plan of the model. Other trainers pass groups with learning rates of their own,
+and weights outside the model: those get the plan as well, with the options of their group on top.
 """
 
 from __future__ import annotations
@@ -84,17 +83,17 @@ class Maker:
 
     @property
     def trainer(self) -> Any:
-        """The Trainer that asked, or None if nobody knows."""
+        """The Trainer that asked; None if it is unknown."""
         return None if self._trainer is None else self._trainer()
 
     @property
     def model(self) -> nn.Module | None:
-        """The model to be trained, or None if nobody knows."""
+        """The model to be trained; None if it is unknown."""
         return None if self._model is None else self._model()
 
     @property
     def look(self) -> Callable[[], Look] | None:
-        """A way to look at the model as it was at the start; None if nobody knows it."""
+        """A function that looks at the model as it was at the start; None if it is unknown."""
         trainer, model = self.trainer, self.model
         if trainer is not None:
             return lambda: trainers.first_look(trainer)
@@ -109,7 +108,7 @@ class Maker:
         return choice
 
     def make(self, params: Any, lr: Any, options: dict[str, Any]) -> RelativeOptimizer:
-        """The optimizer for param groups, tensors, or a whole model.
+        """Make the optimizer of param groups, tensors, or a model.
 
         Args:
             params: as torch's optimizers take them, or a model.
@@ -140,7 +139,7 @@ class Maker:
         return optimizer
 
     def _forget_a_model_without(self, groups: Sequence[CallerGroup]) -> None:
-        """A model that holds none of the weights says nothing about them."""
+        """Forget a model that holds none of the weights."""
         held = {id(param) for param in self.model.parameters()} if self.model is not None else ()
         if not any(id(param) in held for group in groups for _, param in group.params):
             self._model = None
@@ -162,16 +161,16 @@ class Maker:
             raise ConfigError(
                 f"The trainer passes param groups with learning rates {default:g} and "
                 f"{float(own[0]):g}. The first is the default of the arguments, since none was "
-                f"given, and what the trainer makes of it means nothing under {self.name}. Give "
-                "learning_rate, from which the trainer works out those of its groups."
+                f"given, and learning rates derived from it make no sense under {self.name}. Give "
+                "learning_rate, from which the trainer derives those of its groups."
             )
         if choice is None and len(own) == len(groups):
             choice = Choice(float(own[0]), "that of the trainer's first param group")
         if choice is None:
             raise ConfigError(
-                "No learning rate is given, and the trainer does not say which model it trains, "
-                f"by which {self.name} would choose one. Give learning_rate: 0.01 from scratch, "
-                f"0.001 for a pretrained model, 0.03 for LoRA. {INSTEAD.format(optim=self.name)}"
+                f"No learning rate is given, and {self.name} cannot choose one, since the trainer "
+                "does not pass its model. Give learning_rate: 0.01 from scratch, 0.001 for a "
+                f"pretrained model, 0.03 for LoRA. {INSTEAD.format(optim=self.name)}"
             )
         return [group.without_lr() if group.lr in unset else group for group in groups], choice
 
@@ -180,8 +179,8 @@ class Maker:
         model, optim, overrides = self.model, self.name, self.said.overrides
         if model is None and optim in PRESETS:
             raise ConfigError(
-                f"{optim} follows what each weight is for, and the trainer does not say which "
-                f"model it trains. {INSTEAD.format(optim=optim)}"
+                f"{optim} needs to know what each weight is for, but the trainer does not pass "
+                f"its model. {INSTEAD.format(optim=optim)}"
             )
         said = {**self.said.options, **options}
         shares = model is not None and guards.every_process_has_all_weights(model)
@@ -212,7 +211,7 @@ class Maker:
             say_once(logging.WARNING, remark)
 
     def _remarks(self, chosen: Plan, choice: Choice) -> Iterator[str]:
-        """Sentences on learning rates that nobody is likely to mean."""
+        """Warnings about learning rates that are unlikely to be intended."""
         overrides = self.said.overrides
         yield from learning_rates.remarks(
             chosen, overrides, lr_is_given=choice.is_given, look=self.look

@@ -1,4 +1,4 @@
-"""The optimizer that a Trainer really ran, in words for a model card."""
+"""The optimizer that a Trainer ran, described for a model card."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 HfArgumentParser takes its choices from the enum OptimizerNames, TrainingArguments converts with it,
 and Trainer looks the member up in a table of handlers. A real member and a handler make all three
-work. Everything that leans on those insides is in this file.
+work. All code that relies on those internals is in this file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUPPORTED = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWE
 
 
 def register() -> None:
-    """Make our optimizers known to Transformers; idempotent.
+    """Register our optimizers with Transformers; calling it again does nothing.
 
     Raises:
         UnsupportedSetup: this Transformers keeps its optimizers elsewhere.
@@ -76,10 +76,10 @@ def require() -> None:
 
 @functools.cache
 def _warn_if_untried() -> None:
-    """One line for a release that nobody tried; pip may install it, for most of them work.
+    """Log one line for an untested release; pip may install it, since most releases work.
 
     A cap in our requirements would hold back every new Transformers, whatever else it is used for,
-    until we have looked. Where a release moved what we lean on, :func:`_moved` says so.
+    until we have tested it. If a release changed what we rely on, :func:`_moved` reports it.
     """
     import transformers
 
@@ -87,8 +87,8 @@ def _warn_if_untried() -> None:
     version = (int(found[1]), int(found[2])) if found else OLDEST
     if not OLDEST <= version <= NEWEST:
         logger.warning(
-            "transformers %s was never tried with hf_relopt %s, which knows %s. If training goes "
-            "wrong, install one of these.",
+            "transformers %s was never tested with hf_relopt %s, which supports %s. If training "
+            "fails, install one of these.",
             transformers.__version__,
             __version__,
             SUPPORTED,

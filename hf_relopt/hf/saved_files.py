@@ -1,4 +1,4 @@
-"""Single files of a checkpoint: whole or not, found out without running what they hold."""
+"""Check single files of a checkpoint without executing anything in them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def json_fault(path: Path, problem: Callable[[Any], str | None]) -> str | None:
 def trainer_state_problem(content: Any) -> str | None:
     """What is wrong with the content of trainer_state.json; None if nothing is."""
     if not isinstance(content, dict):
-        return f"holds {type(content).__name__} where an object belongs"
+        return f"holds {type(content).__name__} in place of an object"
     for name, kinds in _STATE_FIELDS.items():
         if name not in content:
             return f"lacks {name}"
@@ -69,7 +69,7 @@ def _index_problem(content: Any) -> str | None:
     if not isinstance(files, dict) or not files:
         return "is damaged: it has no weight_map"
     if not all(isinstance(name, str) and name == Path(name).name for name in files.values()):
-        return "is damaged: its weight_map names what is no file of this folder"
+        return "is damaged: its weight_map names something other than files of this folder"
     return None
 
 
@@ -82,7 +82,7 @@ def safetensors_fault(path: Path) -> str | None:
         with safe_open(path, framework="pt"):
             return None
     except (OSError, SafetensorError) as error:
-        return f"is damaged or cut short ({one_line(error)})"
+        return f"is damaged or truncated ({one_line(error)})"
 
 
 def archive_fault(file: Path | IO[bytes]) -> str | None:
@@ -94,8 +94,8 @@ def archive_fault(file: Path | IO[bytes]) -> str | None:
             changed = archive.testzip() if summed else None
     # A damaged directory may ask for compression that does not exist, or for a password.
     except Exception as error:
-        return f"is damaged or cut short ({one_line(error)})"
-    return None if changed is None else f"is damaged: the checksum of {changed} does not fit"
+        return f"is damaged or truncated ({one_line(error)})"
+    return None if changed is None else f"is damaged: the checksum of {changed} does not match"
 
 
 def pickle_fault(path: Path) -> str | None:

@@ -1,9 +1,9 @@
-"""Put a fresh learning rate schedule where a checkpoint's schedule was.
+"""Move a fresh learning rate schedule to the step of a checkpoint's schedule.
 
-For a run that takes a checkpoint's weights and place, but not its optimizer state: the optimizer
+For a run that resumes a checkpoint's weights and step, but not its optimizer state: the optimizer
 that wrote it may have had other learning rates and other param groups, so its schedule cannot be
-loaded. The fresh one is stepped as often as the other was. That is right for every scheduler, also
-for those whose next value follows from the one before (StepLR, SequentialLR, ...).
+loaded. The fresh one is stepped as often as the saved one was. That is right for every scheduler,
+also for those whose next value depends on the previous one (StepLR, SequentialLR, ...).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load_schedule(scheduler: Any, folder: Path) -> None:
 
 
 def take_place(scheduler: Any, folder: Path, metric: str | None) -> None:
-    """Step a fresh ``scheduler`` to the place of the checkpoint in ``folder``.
+    """Step a fresh ``scheduler`` as often as that of the checkpoint in ``folder``.
 
     Args:
         scheduler: as it was made, of any kind that torch or Transformers have.
@@ -49,10 +49,9 @@ def take_place(scheduler: Any, folder: Path, metric: str | None) -> None:
         seen = saved.get("last_epoch") if "num_bad_epochs" in saved else None
         if seen is not None and seen != len(values):
             raise FormatError(
-                f"{folder} was written after {seen} evaluations that its schedule followed, and "
-                f"its log has {len(values)} of eval_{metric or 'loss'}: the learning rate "
-                "cannot be found again. Start a new run from its weights, or use another "
-                "lr_scheduler_type."
+                f"{folder} was written after {seen} evaluations that its schedule followed, but "
+                f"its log has {len(values)} of eval_{metric or 'loss'}: the learning rate cannot "
+                "be restored. Start a new run from its weights, or use another lr_scheduler_type."
             )
         for value in values:
             scheduler.step(value)

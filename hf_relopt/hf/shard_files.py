@@ -108,7 +108,7 @@ def _entry_fault(path: Path, offset: int, length: int, is_tensor: bool) -> str |
     if not path.is_file():
         return "is missing"
     if path.stat().st_size < offset + length:
-        return "is cut short"
+        return "is truncated"
     with path.open("rb") as file:
         if is_tensor:
             # torch itself reads tensors with weights_only: their bytes are all there is to check.

@@ -1,4 +1,4 @@
-"""What all processes of a run have to agree on, decided by the main one."""
+"""Decisions of the main process that all processes of a run share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Found = TypeVar("Found")
 def on_main_process(find: Callable[[], Found]) -> Found:
     """What ``find`` returns or raises on the main process, on every process.
 
-    Call it on all of them. Reading a folder by itself, each might see another state of it, and a
-    large checkpoint would be read as often as there are processes.
+    Call it on all of them. If each process read a folder by itself, they might see different states
+    of it, and a large checkpoint would be read once per process.
     """
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

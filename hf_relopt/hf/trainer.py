@@ -1,4 +1,4 @@
-"""RelOptTrainer: a Trainer that knows what a relative step needs, and what is pointless for it."""
+"""RelOptTrainer: a Trainer with telemetry and safe resuming for relative-update optimizers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from hf_relopt.optim.checkpoint import kept
 
 
 class RelOptMixin:
-    """Put it before a Trainer class: ``class MyTrainer(RelOptMixin, Seq2SeqTrainer)``.
+    """Mixin for a Trainer class: ``class MyTrainer(RelOptMixin, Seq2SeqTrainer)``.
 
     Adds to the stock Trainer: telemetry with each logging step (``relative_update``, ``at_bound``,
-    ``changed_entries``, ``skipped_tensors``), no gradient clipping where it is pointless, and
-    ``train(resume_from_checkpoint=True)`` that takes the last whole checkpoint and starts afresh if
-    there is none. Other optimizers than ours train as in the stock Trainer.
+    ``changed_entries``, ``skipped_tensors``), no gradient clipping where it has no effect, and
+    ``train(resume_from_checkpoint=True)`` that resumes from the last complete checkpoint, or starts
+    from step 0 if there is none. Other optimizers train as in the stock Trainer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,17 +52,17 @@ class RelOptMixin:
         """Train; arguments as for Trainer.
 
         Args:
-            resume_from_checkpoint: a folder, which must be whole; True: the last whole checkpoint
-                in ``output_dir``, or a start from step 0 if there is none.
+            resume_from_checkpoint: the folder of a complete checkpoint. True: the last complete
+                checkpoint in ``output_dir``; without one, training starts from step 0.
             args: other arguments as for Trainer.
             kwargs: the same, by name.
-            discard_optimizer_state: resume with a fresh optimizer state, as when the checkpoint is
-                another optimizer's or holds weights alone. Weights and data are resumed, and the
-                schedule at its place; anchors are made anew.
+            discard_optimizer_state: resume with a fresh optimizer state, for a checkpoint of
+                another optimizer or one with only weights. Weights, data and schedule are resumed;
+                the norms that ``p_bound`` and ``bound`` refer to are those of the resumed weights.
 
         Raises:
-            FormatError: the checkpoint to resume from is not whole, or holds weights alone.
-            ConfigError: it is another optimizer's, and nothing says to discard its state.
+            FormatError: the checkpoint is not complete, or holds only weights.
+            ConfigError: the checkpoint is another optimizer's, and its state is not discarded.
         """
         self._discard = discard_optimizer_state
         if resume_from_checkpoint is True:
@@ -71,7 +71,9 @@ class RelOptMixin:
                 lambda: last_complete_checkpoint(output_dir, weights_alone=self._discard)
             )
             if resume_from_checkpoint is None:
-                logger.info("no whole checkpoint in %s: training starts from step 0.", output_dir)
+                logger.info(
+                    "no complete checkpoint in %s: training starts from step 0.", output_dir
+                )
             else:
                 logger.info("resuming from %s.", resume_from_checkpoint)
         elif isinstance(resume_from_checkpoint, (str, os.PathLike)):
@@ -89,7 +91,7 @@ class RelOptMixin:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
         if checkpoint is not None and self._discard:
-            logger.info("the optimizer's state in %s is discarded, as you asked.", checkpoint)
+            logger.info("the optimizer state in %s is discarded, as requested.", checkpoint)
             metric = self.args.metric_for_best_model  # type: ignore[attr-defined]
             take_place(self.lr_scheduler, Path(checkpoint), metric)  # type: ignore[attr-defined]
         elif checkpoint is None or inner is None:
@@ -99,10 +101,10 @@ class RelOptMixin:
             names, own = state_names(checkpoint), kept(inner)
             if names and names != own:
                 raise ConfigError(
-                    f"{checkpoint} holds the state of another optimizer ({', '.join(sorted(names))}"
-                    f"), and this one, {type(inner).__name__}, keeps {', '.join(sorted(own))}. "
-                    "Resume with the optimizer that wrote it, or pass train(..., "
-                    "discard_optimizer_state=True)."
+                    f"{checkpoint} holds the state of another optimizer "
+                    f"({', '.join(sorted(names))}), but this one, {type(inner).__name__}, keeps "
+                    f"{', '.join(sorted(own))}. Resume with the optimizer that wrote it, or pass "
+                    "train(..., discard_optimizer_state=True)."
                 )
             sharded: bool = self.is_fsdp_enabled  # type: ignore[attr-defined]
             if is_of_fsdp(checkpoint) not in (None, sharded):
@@ -112,10 +114,10 @@ class RelOptMixin:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """One step as in Trainer, after a look at the first model that is to be trained.
+        """One step as in Trainer; checks the model before the first step.
 
         Raises:
-            UnsupportedSetup: several processes would train apart.
+            UnsupportedSetup: each of several processes would train its own copy.
         """
         if model is not self._checked:
             guards.check_replicas(model)
@@ -159,4 +161,4 @@ class RelOptMixin:
 
 
 class RelOptTrainer(RelOptMixin, Trainer):
-    """Drop-in for Trainer, with the same arguments; ``RelOptMixin`` says what it adds."""
+    """Drop-in replacement for Trainer, with the same arguments; see ``RelOptMixin``."""

@@ -1,7 +1,8 @@
 """Which Trainer some arguments belong to, what its model looked like, and what it resumes from.
 
-Many trainers ask for an optimizer without saying for which model, and a resumed one has loaded its
-checkpoint by then: the model would look pretrained. So each Trainer is remembered when it is made.
+Many trainers ask for an optimizer without passing the model, and a resumed one has loaded its
+checkpoint by then, so that the model would look pretrained. So each Trainer is remembered when it
+is made.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _can_be_looked_at_alone(model: nn.Module) -> bool:
 
 
 def trainer_of(args: Any, model: nn.Module | None) -> Any:
-    """The Trainer that asks for an optimizer, or None if nobody knows.
+    """The Trainer that asks for an optimizer; None if it is unknown.
 
     Args:
         args: its arguments. Several trainers may share them.

@@ -1,7 +1,7 @@
 """What Fromage and Madam share: groups, lazily made state, the step, checkpoints.
 
-State lives in ``state`` and ``param_groups`` alone: distributed checkpoints keep nothing else. None
-is made in ``__init__``, because Accelerate's FSDP2 path swaps the parameters later.
+State is in ``state`` and ``param_groups`` alone, since distributed checkpoints save nothing else.
+It is not made in ``__init__``, because Accelerate's FSDP2 path replaces the parameters later.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from hf_relopt.optim.work import work_of
 from hf_relopt.sharding import is_sharded, local, refuse_inexact, takes_part, whole_norms
 
 _NOTHING_TO_DO = (
-    "No weight of this optimizer has a gradient, or ever had one: it trains nothing. Call "
-    "backward() before step(); and make the optimizer after fully_shard(model), which replaces the "
+    "No weight of this optimizer has or ever had a gradient, so it trains nothing. Call "
+    "backward() before step(). Make the optimizer after fully_shard(model), which replaces the "
     "model's weights."
 )
 
@@ -48,7 +48,7 @@ _Batch = tuple[dict[str, Any], list[Tensor], list[int]]
 
 
 class RelativeOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers; each param group follows the rule that its ``rule`` key names."""
+    """Base class of Fromage and Madam; the ``rule`` key of a param group names its rule."""
 
     rule: str
     # The options of each group as they were checked last.
@@ -63,7 +63,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._measurement: Measurement | None = None
 
     def __repr__(self) -> str:
-        """The plan as it is now, and how far a schedule is."""
+        """The current plan, and how far the schedule has lowered its learning rates."""
         if not self.param_groups:
             return f"{type(self).__name__}: no weights yet"
         first = self.param_groups[0]
@@ -76,14 +76,14 @@ class RelativeOptimizer(torch.optim.Optimizer):
     # -- groups --------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, completed with the defaults of its rule and checked.
+        """Add a group, check it, and fill in the defaults of its rule.
 
         Args:
-            param_group: ``params``, and the options that are not the optimizer's; ``rule`` for
-                another rule.
+            param_group: ``params``, and the options in which it differs from the optimizer;
+                ``rule`` gives it another rule.
 
         Raises:
-            ConfigError: for a bad option or tensors that are already there.
+            ConfigError: a bad option, or tensors that are already in the optimizer.
         """
         rule = require_rule(param_group.setdefault("rule", self.rule))
         refuse_swallowed(rule, param_group)
@@ -117,19 +117,18 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with the gradients at hand.
+        """Take one step with the current gradients.
 
         Args:
-            closure: evaluates the model again, with gradients, and returns the loss.
+            closure: re-evaluates the model, computes the gradients and returns the loss.
 
         Returns:
             The closure's loss, if there is one.
 
         Raises:
-            ConfigError: for sparse or complex gradients, and for options that were changed to what
-                is not allowed; a schedule's float ``lr`` and momentum are among them.
-            UnsupportedSetup: if a weight no longer has the whole shape it was given with, as a
-                tensor or a DTensor.
+            ConfigError: sparse or complex gradients, or options that were changed to values out of
+                range, such as a float ``lr`` or momentum that a schedule sets.
+            UnsupportedSetup: a weight no longer has its full shape, as a tensor or a DTensor.
         """
         loss = None
         if closure is not None:
@@ -153,20 +152,20 @@ class RelativeOptimizer(torch.optim.Optimizer):
         return loss
 
     def measure_next_step(self) -> None:
-        """Let the next step measure what it changes; ``take_measurement`` returns it.
+        """Measure what the next step changes; ``take_measurement`` returns the metrics.
 
-        Where weights are sharded, call it on every rank: the step then adds up over them.
+        With sharded weights, call it on every rank: the step then sums over the shards.
         """
         self._measurement = Measurement()
 
     def take_measurement(self) -> dict[str, float] | None:
-        """Metrics of the step measured last, or None; synchronises with the device.
+        """The metrics of the last measured step, or None; synchronises with the device.
 
         Returns:
             A dict of ``relative_update`` (|dW|/|W| over all weights), ``at_bound`` (share of
                 tensors held at ``p_bound``; under Madam the mean share of entries at ``p_scale``),
                 ``changed_entries`` (share of entries that differ after the step) and
-                ``skipped_tensors`` (gradients that were not finite, so far).
+                ``skipped_tensors`` (how many gradients were not finite so far).
         """
         if self._measurement is None or self._measurement.empty:
             return None
@@ -191,7 +190,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Refuse weights that are no longer what the optimizer was built with."""
         if len(self._built_shapes) != len(self._shapes()):
             raise ConfigError(
-                f"The param groups hold {len(self._shapes())} weights, and this optimizer was "
+                f"The param groups hold {len(self._shapes())} weights, but this optimizer was "
                 f"built with {len(self._built_shapes)}. Add weights by add_param_group; to leave "
                 "some out, make a new optimizer."
             )
@@ -308,18 +307,17 @@ class RelativeOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the same optimizer over the same parameters.
 
-        State keeps its own dtype (torch casts it to the parameter's), and nothing is shared with
-        ``state_dict`` afterwards. Options come from the checkpoint, but for ``backend``
-        and ``share_work``.
+        State keeps its dtype, where torch would cast it to the parameter's, and is copied. Options
+        come from the checkpoint, except ``backend`` and ``share_work``.
 
-        Where weights have names, they are found by name: their order may be another.
+        Weights with names are matched by name, so their order may differ.
 
         Args:
             state_dict: what ``state_dict()`` of such an optimizer returned.
 
         Raises:
-            ConfigError: for another optimizer's or another model's checkpoint, and for options or
-                state that are not allowed; nothing has changed then.
+            ConfigError: a checkpoint of another optimizer or model, or options or state out of
+                range; the optimizer is unchanged then.
         """
         seen: dict[str, Any] = {}
 

@@ -71,9 +71,9 @@ def check_group(group: dict[str, Any], states: Mapping[Tensor, Mapping[str, Any]
         fault = state_fault(group, param, states.get(param, {}))
         if fault is not None:
             raise ConfigError(
-                f"The options of a param group do not fit the state that its weights have: {fault}."
-                f" {', '.join(_DECIDING)} stay as they are once there is state. Make a new "
-                "optimizer for other ones."
+                f"The options of a param group do not fit the state of its weights: {fault}. "
+                f"{', '.join(_DECIDING)} cannot change once there is state. Make a new optimizer "
+                "to change them."
             )
 
 

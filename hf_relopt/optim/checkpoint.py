@@ -56,9 +56,9 @@ def checked(optimizer: torch.optim.Optimizer, state_dict: Any) -> dict[str, Any]
     stray = [key for key in state_dict["state"] if key not in known]
     if stray:
         raise ConfigError(
-            f"This checkpoint has state for {stray[0]!r}, and no weight of its param groups goes "
-            "by that. It is damaged, or keyed by names as distributed checkpoints are: load those "
-            "with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
+            f"This checkpoint has state for {stray[0]!r}, but no weight of its param groups has "
+            "that key. It is damaged, or keyed by names like a distributed checkpoint: load such "
+            "a checkpoint with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
         )
     new = {**state_dict, "param_groups": groups}
     _check_options(optimizer, groups)
@@ -72,14 +72,14 @@ def _check_structure(state_dict: Any) -> None:
         if not isinstance(state_dict, Mapping) or part not in state_dict:
             there = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else state_dict
             raise ConfigError(
-                f"This is no optimizer checkpoint: it has no {part!r}, only {there!r:.200}. Pass "
-                "what optimizer.state_dict() returned."
+                f"This is not an optimizer checkpoint: it has no {part!r}, only {there!r:.200}. "
+                "Pass what optimizer.state_dict() returned."
             )
         if not isinstance(state_dict[part], kind):
             raise _damaged(f"its {part!r} is of type {type(state_dict[part]).__name__}")
     for group in state_dict["param_groups"]:
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
-            raise _damaged("a param group of it has no list of params")
+            raise _damaged("one of its param groups has no list of params")
         if not all(isinstance(key, (int, str)) for key in group["params"]):
             raise _damaged("the params of a group are neither numbers nor names")
     for key, state in state_dict["state"].items():
@@ -100,15 +100,15 @@ def _check_author(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str
     for group in groups:
         if not isinstance(group.get("rule"), str) or group["rule"] not in RULES:
             raise ConfigError(
-                f"This checkpoint was written by {_author(group)}, and this optimizer is {own}. "
-                f"Resume with the optimizer that wrote it, or start {own} from the weights "
-                "alone: do not load the optimizer's state; in a RelOptTrainer, "
-                "train(..., discard_optimizer_state=True)."
+                f"This checkpoint was written by {_author(group)}, but this optimizer is {own}. "
+                f"Resume with the optimizer that wrote it, or start {own} from the weights alone: "
+                "do not load the optimizer's state; in a RelOptTrainer, train(..., "
+                "discard_optimizer_state=True)."
             )
     saved_rules, own_rules = _followed(groups), _followed(optimizer.param_groups)
     if saved_rules != own_rules:
         raise ConfigError(
-            f"This checkpoint was written with {' and '.join(saved_rules)}, and this {own} has "
+            f"This checkpoint was written with {' and '.join(saved_rules)}, but this {own} has "
             f"{' and '.join(own_rules)}. Resume with the optimizer and the plan that wrote it, or "
             "start from the weights alone."
         )
@@ -175,7 +175,7 @@ def _number_fault(group: Mapping[str, Any], state: Mapping[str, Any]) -> str | N
             if group.get("scale") in ("row", "block"):  # a placeholder's is negative
                 usable |= value.isfinite()
         if not bool(usable.all()):
-            return f"{name} is {value.tolist()!r:.60}, and only numbers from 0 on belong there"
+            return f"{name} is {value.tolist()!r:.60}, but only numbers >= 0 belong there"
     return None
 
 

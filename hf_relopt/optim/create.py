@@ -1,4 +1,4 @@
-"""From a model and a name to a plan and an optimizer."""
+"""Make a plan and an optimizer from a model and the optimizer's name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
 
 
 def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
-    """The learning rate if nobody gives one, and why."""
+    """The default learning rate of ``model``, and the reason for it."""
     look = learning_rates.look_at(model)
     return learning_rates.default_for(look, optim), f"{look.words}: {look.evidence}"
 
@@ -43,14 +43,15 @@ def plan(
     overrides: Overrides | None = None,
     **options: Any,
 ) -> Plan:
-    """Say which rule each trainable weight of ``model`` would follow.
+    """Show the rule, learning rate and options that each trainable weight would get.
 
     Args:
-        model: tied weights count once, frozen ones not at all.
+        model: the model to train; tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
-        lr: relative step, 0 <= lr < 1; None: 0.03 for adapters such as LoRA (0.1 for prompts and
-            VeRA), 0.001 if the model looks pretrained, else 0.01, for presets 0.02. What an adapted
-            model trains beside its adapters follows 0.001 at most, but for the head of a task.
+        lr: learning rate: the relative length of a step, 0 <= lr < 1. None: 0.03 for adapters such
+            as LoRA (0.1 for prompts and VeRA), 0.001 if the model looks pretrained, else 0.01
+            (presets: 0.02). Other trained weights of a model with adapters get 0.001 at most,
+            except a task head.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see ``Fromage`` and ``Madam``. They win over a preset's,
@@ -98,18 +99,19 @@ def create_optimizer(
     overrides: Overrides | None = None,
     **options: Any,
 ) -> RelativeOptimizer:
-    """The optimizer for ``model``, for a custom training loop, with Accelerate or without.
+    """Make the optimizer of ``model`` for a custom training loop, with or without Accelerate.
 
     Args:
-        model: tied weights count once, frozen ones not at all.
+        model: the model to train; tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
-        lr: relative step, 0 <= lr < 1; None: chosen by the model, as for ``plan``.
+        lr: learning rate: the relative length of a step, 0 <= lr < 1. None: chosen from the model,
+            as for ``plan``.
         overrides: options by role or name pattern, as for ``plan``.
         options: the optimizer's options, see ``Fromage`` and ``Madam``.
 
     Returns:
-        A ``Fromage`` or a ``Madam``; ``print`` shows its plan. A log line warns of a learning rate
-        with which nothing would be learned, such as AdamW's.
+        A ``Fromage`` or a ``Madam``; ``print`` shows its plan. A warning is logged for a learning
+        rate that would train nothing, such as AdamW's.
 
     Raises:
         ConfigError: an unknown name, a bad option, an override that matches nothing, or a model
@@ -124,9 +126,10 @@ def create_optimizer(
 
 
 def from_plan(chosen: Plan) -> RelativeOptimizer:
-    """The optimizer that follows ``chosen``.
+    """Make the optimizer of the plan ``chosen``.
 
-    Groups that are added later have its rate, and what weights without a special role have.
+    Groups that are added later get its learning rate, and the options of weights without a special
+    role.
     """
     made = OPTIMIZERS[chosen.optim](chosen.groups, **chosen.options)
     preset = PRESETS.get(chosen.optim)
@@ -148,10 +151,10 @@ def _require_model(model: Any) -> None:
     if isinstance(model, nn.Module):
         return
     raise ConfigError(
-        f"model is of type {type(model).__name__}; a plan is made of a model, whose modules say "
+        f"model is of type {type(model).__name__}; a plan needs the model, whose modules show "
         "what each weight is for. Pass the model (torch.nn.Module) in place of "
-        "model.parameters(), and freeze what is not to be trained. Parameters alone, without a "
-        "plan: Fromage(params) or Madam(params)."
+        "model.parameters(), and freeze the weights that are not to be trained. For parameters "
+        "without a plan, use Fromage(params) or Madam(params)."
     )
 
 
@@ -172,7 +175,7 @@ def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
     rule = changes.get("rule", rule_of_name(optim))
     if rule not in RULES:
         raise ConfigError(
-            f"The override {target!r} asks for rule {rule!r}; there are {', '.join(RULES)}."
+            f"The override {target!r} asks for rule {rule!r}; the rules are {', '.join(RULES)}."
         )
     for name, value in changes.items():
         if name == "skip" and not isinstance(value, bool):

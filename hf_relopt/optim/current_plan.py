@@ -1,4 +1,4 @@
-"""The plan of an optimizer that exists: what each of its weights follows now."""
+"""The current plan of an existing optimizer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hf_relopt.sharding import is_sharded, local
 
 
 def plan_of(optimizer: torch.optim.Optimizer) -> Plan:
-    """The plan that ``optimizer``, a Fromage or Madam, follows; ``print`` shows it as a table.
+    """The current plan of a Fromage or Madam; ``print`` shows it as a table.
 
     Args:
-        optimizer: made from a plan, or from tensors: then roles are what shapes tell.
+        optimizer: made from a plan; if made from tensors, the roles come from their shapes.
 
     Returns:
-        The plan, with learning rates as schedules start from them.
+        The plan, with the learning rates that schedules start from.
 
     Raises:
         ConfigError: it is another optimizer.
@@ -33,8 +33,8 @@ def plan_of(optimizer: torch.optim.Optimizer) -> Plan:
     groups = inner.param_groups
     if not all(group.get("rule") in OPTIONS for group in groups):
         raise ConfigError(
-            f"plan_of was given a {type(inner).__name__}; it takes an optimizer of hf_relopt, such "
-            "as create_optimizer makes. Print another optimizer itself."
+            f"plan_of was given a {type(inner).__name__}; it takes an optimizer of hf_relopt, "
+            "such as create_optimizer returns. To see another optimizer, print it."
         )
     entries = []
     for group in groups:

@@ -52,7 +52,7 @@ FRAME_OPTIONS: dict[str, Option] = {
     "bound": one_of(None, ["sphere"], "leave it out, or set p_bound for an upper bound"),
     "momentum": number(
         None,
-        "None or 0 <= momentum < 1 (decay of the momentum)",
+        "None or 0 <= momentum < 1 (decay of the momentum buffer)",
         lambda value: 0 <= value < 1,
         "use 0.9",
     ),
@@ -61,7 +61,7 @@ FRAME_OPTIONS: dict[str, Option] = {
         allowed="None, True or False",
         accepts=lambda value: value is None or isinstance(value, bool),
         parse=none_or(parse_bool),
-        remedy="leave it out: it is on where there is a momentum",
+        remedy="leave it out: it is on for 'momentum' and 'spectral'",
     ),
     "beta": number(
         None,
@@ -80,10 +80,10 @@ FRAME_OPTIONS: dict[str, Option] = {
     ),
     "split_sizes": Option(
         default=None,
-        allowed="None, a count of equal parts >= 1, or the parts' sizes along split_dim",
+        allowed="None, a count of equal blocks >= 1, or the blocks' sizes along split_dim",
         accepts=_is_split,
         parse=none_or(_parse_split),
-        remedy="use 3 for a fused QKV of equal parts; in --optim_args write sizes as 768;256;256",
+        remedy="use 3 for a fused QKV of equal blocks; in --optim_args write sizes as 768;256;256",
     ),
     "momentum_dtype": one_of(None, ["bfloat16"], "leave it out for float32"),
     "share_work": flag(
@@ -144,15 +144,15 @@ class Frame:
             if len(shape) < 3:
                 raise ConfigError(
                     f"scale is 'block' for {name} of shape {tuple(shape)} without split_sizes; "
-                    "only tensors of three and more dimensions have natural blocks. Say how to "
+                    "only tensors of three or more dimensions have blocks by default. Set how to "
                     "split it, as in split_sizes=3, or use scale='tensor'."
                 )
             return [1] * shape[0]
         if len(shape) > 2 and self.split_dim > 0:
             raise ConfigError(
                 f"split_dim is {self.split_dim} for {name} of shape {tuple(shape)}; a tensor of "
-                "three and more dimensions is split along dimension 0 only. Leave split_dim and "
-                "split_sizes out for one block per index of it."
+                "three or more dimensions is split along dimension 0 only. Leave out split_dim "
+                "and split_sizes for one block per index of dimension 0."
             )
         length = shape[self.split_dim] if self.split_dim < len(shape) else 0
         if isinstance(sizes, int):
@@ -193,28 +193,27 @@ def _frame(values: tuple[Any, ...], p_bound: float | None) -> Frame:
     _refuse_unread(given)
     if given["bound"] == "sphere" and p_bound is not None:
         raise ConfigError(
-            f"p_bound is {p_bound!r} beside bound 'sphere', which keeps the norm exactly and "
-            "leaves p_bound nothing to do. Leave one of them out."
+            f"p_bound is {p_bound!r} together with bound 'sphere', which already keeps the norm "
+            "exactly. Leave one of them out."
         )
     if direction == "spectral" and scale == "row":
         raise ConfigError(
             "scale is 'row' with direction 'spectral'; a row is no matrix to orthogonalize. Use "
-            "scale='tensor' or 'block', or direction='momentum' for an embedding. (A preset "
-            "steps embeddings and heads by row: say direction and scale for one role, as for "
-            "'matrix'.)"
+            "scale='tensor' or 'block', or direction='momentum' for an embedding. (A preset steps "
+            "embeddings and heads by row: set direction and scale for one role, such as 'matrix'.)"
         )
     if given["split_dim"] and given["split_sizes"] is None:
         raise ConfigError(
-            f"split_dim is {given['split_dim']} without split_sizes; there is one block for each "
-            "index of dimension 0 then. Say how to split "
-            f"dimension {given['split_dim']}, as in split_sizes=3, or leave split_dim out."
+            f"split_dim is {given['split_dim']} without split_sizes, and each index of dimension "
+            f"0 is then one block. Set how to split dimension {given['split_dim']}, as in "
+            "split_sizes=3, or leave split_dim out."
         )
     paper = direction == "gradient" and scale == "tensor"
     if p_bound is not None and p_bound > LARGEST_P_BOUND and not paper:
         raise ConfigError(
-            f"p_bound is {p_bound!r} with direction {direction!r} and scale {scale!r}; it takes at "
-            f"most {LARGEST_P_BOUND:g} there, since steps that add up would make the norms "
-            "grow until nothing is learnt. Use 2.0 to 4.0."
+            f"p_bound is {p_bound!r} with direction {direction!r} and scale {scale!r}; it takes "
+            f"at most {LARGEST_P_BOUND:g} there, since successive steps add up and the norms "
+            "would grow until the model stops learning. Use 2.0 to 4.0."
         )
     if p_bound is None and given["bound"] is None and not paper:
         p_bound = P_BOUND
@@ -238,8 +237,9 @@ def _refuse_unread(given: Mapping[str, Any]) -> None:
         if given[name] is not None and given["direction"] not in readers:
             raise ConfigError(
                 f"{name} is {given[name]!r} with direction {given['direction']!r}, which does not "
-                f"read it; {', '.join(map(repr, readers))} would. Leave it out, or choose such a "
-                "direction. (torch's OneCycleLR and CyclicLR set a momentum: cycle_momentum=False.)"
+                f"read it; the directions that do are {', '.join(map(repr, readers))}. Leave it "
+                "out, or use one of these. (torch's OneCycleLR and CyclicLR set a momentum: pass "
+                "cycle_momentum=False.)"
             )
     for name in ("split_dim", "split_sizes"):
         if given[name] is not None and given["scale"] != "block":
@@ -272,8 +272,8 @@ def check_frame(group: Mapping[str, Any]) -> None:
 def no_shape_yet(name: str) -> ConfigError:
     """The error for a weight of a lazy module, where what it follows depends on its shape."""
     return ConfigError(
-        f"{name} belongs to a lazy module and has no shape yet, and what it follows depends on its "
-        "shape. Run one batch through the model first, and make the optimizer then."
+        f"{name} belongs to a lazy module and has no shape yet, but its options depend on its "
+        "shape. Run one batch through the model before you make the optimizer."
     )
 
 
@@ -288,9 +288,8 @@ def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:
         if group.get("direction") == "spectral" and not all(vectors):
             return
     raise ConfigError(
-        "direction is 'spectral', and none of the weights that would follow it is a matrix: there "
-        "is nothing to orthogonalize. Use direction='adam' for vectors, or pass the "
-        "model's matrices, too."
+        "direction is 'spectral', but none of its weights is a matrix: there is nothing to "
+        "orthogonalize. Use direction='adam' for vectors, or also pass the model's matrices."
     )
 
 
@@ -300,7 +299,7 @@ def _refuse_zero(param: Tensor, name: str) -> None:
         return
     if not bool(param.detach().count_nonzero()):
         raise ConfigError(
-            f"bound is 'sphere', and {name} of shape {tuple(param.shape)} is all zero: its sphere "
-            "is a point, and it could never move. Leave bound out for it (in a group of its "
-            "own, or by an override), or fill it first."
+            f"bound is 'sphere', and {name} of shape {tuple(param.shape)} is all zero: its norm "
+            "would stay 0, and it could never move. Leave out bound for it (in a group of its "
+            "own, or by an override), or initialize it first."
         )

@@ -77,8 +77,8 @@ def refuse_unframeable(group: Mapping[str, Any], param: Tensor, name: str) -> No
         cut_of(param, name)
     if frame.scale == "row" and not rows_are_whole(param):
         raise UnsupportedSetup(
-            f"{name} is sharded across its rows ({param.placements}), and scale 'row' needs "  # type: ignore[attr-defined]
-            "complete ones. Shard its first dimension, or use scale='tensor' for it."
+            f"{name} is sharded across its rows ({param.placements}), but scale 'row' needs "  # type: ignore[attr-defined]
+            "full rows. Shard its first dimension, or use scale='tensor' for it."
         )
 
 

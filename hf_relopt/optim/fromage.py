@@ -18,7 +18,7 @@ class Fromage(RelativeOptimizer):
     decay: use a schedule. The defaults are the paper's rule; its state is three numbers per tensor.
     ``direction`` sets the direction of a step, ``scale`` the norm it is a fraction of, ``bound``
     and ``p_bound`` what limits the norms. With any direction but the gradient, vectors (biases,
-    norm weights) are stepped entry by entry, by ``lr * max(RMS(W0), min_scale)``, and weights that
+    norm weights) are stepped elementwise, by ``lr * max(RMS(W0), min_scale)``, and weights that
     start at zero by ``lr * min_scale`` (root mean square).
 
     Args:
@@ -49,17 +49,17 @@ class Fromage(RelativeOptimizer):
         share_work: for DDP, where every process has all weights and the same gradients: each
             orthogonalizes its share of the "spectral" matrices, and the results are gathered. True
             on all ranks or on none.
-        min_scale: root mean square, >= 0, by which a tensor that starts at zero is measured until
-            it is larger itself. 0 is the paper's rule, under which such tensors never move.
+        min_scale: root mean square, >= 0, that stands in for that of a tensor that starts at zero,
+            until its own is larger. With 0, the paper's rule, such tensors never move.
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
-            "nearest". Other dtypes take no notice.
-        seed: of the rounding noise.
+            "nearest". Other dtypes ignore it.
+        seed: seed of the rounding noise.
         backend: "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
 
     Raises:
-        ConfigError: for an unknown option, a value out of range, a non-zero weight_decay in a
-            group, an empty or doubled parameter list.
+        ConfigError: an unknown option, a value out of range, a non-zero weight_decay in a group, an
+            empty parameter list, or a parameter that is listed twice.
 
     Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/direction.py.
     """

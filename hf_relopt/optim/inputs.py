@@ -71,7 +71,7 @@ def _listed(params: Any) -> list[Any]:
 
 def _unordered() -> ConfigError:
     return ConfigError(
-        "params is a set, which has no order; checkpoints and rounding go by the order of the "
+        "params is a set, which has no order; checkpoints and rounding depend on the order of the "
         "tensors. Pass a list."
     )
 

@@ -34,8 +34,8 @@ class Madam(RelativeOptimizer):
     as zero (their squares are no float32 numbers).
 
     Raises:
-        ConfigError: for an unknown option, a value out of range, a non-zero weight_decay in a
-            group, an empty or doubled parameter list.
+        ConfigError: an unknown option, a value out of range, a non-zero weight_decay in a group, an
+            empty parameter list, or a parameter that is listed twice.
 
     Source: arXiv 2006.14560, algorithm 1.
     """

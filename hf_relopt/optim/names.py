@@ -53,8 +53,8 @@ def _gathered(
     group = saved[min(where)]
     if len(where) > 1 or len(group["params"]) != len(names):
         raise ConfigError(
-            f"This checkpoint groups its weights otherwise: {names[0]} and {len(names) - 1} others "
-            "are one group here. Load it with the plan that it was saved with."
+            f"This checkpoint groups its weights differently: {names[0]} and {len(names) - 1} "
+            "others are one group here. Load it with the plan that it was saved with."
         )
     places = [homes[name][1] for name in names]
     from_place = dict(zip(places, own["params"], strict=True))
@@ -76,8 +76,8 @@ def _require_same_places(own: Sequence[str], saved: Sequence[str]) -> None:
         if places.get(name, place) != place:
             raise ConfigError(
                 f"This checkpoint has {name} as its weight {places[name]}, this optimizer as its "
-                f"weight {place}, and other names differ: its state would go to other weights. "
-                "Load it into the model it was saved from."
+                f"weight {place}, and other names differ, so its state would go to the wrong "
+                "weights. Load it into the model it was saved from."
             )
 
 

@@ -61,7 +61,7 @@ _FROMAGE: dict[str, Option] = {
     **FRAME_OPTIONS,
     "p_bound": number(
         None,
-        "None or a number > 0 (largest norm of a weight in units of its first norm)",
+        "None or a number > 0 (largest norm of a weight in units of its norm at the first step)",
         lambda value: value > 0,
         "use 1.0 as the paper does for small nets, 2.0 to 3.0 for transformers, or None",
     ),
@@ -79,7 +79,7 @@ _MADAM: dict[str, Option] = {
     "beta": number(0.999, "0 <= beta < 1", lambda value: 0 <= value < 1, "use 0.999"),
     "p_scale": number(
         3.0,
-        "a number > 0 (largest entry in units of the weight's first root mean square)",
+        "a number > 0 (largest entry in units of the weight's root mean square at the first step)",
         lambda value: value > 0,
         "use 3.0",
     ),

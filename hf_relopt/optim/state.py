@@ -99,13 +99,13 @@ def state_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any
     for name in sorted(rule.state):
         value = state[name]
         if not isinstance(value, Tensor):
-            return f"{name} is {value!r} ({type(value).__name__}), and not a tensor"
+            return f"{name} is {value!r} ({type(value).__name__}), not a tensor"
         shape, dtype = _form(group, param, name)
         # A single number may have a dimension or none.
         if tuple(value.shape) != shape and not value.numel() == math.prod(shape) == 1:
-            return f"{name} has shape {tuple(value.shape)}, and {shape} belongs there"
+            return f"{name} has shape {tuple(value.shape)} in place of {shape}"
         if value.dtype != dtype:
-            return f"{name} has dtype {value.dtype}, and {dtype} belongs there"
+            return f"{name} has dtype {value.dtype} in place of {dtype}"
     return None
 
 

@@ -2,7 +2,7 @@
 # Trains a recipe on several machines of a Slurm cluster. Set the two names, then, where the Python
 # environment with hf_relopt is active:   sbatch slurm.sh
 # Machines and GPUs of each: the lines below, or sbatch --nodes 4 --gpus-per-node 4 slurm.sh
-# Given again after a time limit or a crash, the same command goes on from the last checkpoint.
+# After a time limit or a crash, the same command resumes from the last checkpoint.
 
 # Name 1: the partition (`sinfo` lists them).
 #SBATCH --partition=gpu

@@ -211,7 +211,7 @@ def test_hsdp_and_tensor_parallel_sizes(written, gpt2, capsys):
     assert launch["tensor_parallel_ranks"] == 4 and any("tp_plan" in n for n in found["notes"])
     assert facts(sizes(dp_shard=2, cp=4))["launch"]["shard_ranks"] == 8
     assert "8 processes" in fails(capsys, accelerate=sizes(dp_shard=4))
-    assert "nothing to shard" in fails(capsys, accelerate=sizes(tp=8))
+    assert "without ranks to shard over" in fails(capsys, accelerate=sizes(tp=8))
     assert "whole number" in fails(capsys, accelerate=sizes(dp_shard=0))
     bare = written(**FSDP2, parallelism_config={"dp_shard_size": 4})
     assert "parallelism_config_dp_shard_size" in fails(capsys, accelerate=bare)
@@ -291,11 +291,11 @@ def test_plan_of_a_folder_with_a_configuration_alone(gpt2):
 def test_the_report_says_what_weights_decide(gpt2, capsys):
     assert run_doctor(model=gpt2) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("Weights were not seen", "no weights", "0.01", "from scratch", "min_scale"):
+    for words in ("The weights are unknown", "no weights", "0.01", "from scratch", "min_scale"):
         assert words in out
     assert run_doctor(model=gpt2, optim_args="lr=0.005") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Weights were not seen" in out and "assumed" not in out
+    assert "The weights are unknown" in out and "assumed" not in out
 
 
 def test_a_folder_without_weights_is_trained_from_scratch(gpt2, tmp_path, capsys):
@@ -347,7 +347,7 @@ def test_broken_models_are_one_message(tmp_path, gpt2, capsys):
     config.write_text('{"model_type": "of-nobody"}')
     assert "of-nobody" in fails(capsys, model=str(tmp_path))
     config.write_text('{"model_type": "gpt2", "n_embd": 15, "n_head": 2}')
-    assert "no model could be made" in fails(capsys, model=str(tmp_path))
+    assert "no model could be built" in fails(capsys, model=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -355,9 +355,9 @@ def test_broken_models_are_one_message(tmp_path, gpt2, capsys):
     [
         ({"optim": "adam"}, "hf_relopt has"),
         ({"optim": "formage"}, "Did you mean fromage?"),
-        ({"optim": "adamw"}, "torch's AdamW is not ours: in the Trainer use --optim adamw_torch"),
-        ({"optim": "adamw_torch_fused"}, "torch's AdamW is not ours"),
-        ({"optim": "sgd"}, "no optimizer of ours"),
+        ({"optim": "adamw"}, "For torch's AdamW, use --optim adamw_torch in the Trainer"),
+        ({"optim": "adamw_torch_fused"}, "For torch's AdamW"),
+        ({"optim": "sgd"}, "not an optimizer of hf_relopt"),
         ({"optim_args": "p_bond=1"}, "p_bound"),
         ({"optim_args": "x"}, "name=value"),
         ({"optim_args": "conv.lr=0.1"}, "matches no trainable weight"),
@@ -401,7 +401,7 @@ def test_ddp_is_whole_on_each_rank_and_fsdp2_in_parts(gpt2, written):
     assert alone["weights"] / 4 < parts["weights"] <= alone["weights"] / 4 + 4 * 16
     refused = facts(written(**FSDP1), model=gpt2, optim="madam")
     assert refused["memory"]["per_rank"] == alone
-    assert any("this launch is refused" in note for note in refused["notes"])
+    assert any("This launch is refused" in note for note in refused["notes"])
 
 
 @pytest.mark.parametrize(("text", "momentum"), [(None, 4), ("momentum_dtype=bfloat16", 2)])
@@ -552,7 +552,7 @@ def test_json_is_one_object_and_the_exit_code_is_the_verdict(written, gpt2):
 def test_what_exact_means_is_said(written, capsys):
     assert run_doctor() == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "exact: each step is the one that a single process" in out
+    assert "exact: each step equals that of a single process" in out
     assert run_doctor(accelerate=written(**FSDP1)) == 1
     assert "training raises this error" in " ".join(capsys.readouterr().out.split())
 

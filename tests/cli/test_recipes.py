@@ -102,12 +102,12 @@ def test_show_prints_the_file_as_it_is(name, file):
 @pytest.mark.parametrize(
     ("words", "near"),
     [
-        (["show", "fsdp"], "near: fsdp2"),
-        (["show", "quux"], "there are continue-pretraining-gpt2, finetune-classifier-minilm"),
+        (["show", "fsdp"], "similar names: fsdp2"),
+        (["show", "quux"], "available: continue-pretraining-gpt2, finetune-classifier-minilm"),
         (["run", "pretrain-gpt2-124/madam"], "pretrain-gpt2-124m/madam"),
-        (["run", "pretrain-gpt2-124m", "--accelerate", "fsdp1"], "near: fsdp2"),
-        (["run", "pretrain-gpt2-124m", "--accelerate", "missing.yaml"], "there are cpu, ddp"),
-        (["run", "pretrain-gpt2-124m", "max_steps", "--seed", "1"], "'max_steps' is no flag"),
+        (["run", "pretrain-gpt2-124m", "--accelerate", "fsdp1"], "similar names: fsdp2"),
+        (["run", "pretrain-gpt2-124m", "--accelerate", "missing.yaml"], "available: cpu, ddp"),
+        (["run", "pretrain-gpt2-124m", "max_steps", "--seed", "1"], "'max_steps' is not a flag"),
         (["run", "pretrain-gpt2-124m", "--num_processes", "two"], "it takes a whole number"),
         (["run", "pretrain-gpt2-124m", "--mixed_precision", "bf8"], "it takes no, fp16, bf16"),
         (["run", "pretrain-gpt2-124m", "--gpu_ids"], "'not given'; it takes a value"),

@@ -222,8 +222,8 @@ def test_python_without_hf_relopt_goes_on_and_says_so(environment, tmp_path, bar
     )
     first, *others = done.stderr.splitlines()
     assert first == (
-        f"hf-relopt: no --optim fromage or madam here: {bare_python} cannot import hf_relopt. "
-        "Install it there, or start the command with the Python that has it."
+        f"hf-relopt: --optim fromage and madam are not available: {bare_python} cannot import "
+        "hf_relopt. Install it there, or start the command with the Python that has it."
     )
     assert not [line for line in others if line.startswith("hf-relopt")]
     assert (done.returncode, done.stdout) == (1, "went on\n")

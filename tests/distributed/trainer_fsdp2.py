@@ -135,7 +135,7 @@ def damaged_shards_are_noticed(folder: Path) -> None:
         file = folder / part / name
         held = file.read_bytes()
         file.write_bytes(held[: len(held) // 2])
-        assert find_fault(folder) == f"{part}: {name} is cut short"
+        assert find_fault(folder) == f"{part}: {name} is truncated"
         file.unlink()
         assert find_fault(folder) == f"{part}: {name} is missing"
         file.write_bytes(held)

@@ -1,4 +1,4 @@
-"""A run that was killed while saving goes on from the last whole checkpoint."""
+"""A run that was killed while saving resumes from the last complete checkpoint."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_trainer_goes_on_from_the_whole_one(run, said):
     job.train(resume_from_checkpoint=True)
     assert job.state.global_step == 6
     assert [entry["step"] for entry in job.state.log_history if "loss" in entry] == [2, 4, 6]
-    assert said.about("checkpoint-4 is not whole")
+    assert said.about("checkpoint-4 is not a complete checkpoint")
     assert said.about(f"resuming from {run / 'checkpoint-2'}")
 
 

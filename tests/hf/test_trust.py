@@ -81,7 +81,7 @@ def assert_refused(checkpoint: Path, trap: Path, *words: str) -> None:
     job = RelOptTrainer(
         gpt2(), arguments(checkpoint.parent / "out", optim="fromage"), train_dataset=rows()
     )
-    with pytest.raises(FormatError, match="not a whole checkpoint"):
+    with pytest.raises(FormatError, match="not a complete checkpoint"):
         job.train(str(checkpoint))
     assert not trap.exists()
 

@@ -519,7 +519,7 @@ def test_names_that_are_known_elsewhere_are_refused() -> None:
     _run_named(params, optimizer, range(1))
     twins, other = _shuffled(Madam, "bcde", dict.fromkeys("bcde", (4, 3)))
     _run_named(twins, other, range(1))
-    _refused(other, optimizer.state_dict(), "b", "other weights")
+    _refused(other, optimizer.state_dict(), "b", "wrong weights")
 
 
 def test_renamed_weights_load_by_their_order() -> None:

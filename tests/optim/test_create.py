@@ -137,7 +137,7 @@ def test_an_error_names_the_weight():
     [{"direction": "spectral"}, {"overrides": {"vector": {"direction": "spectral"}}}],
 )
 def test_a_spectral_direction_needs_a_matrix(request_):
-    with pytest.raises(ConfigError, match="none of the weights that would follow it is a matrix"):
+    with pytest.raises(ConfigError, match="none of its weights is a matrix"):
         plan(nn.LayerNorm(8), "fromage", **request_)
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
     assert len(create_optimizer(nn.LayerNorm(8), "fromage_spectral").param_groups) == 1

@@ -95,7 +95,7 @@ MISTAKES = {
         ("--optim formage", "Did you mean fromage?"),
         ("--optim adamw", "Did you mean adamw_torch?"),
         ("--optim AdamW", "Did you mean adamw_torch?"),
-        ("--optim zzz", "which nobody knows"),
+        ("--optim zzz", "which is unknown"),
         ("--learning_rate nan", "learning_rate is nan"),
         ("--learning_rate 2", "0 <= learning_rate < 1"),
         ("--optim_args p_bound", "name=value"),

@@ -1,4 +1,4 @@
-"""Files that are no text are refused with one sentence; real text may have a few stray bytes."""
+"""Files that are not text are refused with one sentence; real text may have a few stray bytes."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ KINDS = {
     "parquet": (parquet, "Parquet file"),
     "npy": (array, "NumPy array"),
     "sqlite": (database, "SQLite database"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps(list(range(500)))), "no text"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(list(range(500)))), "not text"),
     "utf-16": (lambda path: path.write_bytes(PROSE.encode("utf-16")), "iconv -f UTF-16"),
     "utf-16 without a mark": (lambda path: path.write_bytes(PROSE.encode("utf-16-le")), "NUL"),
     "utf-16 of few NULs": (
         lambda path: path.write_bytes("中文字母表".encode("utf-16-be") * 99),
-        "none of a text in UTF-8",
+        "not valid in UTF-8 text",
     ),
     "utf-32": (lambda path: path.write_bytes(PROSE.encode("utf-32")), "iconv -f UTF-32"),
     "latin-1": (lambda path: path.write_bytes(FRENCH.encode("latin-1")), "iconv -f LATIN1"),
@@ -76,7 +76,7 @@ KINDS = {
         lambda path: path.write_bytes(
             np.random.default_rng(0).integers(1, 256, 999, dtype=np.uint8).tobytes()
         ),
-        "none of a text in UTF-8",
+        "not valid in UTF-8 text",
     ),
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_the_beginning_alone_is_a_first_look(tmp_path):
         ("t.csv", PROSE.encode("utf-16"), "UTF-16"),
         ("t.jsonl", gzip.compress(b"{}"), "gzip"),
         ("t.tsv", b"a\tb\n1\t\0\n", "NUL"),
-        ("t.parquet", b"a,b\n1,2\n", "no Parquet file, though its name says so"),
+        ("t.parquet", b"a,b\n1,2\n", "not a Parquet file, in spite of its name"),
         ("t.xlsx", b"PK\x03\x04....", "must be a table"),
         ("t.json", b"  \n", "is empty"),
     ],
@@ -144,7 +144,7 @@ def test_a_directory_with_a_picture_names_it(tmp_path):
     picture(tmp_path / "b.png")
     (tmp_path / "c.bin").write_bytes(bytes(range(256)))
     (tmp_path / ".hidden").write_bytes(b"\0")
-    with pytest.raises(ConfigError, match=r"no text: b\.png \(and 1 more\): it is a PNG image"):
+    with pytest.raises(ConfigError, match=r"not text: b\.png \(and 1 more\): it is a PNG image"):
         text_files(tmp_path)
     for name in ("b.png", "c.bin"):
         (tmp_path / name).unlink()

@@ -47,7 +47,7 @@ def test_causal_models_pass_and_stay_as_they_were(kind):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "xlm", "camembert", "rembert"])
 def test_encoders_see_later_tokens(kind):
-    with pytest.raises(ConfigError, match="is no causal language model") as error:
+    with pytest.raises(ConfigError, match="is not a causal language model") as error:
         require_causal(small(kind), kind)
     assert "\n" not in str(error.value)
 
@@ -75,13 +75,13 @@ def one_line(main, arguments, capsys, folder) -> str:
     ("flags", "words"),
     [
         ({"model_type": "bert", "config_overrides": "hidden_size=16,num_attention_heads=2,"
-          "num_hidden_layers=1,intermediate_size=16"}, "no causal language model"),
+          "num_hidden_layers=1,intermediate_size=16"}, "not a causal language model"),
         ({"model_type": "t5", "config_overrides": None}, "encoder-decoder of type t5"),
         ({"model_type": "vit", "config_overrides": None}, "a model of type vit"),
         ({"model_name_or_path": "{}", "config_overrides": None, "vocab_size": None},
-         "no causal language model"),
+         "not a causal language model"),
         ({"config_name": "{}", "config_overrides": None, "vocab_size": None},
-         "no causal language model"),
+         "not a causal language model"),
     ],
 )  # fmt: skip
 def test_pretraining_refuses_by_name_shape_and_type(
@@ -131,7 +131,7 @@ def test_a_chat_is_not_for_an_encoder(tiny_classifier, tmp_path, capsys):
     words = {"train_file": table, "model_name_or_path": tiny_classifier, "use_cpu": True,
              "output_dir": tmp_path / "run", "bf16": False}  # fmt: skip
     message = one_line(sft_chat.main, as_arguments(words), capsys, tmp_path / "run")
-    assert "no causal language model" in message
+    assert "not a causal language model" in message
 
 
 def test_a_tokenizer_of_another_model_is_told(tiny_table, tiny_classifier, tmp_path, capsys):

@@ -96,7 +96,7 @@ def test_yaml_file(tmp_path):
         ("cut.json", '{"optim": "fro', "cannot read"),
         ("cut.yaml", "optim: [fro", "cannot read"),
         ("tab.yaml", "optim:\tfromage\n\tseed: 1", "cannot read"),
-        ("numbers.yaml", "1: 2", "names that are no words"),
+        ("numbers.yaml", "1: 2", "names that are not words"),
         ("lists.yaml", "label_names: [[a]]", "lists in the list"),
         ("other.json", '{"optimizer": "fromage"}', "did you mean --optim?"),
         ("kind.yaml", "max_steps: many", "invalid int value: 'many'"),
