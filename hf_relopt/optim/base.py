@@ -304,6 +304,12 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
     # -- checkpoints ---------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """State and options as torch's optimizers return them, readable with ``weights_only``."""
+        for group in self.param_groups:
+            settle(group)  # a schedule may have set a number of numpy's since the last step
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the same optimizer over the same parameters.
 
@@ -319,6 +325,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
             ConfigError: a checkpoint of another optimizer or model, or options or state out of
                 range; the optimizer is unchanged then.
         """
+        checkpoint.check_structure(state_dict)
         seen: dict[str, Any] = {}
 
         def inspect(_: torch.optim.Optimizer, final: dict[str, Any]) -> dict[str, Any]:

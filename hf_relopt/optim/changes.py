@@ -16,7 +16,7 @@ from hf_relopt.optim.options import (
     refuse_swallowed,
     settle,
 )
-from hf_relopt.optim.rules import RULES, require_rule
+from hf_relopt.optim.rules import RULES, require_rule, rule_of
 from hf_relopt.optim.state import state_fault
 
 # What a schedule may set in every step; see inputs.check_scheduled.
@@ -31,14 +31,17 @@ def _watched(rule: str) -> tuple[str, ...]:
 def watched_values(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a group's options are now; as long as they compare equal there is nothing to check."""
     rule, lr = group.get("rule"), group.get("lr")
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         return (rule,)
-    # A tensor is watched as an object: its value lies on the device.
+    values = tuple(map(group.get, _watched(rule)))
+    # A tensor is watched as an object: its value lies on the device. Types are watched, since
+    # False, 0 and a tensor of it compare equal.
     return (
         rule,
         len(group),
         id(lr) if isinstance(lr, Tensor) else None,
-        *map(group.get, _watched(rule)),
+        tuple(map(type, values)),
+        values,
     )
 
 
@@ -72,8 +75,9 @@ def check_group(group: dict[str, Any], states: Mapping[Tensor, Mapping[str, Any]
         if fault is not None:
             raise ConfigError(
                 f"The options of a param group do not fit the state of its weights: {fault}. "
-                f"{', '.join(_DECIDING)} cannot change once there is state. Make a new optimizer "
-                "to change them."
+                f"{', '.join(_DECIDING)} cannot change once there is state: make a new optimizer "
+                "to change them. If other code keeps something of its own there, let it use "
+                f"another name than {', '.join(sorted(rule_of(group, param).state))}."
             )
 
 

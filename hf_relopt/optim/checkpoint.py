@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +22,14 @@ from hf_relopt.optim.options import (
     settle,
 )
 from hf_relopt.optim.rules import RULES, rule_of
-from hf_relopt.optim.state import state_fault
+from hf_relopt.optim.state import SCALARS, has_state, state_fault
 from hf_relopt.sharding import local
 
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
 OWN = {"backend", "share_work"}
+
+# Second moments: means of squares.
+_SQUARES = {"second_moment", "exp_avg_sq"}
 
 # How to recognise what wrote a checkpoint that has no "rule" in its groups.
 _SIGNS = {
@@ -45,7 +49,7 @@ def checked(optimizer: torch.optim.Optimizer, state_dict: Any) -> dict[str, Any]
         ConfigError: it was not written by the same rules over the same weights, or something in it
             is not what this optimizer could have written.
     """
-    _check_structure(state_dict)
+    check_structure(state_dict)
     groups = [dict(group) for group in state_dict["param_groups"]]
     _check_author(optimizer, groups)
     complete(groups)
@@ -66,7 +70,8 @@ def checked(optimizer: torch.optim.Optimizer, state_dict: Any) -> dict[str, Any]
     return new
 
 
-def _check_structure(state_dict: Any) -> None:
+def check_structure(state_dict: Any) -> None:
+    """Raise ConfigError unless ``state_dict`` is built as an optimizer's is."""
     parts: dict[str, Any] = {"state": Mapping, "param_groups": (list, tuple)}
     for part, kind in parts.items():
         if not isinstance(state_dict, Mapping) or part not in state_dict:
@@ -82,6 +87,10 @@ def _check_structure(state_dict: Any) -> None:
             raise _damaged("one of its param groups has no list of params")
         if not all(isinstance(key, (int, str)) for key in group["params"]):
             raise _damaged("the params of a group are neither numbers nor names")
+        given = group.get("param_names")
+        listed = isinstance(given, (list, tuple)) and len(given) == len(group["params"])
+        if given is not None and not listed:
+            raise _damaged("the param_names of a group are not one name for each weight")
     for key, state in state_dict["state"].items():
         if not isinstance(state, Mapping):
             raise _damaged(f"its state of {key!r} is of type {type(state).__name__}")
@@ -146,13 +155,16 @@ def _check_options(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
             check_together(group["rule"], {**group, "params": own_group["params"]})
         except ConfigError as error:
             raise ConfigError(f"This checkpoint cannot be loaded: {error}") from None
+        start = group.get("initial_lr", 0.0)  # a schedule's
+        if not OPTIONS[group["rule"]]["lr"].accepts(start):
+            raise _damaged(f"initial_lr, from which its schedule starts, is {start!r:.80}")
 
 
 def _check_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
     for param, group, state in _pairs(optimizer, state_dict):
         if is_lazy(param):
             continue
-        fault = state_fault(group, param, state) or _number_fault(group, state)
+        fault = state_fault(group, param, state) or _number_fault(group, param, state)
         if fault is not None:
             raise ConfigError(
                 f"This checkpoint does not fit a weight of shape {tuple(param.shape)}: {fault}. It "
@@ -161,21 +173,31 @@ def _check_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
             )
 
 
-def _number_fault(group: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
-    """What is wrong with the numbers that each tensor has one or a few of."""
-    for name in ("step", "skipped", "anchor_norm"):
-        value = state.get(name)
-        if not isinstance(value, Tensor) or value.is_meta or "skipped" not in state:
+def _number_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """What is wrong with the numbers in a weight's state, in words."""
+    if not has_state(state):
+        return None
+    for name in rule_of(group, param).state:
+        value = state[name]
+        if value.is_meta or not local(value).numel():
             continue
         value = local(value)
-        # NaN marks an anchor that is not made yet, and nothing else.
-        usable = (value >= 0) & (value < torch.inf)
+        low, high = (float(end) for end in value.aminmax())
         if name == "anchor_norm":
-            usable |= value.isnan()
-            if group.get("scale") in ("row", "block"):  # a placeholder's is negative
-                usable |= value.isfinite()
-        if not bool(usable.all()):
-            return f"{name} is {value.tolist()!r:.60}, but only numbers >= 0 belong there"
+            # NaN marks an anchor that is not made yet, and a negative one a placeholder.
+            made = value[~value.isnan()]
+            signed = group.get("scale") in ("row", "block")
+            if bool(made.isfinite().all()) and (signed or bool((made >= 0).all())):
+                continue
+            return f"{name} is {made.tolist()!r:.60}, but only numbers >= 0 belong there"
+        if name in SCALARS:
+            # More steps could not be counted in float32.
+            if not 0 <= low <= 2**24 or low != int(low):
+                return f"{name} is {low:g}, but only counts belong there"
+        elif not (math.isfinite(low) and math.isfinite(high)):
+            return f"{name} holds values that are not finite"
+        elif name in _SQUARES and low < 0:
+            return f"{name} holds {low:g}, but only squares belong there"
     return None
 
 
@@ -232,7 +254,8 @@ def _followed(groups: Iterable[Mapping[str, Any]]) -> list[str]:
     found = set()
     for group in map(_completed, groups):
         direction = group.get("direction", "gradient")
-        found.add(group["rule"] if direction == "gradient" else f"{group['rule']} ({direction})")
+        named = isinstance(direction, str) and direction != "gradient"
+        found.add(f"{group['rule']} ({direction})" if named else group["rule"])
     return sorted(found)
 
 

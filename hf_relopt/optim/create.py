@@ -75,6 +75,11 @@ def plan(
     lr = default_lr(model, optim)[0] if lr is None else lr
     check_options(rule, {**options, "lr": lr})
     check_request(optim, options)
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides is {overrides!r}. Pass a dict of roles or patterns over names with a dict "
+            "of options each, as in {'vector': {'lr': 0.001}}."
+        )
     for target, changes in (overrides or {}).items():
         check_override(optim, target, changes)
     preset = PRESETS.get(optim)
@@ -140,7 +145,7 @@ def from_plan(chosen: Plan) -> RelativeOptimizer:
 
 def check_name(optim: str) -> None:
     """Raise ConfigError unless ``optim`` is one of ours."""
-    if optim not in OPTIMIZERS:
+    if not isinstance(optim, str) or optim not in OPTIMIZERS:
         near = difflib.get_close_matches(str(optim), OPTIMIZERS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Use one of these."
         raise ConfigError(f"optim is {optim!r}; hf_relopt has {', '.join(OPTIMIZERS)}. {hint}")
@@ -172,8 +177,13 @@ def _defaults(rule: str) -> dict[str, Any]:
 
 def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
     """Raise ConfigError unless every key of an override is an option of the rule it leads to."""
+    if not isinstance(target, str) or not isinstance(changes, Mapping):
+        raise ConfigError(
+            f"The override {target!r} is {changes!r}. Overrides are a role or a pattern over names "
+            "with a dict of options, as in {'vector': {'lr': 0.001}}."
+        )
     rule = changes.get("rule", rule_of_name(optim))
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise ConfigError(
             f"The override {target!r} asks for rule {rule!r}; the rules are {', '.join(RULES)}."
         )

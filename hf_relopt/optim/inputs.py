@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.options import check_options, check_rate
+from hf_relopt.optim.options import check_options, check_rate, is_of_numpy
 
 
 def as_list(params: Any) -> list[Any]:
@@ -22,15 +22,31 @@ def as_list(params: Any) -> list[Any]:
     """
     if isinstance(params, Tensor):
         raise ConfigError("params is one tensor; pass a list of tensors, [tensor].")
+    if isinstance(params, nn.Module):
+        raise ConfigError(
+            f"params is a model ({type(params).__name__}). Pass model.parameters(), or make the "
+            "optimizer with create_optimizer(model, 'fromage'), which gives each weight what "
+            "suits its role."
+        )
     if isinstance(params, set):
         raise _unordered()
-    entries = [params] if isinstance(params, dict) else list(params)
+    entries = [params] if isinstance(params, dict) else _listed(params)
+    groups = [entry for entry in entries if isinstance(entry, dict)]
+    if groups and len(groups) < len(entries):
+        raise ConfigError(
+            "params mixes param groups with tensors. Put the tensors into a group, too: "
+            '{"params": [...]}.'
+        )
     # A group's generator would be used up by the look into it.
-    for entry in entries:
-        if isinstance(entry, dict) and isinstance(entry["params"], set):
+    for group in groups:
+        if "params" not in group:
+            raise ConfigError(
+                f"A param group has no 'params', only {', '.join(map(str, group))}. Add the "
+                "tensors that it is for."
+            )
+        if isinstance(group["params"], set):
             raise _unordered()
-        if isinstance(entry, dict):
-            entry["params"] = _listed(entry["params"])
+        group["params"] = _listed(group["params"])
     if not any(tensors(entry) for entry in entries):
         raise ConfigError(
             "The parameter list is empty; an optimizer needs at least one trainable tensor. Is "
@@ -66,6 +82,11 @@ def check_params(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> 
 
 def _listed(params: Any) -> list[Any]:
     """A group's parameters, which may be one tensor: iterated over it would be its rows."""
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise ConfigError(
+            f"params is {params!r} ({type(params).__name__}); an optimizer takes tensors, "
+            "(name, tensor) pairs or groups of them. Pass model.parameters()."
+        )
     return [params] if isinstance(params, Tensor) else list(params)
 
 
@@ -106,8 +127,11 @@ def give_names(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> No
     group["params"] = [(f"{where}.{i}", param) for i, param in enumerate(group["params"])]
 
 
-def check_scheduled(group: Mapping[str, Any]) -> None:
+def check_scheduled(group: dict[str, Any]) -> None:
     """Check what a schedule may have set; an ``lr`` that is a tensor stays on its device."""
+    for name in ("lr", "momentum"):
+        if is_of_numpy(group.get(name)):
+            group[name] = group[name].item()
     given = {"momentum": group["momentum"]} if "momentum" in group else {}
     if isinstance(group["lr"], Tensor):
         check_options(group["rule"], given)
@@ -140,10 +164,5 @@ def names(group: Mapping[str, Any]) -> list[str]:
 
 def tensors(entry: Any) -> list[Tensor]:
     """The tensors of a group, a (name, tensor) pair or a tensor."""
-    if isinstance(entry, Tensor):
-        return [entry]
-    if isinstance(entry, tuple):
-        return [entry[1]]
-    params = entry["params"] if isinstance(entry, dict) else entry
-    params = [params] if isinstance(params, Tensor) else params
-    return [param[1] if isinstance(param, tuple) else param for param in params]
+    params = _listed(entry["params"]) if isinstance(entry, dict) else [entry]
+    return [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params]

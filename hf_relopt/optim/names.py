@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from hf_relopt.errors import ConfigError
@@ -30,8 +31,13 @@ def in_own_order(
     own_names, saved_names = _names(own), _names(saved)
     if not own_names or not saved_names or own_names == saved_names:
         return list(saved)
+    if set(chain(*own_names)).isdisjoint(chain(*saved_names)):
+        # One of the two models may have been part of another.
+        own_names, saved_names = _without_prefix(own_names), _without_prefix(saved_names)
     homes = {name: (g, i) for g, names in enumerate(saved_names) for i, name in enumerate(names)}
-    flat = [name for names in own_names for name in names]
+    flat = list(chain(*own_names))
+    if homes.keys().isdisjoint(flat):
+        return list(saved)
     if len(homes) != sum(map(len, saved_names)) or len(set(flat)) != len(flat):
         return list(saved)  # a name that stands for two weights finds neither
     if set(flat) != homes.keys():
@@ -90,6 +96,18 @@ def _names(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             return []
         found.append([_bare(str(name)) for name in names])
     return found
+
+
+def _without_prefix(groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Names without the modules that all of them begin with."""
+    split = [[name.split(".") for name in names] for names in groups]
+    every = [parts for names in split for parts in names]
+    shared = 0
+    while all(len(parts) > shared + 1 for parts in every) and (
+        len({parts[shared] for parts in every}) == 1
+    ):
+        shared += 1
+    return [[".".join(parts[shared:]) for parts in names] for names in split]
 
 
 def _bare(name: str) -> str:

@@ -28,8 +28,13 @@ class Option:
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float, not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite int or float that fits into a float, not a bool."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int of more than 308 digits
+        return False
 
 
 def none_or(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -67,7 +72,10 @@ def one_of(default: Any, words: Iterable[Any], remedy: str) -> Option:
     return Option(
         default=default,
         allowed=shown if default is not None else f"None, {shown}",
-        accepts=lambda value: value in known or (default is None and value is None),
+        # An array compares with words entry by entry.
+        accepts=lambda value: (
+            (isinstance(value, str) and value in known) or (default is None and value is None)
+        ),
         parse=none_or(str) if default is None else str,
         remedy=remedy,
     )

@@ -18,7 +18,7 @@ from hf_relopt.optim.option import Option, flag, is_number, number, one_of, pars
 def _is_lr(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         # Checked when it is put into a group, since reading it costs a synchronisation.
-        if value.numel() != 1 or not value.is_floating_point():
+        if value.numel() != 1 or not value.is_floating_point() or value.is_meta:
             return False
         value = value.item()
     return is_number(value) and 0 <= value < 1
@@ -122,12 +122,19 @@ def check_options(rule: str, given: Mapping[str, Any]) -> None:
     for name, option in OPTIONS[rule].items():
         if name in given and not option.accepts(given[name]):
             raise bad_value(rule, name, given[name], option)
-    if rule != "adamw" and given.get("weight_decay"):
+    if rule != "adamw" and not _is_nothing(given.get("weight_decay")):
         raise ConfigError(
             f"weight_decay is {given['weight_decay']!r}; {rule} takes only 0: it keeps the norms "
             "of weights by itself. Leave weight_decay at 0, and use "
             f"{'p_scale' if rule == 'madam' else 'p_bound'} to bound the weights."
         )
+
+
+def _is_nothing(value: Any) -> bool:
+    """None, False or a zero: another library's way to say that there is no weight decay."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_meta and not bool(value)
+    return value is None or value is False or (is_number(value) and value == 0)
 
 
 def check_together(rule: str, group: Mapping[str, Any]) -> None:
@@ -158,9 +165,11 @@ def check_rate(rule: str, group: Mapping[str, Any]) -> None:
 
 def bad_value(rule: str, name: str, value: object, option: Option) -> ConfigError:
     """The error for an option's value that is not allowed."""
-    shown = value.tolist() if isinstance(value, torch.Tensor) else value
+    shown = value
+    if name == "lr" and isinstance(value, torch.Tensor) and not value.is_meta:
+        shown = value.tolist()
     return ConfigError(
-        f"{name} is {shown!r}; {rule} takes {option.allowed}. Remedy: {option.remedy}."
+        f"{name} is {shown!r:.80}; {rule} takes {option.allowed}. Remedy: {option.remedy}."
     )
 
 
@@ -216,13 +225,18 @@ def _is_slip(name: str, option: str) -> bool:
     return len(a) > 5 and a[same + 1 :] == b[same + 1 :]
 
 
+def is_of_numpy(value: Any) -> bool:
+    """Whether a value is one number of numpy's."""
+    return type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
+
+
 def settle(options: dict[str, Any]) -> None:
     """Make numpy's numbers Python's own, and lists tuples, as JSON and sweeps leave them.
 
     A checkpoint with numbers of numpy could not be read with ``weights_only``.
     """
     for name, value in options.items():
-        if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        if is_of_numpy(value):
             options[name] = value.item()
         elif isinstance(value, list) and name in ("betas", "split_sizes"):
             options[name] = tuple(value)

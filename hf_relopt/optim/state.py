@@ -100,6 +100,10 @@ def state_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any
         value = state[name]
         if not isinstance(value, Tensor):
             return f"{name} is {value!r} ({type(value).__name__}), not a tensor"
+        if value.layout is not torch.strided:
+            return f"{name} is sparse ({value.layout})"
+        if value.is_meta and not param.is_meta:
+            return f"{name} is on the meta device, where tensors hold no values"
         shape, dtype = _form(group, param, name)
         # A single number may have a dimension or none.
         if tuple(value.shape) != shape and not value.numel() == math.prod(shape) == 1:

@@ -153,6 +153,12 @@ def test_bad_parameter_lists_are_refused(case: Case) -> None:
     refused(lambda: case.make(iter(())), "empty", "trainable")
     refused(lambda: case.make([{"params": []}]), "empty", "trainable")
     refused(lambda: case.make(one), "list")
+    for what in (5, None, "weights", nn.Linear(2, 2)):
+        refused(lambda what=what: case.make(what), "params is", "model.parameters()")
+    refused(lambda: case.make([5]), "type int", "tensors")
+    refused(lambda: case.make([{"params": 5}]), "params is 5", "tensors")
+    refused(lambda: case.make([{"lr": 0.1}]), "no 'params'", "lr")
+    refused(lambda: case.make([{"params": [one]}, two]), "mixes", "group")
     refused(lambda: case.make([one, two, one]), "twice", "(4, 3)")
     refused(lambda: case.make([("a", one), ("b", one)]), "twice")
     refused(lambda: case.make([{"params": [one]}, {"params": [two, one]}]), "twice")

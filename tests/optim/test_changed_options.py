@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,18 @@ def started(kind: Any, **options: Any) -> tuple[list[nn.Parameter], torch.optim.
     (Madam, {}, "p_scale", 0, ("p_scale",)),
     (Madam, {}, "g_bound", None, ("g_bound",)),
     (Fromage, ADAMW, "betas", (0.9, 1.0), ("betas",)),
+    # What compares equal to the value that is there, or cannot be compared.
+    (Fromage, {}, "seed", 0.0, ("0.0", "integer")),
+    (Fromage, {}, "maximize", 0, ("True or False",)),
+    (Fromage, {}, "maximize", torch.tensor(False), ("True or False",)),
+    (Fromage, {}, "min_scale", torch.tensor(0.1), ("tensor(0.1", "a number")),
+    (Fromage, {}, "p_bound", 10**400, ("p_bound",)),
+    (Fromage, {}, "weight_decay", torch.zeros(2), ("p_bound",)),
+    (Fromage, {}, "weight_decay", np.zeros(2), ("p_bound",)),
+    (Fromage, {}, "direction", np.array(["a", "b"]), ("spectral",)),
+    (Fromage, {}, "rule", ["fromage"], ("['fromage']", "madam")),
+    (Fromage, {}, "lr", 10**400, ("0 <= lr < 1",)),
+    (Fromage, {}, "lr", torch.tensor(0.1, device="meta"), ("0 <= lr < 1",)),
     (Fromage, ADAMW, "eps", 0, ("eps",)),
     (Fromage, ADAMW, "weight_decay", -1, ("weight_decay",)),
 ])  # fmt: skip
@@ -140,6 +153,22 @@ def test_numpy_s_scalars_are_numbers(name: str, value: Any, same: object) -> Non
     assert all(map(same_bits, params, expected))
     # As plain Python: what a checkpoint holds is read with weights_only.
     assert type(built.param_groups[0][name]) is type(same)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.array])
+def test_a_schedule_in_numpy_s_numbers_steps_and_is_saved(number: Any, tmp_path: Path) -> None:
+    params, expected = weights(torch.float32), weights(torch.float32)
+    optimizer = Fromage(params, lr=0.25, direction="momentum")
+    other = Fromage(expected, lr=0.25, direction="momentum")
+    for step in (1, 2):
+        run(optimizer, params, (step,))
+        run(other, expected, (step,))
+        optimizer.param_groups[0].update(lr=number(0.125), momentum=number(0.5))
+        other.param_groups[0].update(lr=0.125, momentum=0.5)
+        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+        saved = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert type(saved["param_groups"][0]["lr"]) is float
+    assert all(map(same_bits, params, expected))
 
 
 @pytest.mark.parametrize("lr", [

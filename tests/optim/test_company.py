@@ -147,6 +147,18 @@ def test_state_that_somebody_else_keeps_changes_nothing(case: Case) -> None:
     assert again.state[fresh[0]]["note"] == "theirs"
 
 
+@pytest.mark.parametrize("name", ["momentum", "skipped", "anchor_norm"])
+def test_their_state_under_a_name_of_ours_is_refused(name: str) -> None:
+    params = weights(torch.float32)
+    optimizer = Fromage(params, direction="momentum")
+    optimizer.state[params[0]][name] = torch.zeros_like(params[0])
+    set_gradients(params, 1)
+    before = snapshot(params)
+    with pytest.raises(ConfigError, match=r"other code keeps.*another name than.*momentum"):
+        optimizer.step()
+    assert all(map(same_bits, params, before))
+
+
 def test_a_state_with_theirs_alone_loads() -> None:
     """A wrapper that has prepared its own state, saved before the first step."""
     params = weights(torch.float32)

@@ -192,3 +192,18 @@ def test_a_group_that_is_added_without_names_joins_those_with_names():
     plain = Fromage(net.parameters())
     plain.add_param_group({"params": list(more.parameters())})
     assert "param_names" not in plain.param_groups[-1]
+
+
+@pytest.mark.parametrize("overrides", [
+    [1], "vector", {"matrix": 5}, {"matrix": {"rule": ["madam"]}}, {5: {"lr": 0.1}},
+    {"matrix": {"lr": None}},
+])  # fmt: skip
+def test_overrides_of_the_wrong_kind_are_one_clear_error(overrides: object) -> None:
+    with pytest.raises(ConfigError, match=r"override|lr is None"):
+        create_optimizer(model(), "fromage", overrides=overrides)
+
+
+@pytest.mark.parametrize("optim", [None, ["fromage"], 5, {}])
+def test_a_name_of_the_wrong_kind_is_one_clear_error(optim: object) -> None:
+    with pytest.raises(ConfigError, match="optim is"):
+        create_optimizer(model(), optim)
