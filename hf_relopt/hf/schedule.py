@@ -18,6 +18,18 @@ from typing import Any
 import torch
 
 from hf_relopt.errors import FormatError
+from hf_relopt.optim.options import is_of_numpy
+
+
+def in_plain_numbers(scheduler: Any) -> None:
+    """Make the numpy numbers in a schedule Python's own, or its checkpoint could not be read."""
+    schedule = getattr(scheduler, "scheduler", scheduler)  # in Accelerate's wrapper
+    for one in (schedule, *getattr(schedule, "_schedulers", ())):
+        for name, value in vars(one).items():
+            if isinstance(value, list):
+                setattr(one, name, [n.item() if is_of_numpy(n) else n for n in value])
+            elif is_of_numpy(value):
+                setattr(one, name, value.item())
 
 
 def load_schedule(scheduler: Any, folder: Path) -> None:

@@ -21,7 +21,7 @@ from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
 from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
-from hf_relopt.hf.schedule import load_schedule, take_place
+from hf_relopt.hf.schedule import in_plain_numbers, load_schedule, take_place
 from hf_relopt.hf.together import on_main_process
 from hf_relopt.optim.checkpoint import kept
 
@@ -112,6 +112,10 @@ class RelOptMixin:
                 load_schedule(self.lr_scheduler, Path(checkpoint))  # type: ignore[attr-defined]
                 return
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        in_plain_numbers(self.lr_scheduler)  # type: ignore[attr-defined]
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """One step as in Trainer; checks the model before the first step.

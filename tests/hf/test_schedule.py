@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler as torch_schedules
@@ -17,8 +19,9 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_relopt import Fromage, RelOptTrainer, create_optimizer
 from hf_relopt.errors import FormatError
+from hf_relopt.hf.checkpoints import last_complete_checkpoint
 from hf_relopt.hf.schedule import take_place
-from tests.hf.tiny import arguments, gpt2, rows
+from tests.hf.tiny import arguments, gpt2, rows, same, weights
 
 STEPS, STOPPED = 8, 3
 # Nothing is ever better by that much, so that each evaluation after the first lowers the rate.
@@ -209,3 +212,29 @@ def test_a_log_without_the_evaluations_is_refused(tmp_path: Path) -> None:
     fresh = OF_TORCH["ReduceLROnPlateau"](optimizer(Fromage, 0.01, 1))
     with pytest.raises(FormatError, match=r"3 evaluations .* 0 of eval_f1"):
         take_place(fresh, tmp_path, "f1")
+
+
+def test_a_schedule_in_numpy_s_numbers_is_saved_as_plain_ones(tmp_path: Path) -> None:
+    """np.cos in a LambdaLR makes learning rates of numpy: ``weights_only`` refuses to read them."""
+
+    class Cosine(RelOptTrainer):
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            def share(step: int) -> Any:
+                return 0.5 * (1 + np.cos(np.pi * step / num_training_steps))
+
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch_schedules.LambdaLR(optimizer, share)
+            return self.lr_scheduler
+
+    def trained(**given: Any) -> Any:
+        saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        args = arguments(tmp_path, optim="fromage", **saving)
+        job = Cosine(gpt2(), args, train_dataset=rows())
+        job.train(**given)
+        return job
+
+    whole = trained()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    resumed = trained(resume_from_checkpoint=True)
+    assert same(weights(whole.model), weights(resumed.model))
