@@ -72,11 +72,11 @@ def main() -> None:
                     continue
                 print(adapter, flush=True)
                 log.append(key, run(spec, task, args.steps, seed))
-    records = [record for record in log.records() if record["key"]["steps"] == args.steps]
+    records = log.records()
     table = _table(records)
     print(table)
     setting = (__doc__ or "").split("\n\n")[1].strip().replace("\n", " ")
-    setting = setting.replace("STEPS", f"{args.steps:,}")
+    setting = setting.replace("STEPS steps", "the steps of the table")
     title = "Adapters on SST-2: accuracy on the validation part"
     wheres = [record["where"] for record in records]
     write_report(args.out.with_suffix(".md"), title, setting, table, "Not read yet.", wheres)
@@ -89,6 +89,7 @@ def _table(records: list[dict[str, Any]]) -> str:
             record["key"]["adapter"],
             f"`{record['key']['optim']}`",
             f"{record['lr']:g}",
+            record["key"]["steps"],
             record["key"]["seed"],
             f"{record['accuracy']:.1f}",
             f"{record['valid_loss']:.3f}",
@@ -96,11 +97,16 @@ def _table(records: list[dict[str, Any]]) -> str:
             f"{record['seconds']:.0f}",
         ]
         for record in sorted(
-            records, key=lambda record: (order[record["key"]["adapter"]], record["key"]["optim"])
+            records,
+            key=lambda record: (
+                order[record["key"]["adapter"]],
+                record["key"]["steps"],
+                record["key"]["optim"],
+            ),
         )
     ]
-    header = "adapter", "optimizer", "lr", "seed", "accuracy, %", "validation loss", "train loss"
-    return markdown_table([*header, "CPU s"], rows)
+    header = ["adapter", "optimizer", "lr", "steps", "seed", "accuracy, %", "validation loss"]
+    return markdown_table([*header, "train loss", "CPU s"], rows)
 
 
 if __name__ == "__main__":
