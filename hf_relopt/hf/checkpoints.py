@@ -19,7 +19,7 @@ from hf_relopt.hf.saved_files import (
     safetensors_fault,
     trainer_state_problem,
 )
-from hf_relopt.hf.shard_files import sharded_fault
+from hf_relopt.hf.shard_files import is_sharded, sharded_fault
 
 _WEIGHTS = (
     "model.safetensors",
@@ -45,8 +45,8 @@ _PICKLES = (
     "adapter_model.bin",
     "rng_state*.pth",
 )
-# What torch.distributed.checkpoint wrote, and Accelerate reads back.
-_SHARDED = ("pytorch_model_fsdp_*", "optimizer_*")
+# The folders that Accelerate has torch.distributed.checkpoint write and read.
+_SHARDED = ("pytorch_model_fsdp_0", "optimizer_0")
 
 WEIGHTS_ALONE = "it holds only weights, as written with save_only_model"
 
@@ -139,10 +139,11 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     for path in sorted({path for pattern in _PICKLES for path in folder.glob(pattern)}):
         if path.is_file() and (fault := pickle_fault(path)):
             return f"{path.name} {fault}"
-    for path in sorted({path for pattern in _SHARDED for path in folder.glob(pattern)}):
-        if path.is_dir() and (fault := sharded_fault(path)):
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if (path.name in _SHARDED or is_sharded(path)) and (fault := sharded_fault(path)):
             return f"{path.name}: {fault}"
-    return None
+    # Some releases of Accelerate look for it here, if "optimizer" is in the name of the folder.
+    return sharded_fault(folder) if is_sharded(folder) else None
 
 
 def _state_missing(folder: Path, weights_alone: bool) -> str | None:
