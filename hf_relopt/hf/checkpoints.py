@@ -15,6 +15,7 @@ from hf_relopt.hf.log import logger
 from hf_relopt.hf.saved_files import (
     index_fault,
     json_fault,
+    object_problem,
     pickle_fault,
     safetensors_fault,
     trainer_state_problem,
@@ -32,6 +33,8 @@ _WEIGHTS = (
     "pytorch_model_fsdp.bin",
     "pytorch_model_fsdp_0",
 )
+# PEFT puts an adapter of any name but "default" into a folder of that name.
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # The optimizer's state: of one process or DDP, of FSDP2 (whole or sharded), and of others that
 # RelOptTrainer trains as the stock Trainer does (DeepSpeed, XLA, SageMaker).
 _STATES = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "*optimizer.pt*")
@@ -126,24 +129,41 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     if fault := json_fault(state, trainer_state_problem):
         return f"trainer_state.json {fault}"
     weights = [folder / name for name in _WEIGHTS if (folder / name).exists()]
-    if not weights:
+    adapters = _adapter_folders(folder)
+    if not weights and not adapters:
         return "it holds no weights"
     if fault := _state_missing(folder, weights_alone):
         return fault
     for index in (path for path in weights if path.name.endswith(".index.json")):
         if fault := index_fault(index):
             return f"{index.name} {fault}"
-    for path in sorted(folder.glob("*.safetensors")):
-        if fault := safetensors_fault(path):
-            return f"{path.name} {fault}"
-    for path in sorted({path for pattern in _PICKLES for path in folder.glob(pattern)}):
-        if path.is_file() and (fault := pickle_fault(path)):
-            return f"{path.name} {fault}"
+    for part in (folder, *adapters):
+        if part in adapters and not _holds_adapter(part):
+            return f"the weights of the adapter in {part.name} are missing"
+        for path in sorted(part.glob("*.safetensors")):
+            if fault := safetensors_fault(path):
+                return f"{path.relative_to(folder)} {fault}"
+        for path in sorted({path for pattern in _PICKLES for path in part.glob(pattern)}):
+            if path.is_file() and (fault := pickle_fault(path)):
+                return f"{path.relative_to(folder)} {fault}"
+    for path in (part / "adapter_config.json" for part in (folder, *adapters)):
+        if _holds_adapter(path.parent) and (fault := json_fault(path, object_problem)):
+            return f"{path.relative_to(folder)} {fault}"
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
         if (path.name in _SHARDED or is_sharded(path)) and (fault := sharded_fault(path)):
             return f"{path.name}: {fault}"
     # Some releases of Accelerate look for it here, if "optimizer" is in the name of the folder.
     return sharded_fault(folder) if is_sharded(folder) else None
+
+
+def _adapter_folders(folder: Path) -> list[Path]:
+    """Those that the stock Trainer loads, and those whose weights are lost."""
+    named = (*_ADAPTERS, "adapter_config.json")
+    return sorted({path.parent for name in named for path in folder.glob(f"*/{name}")})
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in _ADAPTERS)
 
 
 def _state_missing(folder: Path, weights_alone: bool) -> str | None:

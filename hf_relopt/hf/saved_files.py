@@ -31,17 +31,25 @@ def json_fault(path: Path, problem: Callable[[Any], str | None]) -> str | None:
         problem: says what is wrong with the content, or None.
     """
     try:
-        content = json.loads(path.read_bytes())
+        # In the encoding that it will be read in.
+        content = json.loads(path.read_text(encoding="utf-8"))
     # Deep nesting ends in a RecursionError, a number of many digits in a ValueError.
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         return f"cannot be read ({one_line(error)})"
     return problem(content)
 
 
+def object_problem(content: Any) -> str | None:
+    """What is wrong with JSON that should be an object; None if nothing is."""
+    if isinstance(content, dict):
+        return None
+    return f"holds {type(content).__name__} in place of an object"
+
+
 def trainer_state_problem(content: Any) -> str | None:
     """What is wrong with the content of trainer_state.json; None if nothing is."""
-    if not isinstance(content, dict):
-        return f"holds {type(content).__name__} in place of an object"
+    if fault := object_problem(content):
+        return fault
     for name, kinds in _STATE_FIELDS.items():
         if name not in content:
             return f"lacks {name}"
