@@ -35,9 +35,11 @@ _WEIGHTS = (
 )
 # PEFT puts an adapter of any name but "default" into a folder of that name.
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-# The optimizer's state: of one process or DDP, of FSDP2 (whole or sharded), and of others that
-# RelOptTrainer trains as the stock Trainer does (DeepSpeed, XLA, SageMaker).
-_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "*optimizer.pt*")
+# The optimizer's state of one process, DDP, or FSDP2 with full state dicts. XLA and SageMaker write
+# a file from each rank, and RelOptTrainer trains there as the stock Trainer does.
+_STATES = ("optimizer.pt", "optimizer.bin", "rank*-of-*-optimizer.pt", "optimizer.pt_*")
+# DeepSpeed's own folder: weights, optimizer state and schedule.
+_DEEPSPEED = "global_step[0-9]*"
 # What torch.save wrote: a zip, whose directory is at its end, so a cut file has none.
 _PICKLES = (
     "optimizer.pt",
@@ -50,6 +52,17 @@ _PICKLES = (
 )
 # The folders that Accelerate has torch.distributed.checkpoint write and read.
 _SHARDED = ("pytorch_model_fsdp_0", "optimizer_0")
+# What is looked for by name: files, and folders.
+_FILES = (
+    "trainer_state.json",
+    "*config.json",
+    "model*.safetensors",
+    "*.index.json",
+    *_ADAPTERS,
+    *_STATES,
+    *_PICKLES,
+)
+_FOLDERS = (*_SHARDED, _DEEPSPEED)
 
 WEIGHTS_ALONE = "it holds only weights, as written with save_only_model"
 
@@ -94,6 +107,21 @@ def holds_weights_alone(folder: str | os.PathLike[str]) -> bool:
     return _state_missing(Path(folder), weights_alone=False) == WEIGHTS_ALONE
 
 
+def require_own_kind(folder: str | os.PathLike[str]) -> None:
+    """Raise FormatError if ``folder`` holds optimizer state that only another engine reads.
+
+    The stock Trainer would start with a fresh state.
+    """
+    held = Path(folder)
+    own = [held / name for name in ("optimizer.pt", "optimizer.bin", "optimizer_0")]
+    if not any(path.exists() for path in own) or not (held / "scheduler.pt").is_file():
+        raise FormatError(
+            f"{folder} cannot be resumed: its optimizer state and schedule are those of DeepSpeed, "
+            "XLA or SageMaker, which this run does not use. Resume it as it was trained, or pass "
+            "train(..., discard_optimizer_state=True) to resume its weights with a fresh state."
+        )
+
+
 def require_complete(folder: str | os.PathLike[str], *, weights_alone: bool = False) -> None:
     """Raise FormatError, with the fault, unless ``folder`` is a complete checkpoint."""
     fault = find_fault(Path(folder), weights_alone=weights_alone)
@@ -124,13 +152,16 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     if not folder.is_dir():
         return "there is no such folder"
     state = folder / "trainer_state.json"
-    if not state.is_file():
+    if not os.path.lexists(state):
         return "trainer_state.json, which is written last, is missing"
+    adapters = _adapter_folders(folder)
+    for part in (folder, *adapters):
+        if fault := _misplaced(part):
+            return str(part.relative_to(folder) / fault)
     if fault := json_fault(state, trainer_state_problem):
         return f"trainer_state.json {fault}"
     weights = [folder / name for name in _WEIGHTS if (folder / name).exists()]
-    adapters = _adapter_folders(folder)
-    if not weights and not adapters:
+    if not weights and not adapters and not holds_deepspeed(folder):
         return "it holds no weights"
     if fault := _state_missing(folder, weights_alone):
         return fault
@@ -156,6 +187,33 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     return sharded_fault(folder) if is_sharded(folder) else None
 
 
+def _misplaced(folder: Path) -> str | None:
+    """A name of a checkpoint's file that is no file, or of its folder that is no folder.
+
+    The stock Trainer overlooks it, and starts that part anew.
+    """
+    for path in sorted(folder.iterdir()):
+        is_file = any(path.match(pattern) for pattern in _FILES)
+        if is_file and not path.is_file():
+            return f"{path.name} is {_what(path)} in place of a file"
+        if any(path.match(pattern) for pattern in _FOLDERS) and not path.is_dir():
+            return f"{path.name} is {_what(path)} in place of a folder"
+    return None
+
+
+def _what(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    if path.is_file():
+        return "a file"
+    return "a link to nothing" if path.is_symlink() else "something else"
+
+
+def holds_deepspeed(folder: Path) -> bool:
+    """Whether DeepSpeed has written its own folder into a checkpoint."""
+    return any(path.is_dir() and any(path.iterdir()) for path in folder.glob(_DEEPSPEED))
+
+
 def _adapter_folders(folder: Path) -> list[Path]:
     """Those that the stock Trainer loads, and those whose weights are lost."""
     named = (*_ADAPTERS, "adapter_config.json")
@@ -168,16 +226,18 @@ def _holds_adapter(folder: Path) -> bool:
 
 def _state_missing(folder: Path, weights_alone: bool) -> str | None:
     """The stock Trainer starts a fresh state and schedule if one of the two is missing."""
-    has_state = any(path for pattern in _STATES for path in folder.glob(pattern))
+    files = [path for pattern in _STATES for path in folder.glob(pattern)]
+    # Whether FSDP's folder is complete is told when it is read.
+    has_state = any(path.is_file() for path in files) or (folder / "optimizer_0").is_dir()
     has_schedule = (folder / "scheduler.pt").is_file()
+    # DeepSpeed keeps the schedule in its own files.
+    if holds_deepspeed(folder):
+        return None
     if not has_state and not has_schedule:
         return None if weights_alone else WEIGHTS_ALONE
     if not has_state:
         return "the optimizer's state is missing"
-    # DeepSpeed keeps the schedule in its own files.
-    if not has_schedule and not any(folder.glob("global_step*")):
-        return "scheduler.pt is missing"
-    return None
+    return None if has_schedule else "scheduler.pt is missing"
 
 
 def _newest_first(output_dir: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf import arguments, guards
@@ -18,7 +19,11 @@ from hf_relopt.hf.across_modes import (
     weights_to_carry,
 )
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
-from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
+from hf_relopt.hf.checkpoints import (
+    last_complete_checkpoint,
+    require_complete,
+    require_own_kind,
+)
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
 from hf_relopt.hf.schedule import load_schedule, take_place
@@ -79,7 +84,16 @@ class RelOptMixin:
         elif isinstance(resume_from_checkpoint, (str, os.PathLike)):
             folder = resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             on_main_process(lambda: require_complete(folder, weights_alone=self._discard))
+        if isinstance(resume_from_checkpoint, str) and not self._discard and self._is_plain():
+            require_own_kind(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _is_plain(self) -> bool:
+        """Whether this run reads the optimizer's state from torch's files, or FSDP's."""
+        others = ("is_deepspeed_enabled", "is_fsdp_xla_v1_enabled")
+        return not any(getattr(self, name, False) for name in others) and not (
+            is_sagemaker_mp_enabled() or is_torch_xla_available()
+        )
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         weights = weights_to_carry(checkpoint, fsdp=self.is_fsdp_enabled)  # type: ignore[attr-defined]

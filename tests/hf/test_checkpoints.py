@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -163,6 +164,90 @@ def test_archives_without_checksums_are_not_taken_for_damaged(run):
 def test_a_damaged_index_is_a_fault(content, kind, run):
     (run / "checkpoint-4" / f"{kind}.index.json").write_text(content)
     assert f"{kind}.index.json" in find_fault(run / "checkpoint-4")
+
+
+# --- what lies there in place of a file or folder ------------------------------------------
+
+
+def linked(to: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.symlink_to(to)
+
+    return damage
+
+
+def a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [linked("nowhere"), linked("."), a_folder, a_pipe])
+@pytest.mark.parametrize("name", [
+    "optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "config.json",
+    "rng_state.pth", "optimizer.bin", "pytorch_model.bin", "model.safetensors.index.json",
+])  # fmt: skip
+def test_anything_in_place_of_a_file_is_a_fault(name, damage, run):
+    damage(run / "checkpoint-4" / name)
+    assert f"{name} is a" in (fault := find_fault(run / "checkpoint-4")) or "something" in fault
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-2")
+
+
+def test_a_link_to_itself_is_a_fault(run):
+    linked("optimizer.pt")(run / "checkpoint-4" / "optimizer.pt")
+    assert (
+        find_fault(run / "checkpoint-4") == "optimizer.pt is a link to nothing in place of a file"
+    )
+
+
+def test_links_to_files_are_files(run, tmp_path):
+    for name in ("optimizer.pt", "model.safetensors", "trainer_state.json"):
+        (run / "checkpoint-4" / name).rename(tmp_path / name)
+        linked(str(tmp_path / name))(run / "checkpoint-4" / name)
+    assert find_fault(run / "checkpoint-4") is None
+
+
+@pytest.mark.parametrize("weights_alone", [True, False])
+@pytest.mark.parametrize("name", ["optimizer_0", "pytorch_model_fsdp_0", "global_step4"])
+@pytest.mark.parametrize("damage", [holding(b"x"), linked("nowhere")])
+def test_anything_in_place_of_a_folder_is_a_fault(name, damage, weights_alone, run):
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    damage(run / "checkpoint-4" / name)
+    assert name in find_fault(run / "checkpoint-4", weights_alone=weights_alone)
+
+
+@pytest.mark.parametrize("name", [
+    "optimizer_1", "optimizer_plots", "global_step4", "global_steps", "my_optimizer.pt",
+])  # fmt: skip
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_only_sounds_like_optimizer_state_is_none(name, make, run):
+    for file in ("optimizer.pt", "scheduler.pt"):
+        (run / "checkpoint-4" / file).unlink()
+    make(run / "checkpoint-4" / name)
+    fault = find_fault(run / "checkpoint-4")
+    assert "save_only_model" in fault or fault == "global_step4 is a file in place of a folder"
+
+
+@pytest.mark.parametrize("missing", [
+    ("optimizer.pt", "scheduler.pt"), ("optimizer.pt",), ("scheduler.pt",),
+])  # fmt: skip
+def test_deepspeeds_state_is_not_taken_for_that_of_another_run(missing, run):
+    folder = run / "checkpoint-4"
+    for name in missing:
+        (folder / name).unlink()
+    (folder / "global_step4").mkdir()
+    (folder / "global_step4" / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    assert find_fault(folder) is None
+    job = RelOptTrainer(gpt2(seed=1), arguments(run, optim="fromage"), train_dataset=rows())
+    before = weights(job.model)
+    with pytest.raises(FormatError, match="DeepSpeed"):
+        job.train(resume_from_checkpoint=True)
+    assert same(before, weights(job.model))
 
 
 def test_numbers_are_compared_as_numbers(run):
