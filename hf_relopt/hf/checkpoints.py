@@ -6,6 +6,7 @@ that is killed while saving could not be resumed. It writes trainer_state.json l
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -15,9 +16,13 @@ from hf_relopt.hf.log import logger
 from hf_relopt.hf.saved_files import (
     index_fault,
     json_fault,
-    object_problem,
     pickle_fault,
     safetensors_fault,
+)
+from hf_relopt.hf.saved_states import (
+    PICKLES,
+    config_problem,
+    object_problem,
     trainer_state_problem,
 )
 from hf_relopt.hf.shard_files import is_sharded, sharded_fault
@@ -40,16 +45,6 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _STATES = ("optimizer.pt", "optimizer.bin", "rank*-of-*-optimizer.pt", "optimizer.pt_*")
 # DeepSpeed's own folder: weights, optimizer state and schedule.
 _DEEPSPEED = "global_step[0-9]*"
-# What torch.save wrote: a zip, whose directory is at its end, so a cut file has none.
-_PICKLES = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "pytorch_model*.bin",
-    "adapter_model.bin",
-    "rng_state*.pth",
-)
 # The folders that Accelerate has torch.distributed.checkpoint write and read.
 _SHARDED = ("pytorch_model_fsdp_0", "optimizer_0")
 # What is looked for by name: files, and folders.
@@ -60,7 +55,7 @@ _FILES = (
     "*.index.json",
     *_ADAPTERS,
     *_STATES,
-    *_PICKLES,
+    *PICKLES,
 )
 _FOLDERS = (*_SHARDED, _DEEPSPEED)
 
@@ -158,8 +153,11 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     for part in (folder, *adapters):
         if fault := _misplaced(part):
             return str(part.relative_to(folder) / fault)
-    if fault := json_fault(state, trainer_state_problem):
+    if fault := json_fault(state, trainer_state_problem) or _step_fault(state):
         return f"trainer_state.json {fault}"
+    config = folder / "config.json"
+    if config.is_file() and (fault := json_fault(config, config_problem)):
+        return f"config.json {fault}"
     weights = [folder / name for name in _WEIGHTS if (folder / name).exists()]
     if not weights and not adapters and not holds_deepspeed(folder):
         return "it holds no weights"
@@ -174,9 +172,10 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
         for path in sorted(part.glob("*.safetensors")):
             if fault := safetensors_fault(path):
                 return f"{path.relative_to(folder)} {fault}"
-        for path in sorted({path for pattern in _PICKLES for path in part.glob(pattern)}):
-            if path.is_file() and (fault := pickle_fault(path)):
-                return f"{path.relative_to(folder)} {fault}"
+        for pattern, problem in PICKLES.items():
+            for path in sorted(part.glob(pattern)):
+                if fault := pickle_fault(path, problem):
+                    return f"{path.relative_to(folder)} {fault}"
     for path in (part / "adapter_config.json" for part in (folder, *adapters)):
         if _holds_adapter(path.parent) and (fault := json_fault(path, object_problem)):
             return f"{path.relative_to(folder)} {fault}"
@@ -185,6 +184,17 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
             return f"{path.name}: {fault}"
     # Some releases of Accelerate look for it here, if "optimizer" is in the name of the folder.
     return sharded_fault(folder) if is_sharded(folder) else None
+
+
+def _step_fault(path: Path) -> str | None:
+    """What is wrong with the step: the stock Trainer would take training for completed."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    step, last = state["global_step"], state["max_steps"]
+    named = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
+    # A run that is resumed after its end does write one beyond max_steps, but named so.
+    if 0 < last < step and named and int(named[1]) != step:
+        return f"holds a global_step of {step}, beyond its max_steps of {last}"
+    return None
 
 
 def _misplaced(folder: Path) -> str | None:

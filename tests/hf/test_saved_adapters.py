@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from hf_relopt import RelOptTrainer
+from hf_relopt.errors import FormatError
 from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint
-from tests.hf.tiny import arguments, gpt2, pretrained, rows, same
+from tests.hf.tiny import arguments, gpt2, pretrained, rows, same, weights
 
 # PEFT itself still asks for the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -109,3 +111,21 @@ def test_a_folder_of_anything_else_is_not_weights(runs):
     (folder / "notes" / "adapter_model.safetensors").rename(folder / "notes" / "x.safetensors")
     (folder / "notes" / "adapter_config.json").unlink()
     assert find_fault(folder) == "it holds no weights"
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_weights_of_another_adapter_are_refused(kind, runs):
+    first = NAMES[kind][0]
+    part = runs / kind / "checkpoint-4" / ("" if first == "default" else first)
+    held = safetensors.load_file(part / "adapter_model.safetensors")
+    shape = {name: value.repeat(2, 2) for name, value in held.items()}
+    for change, match in (
+        (shape, rf"{re.escape(next(iter(sorted(shape))))} is"),
+        ({f"other.{name}": value for name, value in held.items()}, "none of its tensors"),
+    ):
+        safetensors.save_file(change, part / "adapter_model.safetensors")
+        again = trainer(runs / kind, NAMES[kind])
+        before = weights(again.model)
+        with pytest.raises(FormatError, match=match):
+            again.train(str(runs / kind / "checkpoint-4"))
+        assert same(before, weights(again.model))
