@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.hf.shard_files import read_metadata
+from hf_relopt.hf.shard_metadata import read_metadata
 
 
 def state_names(folder: str | os.PathLike[str]) -> set[str]:
@@ -25,7 +25,7 @@ def state_names(folder: str | os.PathLike[str]) -> set[str]:
         states = torch.load(folder / "optimizer.bin", weights_only=True, mmap=True)["state"]
         return {name for state in states.values() for name in state}
     if (folder / "optimizer_0").is_dir():
-        keys = read_metadata(folder / "optimizer_0").state_dict_metadata
+        keys = read_metadata(folder / "optimizer_0").is_tensor
         return {key.rpartition(".")[2] for key in keys if ".state." in key}
     return set()
 

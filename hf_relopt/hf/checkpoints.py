@@ -6,6 +6,7 @@ that is killed while saving could not be resumed. It writes trainer_state.json l
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -17,9 +18,14 @@ from hf_relopt.hf.saved_files import (
     json_fault,
     pickle_fault,
     safetensors_fault,
+)
+from hf_relopt.hf.saved_states import (
+    PICKLES,
+    config_problem,
+    object_problem,
     trainer_state_problem,
 )
-from hf_relopt.hf.shard_files import sharded_fault
+from hf_relopt.hf.shard_files import is_sharded, sharded_fault
 
 _WEIGHTS = (
     "model.safetensors",
@@ -32,21 +38,26 @@ _WEIGHTS = (
     "pytorch_model_fsdp.bin",
     "pytorch_model_fsdp_0",
 )
-# The optimizer's state: of one process or DDP, of FSDP2 (whole or sharded), and of others that
-# RelOptTrainer trains as the stock Trainer does (DeepSpeed, XLA, SageMaker).
-_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "*optimizer.pt*")
-# What torch.save wrote: a zip, whose directory is at its end, so a cut file has none.
-_PICKLES = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "pytorch_model*.bin",
-    "adapter_model.bin",
-    "rng_state*.pth",
+# PEFT puts an adapter of any name but "default" into a folder of that name.
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# The optimizer's state of one process, DDP, or FSDP2 with full state dicts. XLA and SageMaker write
+# a file from each rank, and RelOptTrainer trains there as the stock Trainer does.
+_STATES = ("optimizer.pt", "optimizer.bin", "rank*-of-*-optimizer.pt", "optimizer.pt_*")
+# DeepSpeed's own folder: weights, optimizer state and schedule.
+_DEEPSPEED = "global_step[0-9]*"
+# The folders that Accelerate has torch.distributed.checkpoint write and read.
+_SHARDED = ("pytorch_model_fsdp_0", "optimizer_0")
+# What is looked for by name: files, and folders.
+_FILES = (
+    "trainer_state.json",
+    "*config.json",
+    "model*.safetensors",
+    "*.index.json",
+    *_ADAPTERS,
+    *_STATES,
+    *PICKLES,
 )
-# What torch.distributed.checkpoint wrote, and Accelerate reads back.
-_SHARDED = ("pytorch_model_fsdp_*", "optimizer_*")
+_FOLDERS = (*_SHARDED, _DEEPSPEED)
 
 WEIGHTS_ALONE = "it holds only weights, as written with save_only_model"
 
@@ -91,6 +102,21 @@ def holds_weights_alone(folder: str | os.PathLike[str]) -> bool:
     return _state_missing(Path(folder), weights_alone=False) == WEIGHTS_ALONE
 
 
+def require_own_kind(folder: str | os.PathLike[str]) -> None:
+    """Raise FormatError if ``folder`` holds optimizer state that only another engine reads.
+
+    The stock Trainer would start with a fresh state.
+    """
+    held = Path(folder)
+    own = [held / name for name in ("optimizer.pt", "optimizer.bin", "optimizer_0")]
+    if not any(path.exists() for path in own) or not (held / "scheduler.pt").is_file():
+        raise FormatError(
+            f"{folder} cannot be resumed: its optimizer state and schedule are those of DeepSpeed, "
+            "XLA or SageMaker, which this run does not use. Resume it as it was trained, or pass "
+            "train(..., discard_optimizer_state=True) to resume its weights with a fresh state."
+        )
+
+
 def require_complete(folder: str | os.PathLike[str], *, weights_alone: bool = False) -> None:
     """Raise FormatError, with the fault, unless ``folder`` is a complete checkpoint."""
     fault = find_fault(Path(folder), weights_alone=weights_alone)
@@ -121,42 +147,107 @@ def _find_fault(folder: Path, weights_alone: bool) -> str | None:
     if not folder.is_dir():
         return "there is no such folder"
     state = folder / "trainer_state.json"
-    if not state.is_file():
+    if not os.path.lexists(state):
         return "trainer_state.json, which is written last, is missing"
-    if fault := json_fault(state, trainer_state_problem):
+    adapters = _adapter_folders(folder)
+    for part in (folder, *adapters):
+        if fault := _misplaced(part):
+            return str(part.relative_to(folder) / fault)
+    if fault := json_fault(state, trainer_state_problem) or _step_fault(state):
         return f"trainer_state.json {fault}"
+    config = folder / "config.json"
+    if config.is_file() and (fault := json_fault(config, config_problem)):
+        return f"config.json {fault}"
     weights = [folder / name for name in _WEIGHTS if (folder / name).exists()]
-    if not weights:
+    if not weights and not adapters and not holds_deepspeed(folder):
         return "it holds no weights"
     if fault := _state_missing(folder, weights_alone):
         return fault
     for index in (path for path in weights if path.name.endswith(".index.json")):
         if fault := index_fault(index):
             return f"{index.name} {fault}"
-    for path in sorted(folder.glob("*.safetensors")):
-        if fault := safetensors_fault(path):
-            return f"{path.name} {fault}"
-    for path in sorted({path for pattern in _PICKLES for path in folder.glob(pattern)}):
-        if path.is_file() and (fault := pickle_fault(path)):
-            return f"{path.name} {fault}"
-    for path in sorted({path for pattern in _SHARDED for path in folder.glob(pattern)}):
-        if path.is_dir() and (fault := sharded_fault(path)):
+    for part in (folder, *adapters):
+        if part in adapters and not _holds_adapter(part):
+            return f"the weights of the adapter in {part.name} are missing"
+        for path in sorted(part.glob("*.safetensors")):
+            if fault := safetensors_fault(path):
+                return f"{path.relative_to(folder)} {fault}"
+        for pattern, problem in PICKLES.items():
+            for path in sorted(part.glob(pattern)):
+                if fault := pickle_fault(path, problem):
+                    return f"{path.relative_to(folder)} {fault}"
+    for path in (part / "adapter_config.json" for part in (folder, *adapters)):
+        if _holds_adapter(path.parent) and (fault := json_fault(path, object_problem)):
+            return f"{path.relative_to(folder)} {fault}"
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if (path.name in _SHARDED or is_sharded(path)) and (fault := sharded_fault(path)):
             return f"{path.name}: {fault}"
+    # Some releases of Accelerate look for it here, if "optimizer" is in the name of the folder.
+    return sharded_fault(folder) if is_sharded(folder) else None
+
+
+def _step_fault(path: Path) -> str | None:
+    """What is wrong with the step: the stock Trainer would take training for completed."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    step, last = state["global_step"], state["max_steps"]
+    named = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
+    # A run that is resumed after its end does write one beyond max_steps, but named so.
+    if 0 < last < step and named and int(named[1]) != step:
+        return f"holds a global_step of {step}, beyond its max_steps of {last}"
     return None
+
+
+def _misplaced(folder: Path) -> str | None:
+    """A name of a checkpoint's file that is no file, or of its folder that is no folder.
+
+    The stock Trainer overlooks it, and starts that part anew.
+    """
+    for path in sorted(folder.iterdir()):
+        is_file = any(path.match(pattern) for pattern in _FILES)
+        if is_file and not path.is_file():
+            return f"{path.name} is {_what(path)} in place of a file"
+        if any(path.match(pattern) for pattern in _FOLDERS) and not path.is_dir():
+            return f"{path.name} is {_what(path)} in place of a folder"
+    return None
+
+
+def _what(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    if path.is_file():
+        return "a file"
+    return "a link to nothing" if path.is_symlink() else "something else"
+
+
+def holds_deepspeed(folder: Path) -> bool:
+    """Whether DeepSpeed has written its own folder into a checkpoint."""
+    return any(path.is_dir() and any(path.iterdir()) for path in folder.glob(_DEEPSPEED))
+
+
+def _adapter_folders(folder: Path) -> list[Path]:
+    """Those that the stock Trainer loads, and those whose weights are lost."""
+    named = (*_ADAPTERS, "adapter_config.json")
+    return sorted({path.parent for name in named for path in folder.glob(f"*/{name}")})
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in _ADAPTERS)
 
 
 def _state_missing(folder: Path, weights_alone: bool) -> str | None:
     """The stock Trainer starts a fresh state and schedule if one of the two is missing."""
-    has_state = any(path for pattern in _STATES for path in folder.glob(pattern))
+    files = [path for pattern in _STATES for path in folder.glob(pattern)]
+    # Whether FSDP's folder is complete is told when it is read.
+    has_state = any(path.is_file() for path in files) or (folder / "optimizer_0").is_dir()
     has_schedule = (folder / "scheduler.pt").is_file()
+    # DeepSpeed keeps the schedule in its own files.
+    if holds_deepspeed(folder):
+        return None
     if not has_state and not has_schedule:
         return None if weights_alone else WEIGHTS_ALONE
     if not has_state:
         return "the optimizer's state is missing"
-    # DeepSpeed keeps the schedule in its own files.
-    if not has_schedule and not any(folder.glob("global_step*")):
-        return "scheduler.pt is missing"
-    return None
+    return None if has_schedule else "scheduler.pt is missing"
 
 
 def _newest_first(output_dir: Path) -> list[Path]:

@@ -14,14 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 
 from hf_relopt.errors import one_line
-
-# Fields of trainer_state.json without which nothing can be resumed, and of which kind they are.
-_STATE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "global_step": int,
-    "max_steps": int,
-    "log_history": list,
-    "epoch": (int, float, type(None)),
-}
+from hf_relopt.hf.saved_states import weights_problem
 
 
 def json_fault(path: Path, problem: Callable[[Any], str | None]) -> str | None:
@@ -31,27 +24,12 @@ def json_fault(path: Path, problem: Callable[[Any], str | None]) -> str | None:
         problem: says what is wrong with the content, or None.
     """
     try:
-        content = json.loads(path.read_bytes())
+        # In the encoding that it will be read in.
+        content = json.loads(path.read_text(encoding="utf-8"))
     # Deep nesting ends in a RecursionError, a number of many digits in a ValueError.
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         return f"cannot be read ({one_line(error)})"
     return problem(content)
-
-
-def trainer_state_problem(content: Any) -> str | None:
-    """What is wrong with the content of trainer_state.json; None if nothing is."""
-    if not isinstance(content, dict):
-        return f"holds {type(content).__name__} in place of an object"
-    for name, kinds in _STATE_FIELDS.items():
-        if name not in content:
-            return f"lacks {name}"
-        if not isinstance(content[name], kinds) or isinstance(content[name], bool):
-            return f"holds a {name} of type {type(content[name]).__name__}"
-    if content["global_step"] < 0:
-        return f"holds a global_step of {content['global_step']}"
-    if not all(isinstance(entry, dict) for entry in content["log_history"]):
-        return "holds a log_history that is not made of objects"
-    return None
 
 
 def index_fault(index: Path) -> str | None:
@@ -59,9 +37,19 @@ def index_fault(index: Path) -> str | None:
     fault = json_fault(index, _index_problem)
     if fault is not None:
         return fault
-    files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     missing = [name for name in files if not (index.parent / name).is_file()]
-    return f"names {missing[0]}, which is missing" if missing else None
+    if missing:
+        return f"names {missing[0]}, which is missing"
+    # They are read as the index says, whatever they are called.
+    is_pickle = index.name.endswith(".bin.index.json")
+    usual = "pytorch_model*.bin" if is_pickle else "*.safetensors"
+    for path in (index.parent / name for name in files):
+        if path.match(usual):
+            continue  # looked at with the others of the folder
+        if fault := pickle_fault(path, weights_problem) if is_pickle else safetensors_fault(path):
+            return f"names {path.name}, which {fault}"
+    return None
 
 
 def _index_problem(content: Any) -> str | None:
@@ -98,17 +86,21 @@ def archive_fault(file: Path | IO[bytes]) -> str | None:
     return None if changed is None else f"is damaged: the checksum of {changed} does not match"
 
 
-def pickle_fault(path: Path) -> str | None:
-    """What is wrong with a file of torch.save: its bytes, or a pickle that is not to be trusted."""
+def pickle_fault(path: Path, problem: Callable[[Any], str | None]) -> str | None:
+    """What is wrong with a file of torch.save: its bytes, a pickle that is not to be trusted.
+
+    Args:
+        problem: says what is wrong with the content, or None.
+    """
     if fault := archive_fault(path):
         return fault
     try:
         # As the Trainer reads them: random states hold numpy arrays.
         with safe_globals():
-            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         return f"holds a pickle that {why_refused(error)}"
-    return None
+    return problem(content)
 
 
 def why_refused(error: Exception) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +32,62 @@ def in_plain_numbers(scheduler: Any) -> None:
             elif is_of_numpy(value):
                 setattr(one, name, value.item())
 
+# What a schedule holds for each param group.
+_PER_GROUP = ("base_lrs", "lr_lambdas")
+
 
 def load_schedule(scheduler: Any, folder: Path) -> None:
     """Load the schedule of a checkpoint that the same optimizer wrote."""
     scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+
+def check_schedule(scheduler: Any, fresh: dict[str, Any], folder: Path) -> None:
+    """Check that the schedule of a checkpoint can be that of ``scheduler``; torch takes any.
+
+    Args:
+        scheduler: of any kind.
+        fresh: its state before that of the checkpoint was loaded.
+        folder: a checkpoint.
+
+    Raises:
+        FormatError: it cannot.
+    """
+    if fault := _schedule_fault(scheduler, fresh, _saved(folder)):
+        raise FormatError(
+            f"{folder} cannot be resumed, because of its scheduler.pt: {fault}. Resume from "
+            "another checkpoint, or pass train(..., discard_optimizer_state=True)."
+        )
+
+
+def _schedule_fault(scheduler: Any, fresh: dict[str, Any], saved: dict[str, Any]) -> str | None:
+    for name, value in saved.items():
+        if name not in fresh:
+            # It would take the place of a method.
+            if callable(getattr(type(scheduler), str(name), None)):
+                return f"it holds {name} = {value!r}"
+        elif _is_number(fresh[name]):
+            # Some values are unknown at first, but never the place in the schedule.
+            if not _is_number(value) and (value is not None or name == "last_epoch"):
+                return f"its {name} is {type(value).__name__}, not a number"
+        elif name in _PER_GROUP and isinstance(fresh[name], list):
+            if not isinstance(value, list) or len(value) != len(fresh[name]):
+                return f"its {name} is not a list of {len(fresh[name])}, one for each param group"
+            if all(map(_is_number, fresh[name])) and not all(map(_is_finite, value)):
+                return f"its {name} holds something other than finite numbers"
+    if not saved:
+        return None  # weights alone
+    missing = [name for name in (*_PER_GROUP, "_schedulers") if name in fresh and name not in saved]
+    return f"it lacks {missing[0]}" if missing else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def take_place(scheduler: Any, folder: Path, metric: str | None) -> None:

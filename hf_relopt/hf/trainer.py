@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
-from hf_relopt.errors import ConfigError
+from hf_relopt.errors import ConfigError, RelOptError
 from hf_relopt.hf import arguments, guards
 from hf_relopt.hf.across_modes import (
     is_of_fsdp,
@@ -18,10 +19,15 @@ from hf_relopt.hf.across_modes import (
     weights_to_carry,
 )
 from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
-from hf_relopt.hf.checkpoints import last_complete_checkpoint, require_complete
+from hf_relopt.hf.checkpoints import (
+    last_complete_checkpoint,
+    require_complete,
+    require_own_kind,
+)
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import write_model_card
-from hf_relopt.hf.schedule import in_plain_numbers, load_schedule, take_place
+from hf_relopt.hf.saved_weights import check_held, check_weights
+from hf_relopt.hf.schedule import check_schedule, in_plain_numbers, load_schedule, take_place
 from hf_relopt.hf.together import on_main_process
 from hf_relopt.optim.checkpoint import kept
 
@@ -79,14 +85,30 @@ class RelOptMixin:
         elif isinstance(resume_from_checkpoint, (str, os.PathLike)):
             folder = resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             on_main_process(lambda: require_complete(folder, weights_alone=self._discard))
+        if isinstance(resume_from_checkpoint, str) and not self._discard and self._is_plain():
+            require_own_kind(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _is_plain(self) -> bool:
+        """Whether this run reads the optimizer's state from torch's files, or FSDP's."""
+        others = ("is_deepspeed_enabled", "is_fsdp_xla_v1_enabled")
+        return not any(getattr(self, name, False) for name in others) and not (
+            is_sagemaker_mp_enabled() or is_torch_xla_available()
+        )
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         weights = weights_to_carry(checkpoint, fsdp=self.is_fsdp_enabled)  # type: ignore[attr-defined]
         if weights is None or arguments.name_of(self.args) is None:  # type: ignore[attr-defined]
-            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+            # A subclass may load in a way of its own, as that of sentence-transformers does.
+            stock = super()._load_from_checkpoint  # type: ignore[misc]
+            is_stock = getattr(stock, "__func__", None) is Trainer._load_from_checkpoint
+            if is_stock and self._is_plain() and not self.is_fsdp_enabled:  # type: ignore[attr-defined]
+                check_weights(self.model if model is None else model, checkpoint)  # type: ignore[attr-defined]
+            stock(checkpoint, model)
             return
-        put_weights(self.model if model is None else model, weights)  # type: ignore[attr-defined]
+        target = self.model if model is None else model  # type: ignore[attr-defined]
+        check_held(target, weights, checkpoint)
+        put_weights(target, weights)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
@@ -94,7 +116,26 @@ class RelOptMixin:
             logger.info("the optimizer state in %s is discarded, as requested.", checkpoint)
             metric = self.args.metric_for_best_model  # type: ignore[attr-defined]
             take_place(self.lr_scheduler, Path(checkpoint), metric)  # type: ignore[attr-defined]
-        elif checkpoint is None or inner is None:
+        elif checkpoint is None or not self._is_plain():
+            self._load_state(checkpoint, inner)
+        else:
+            self._load_with_schedule(checkpoint, inner)
+
+    def _load_with_schedule(self, checkpoint: str, inner: Any) -> None:
+        """Load both, and say which schedule cannot be this run's; torch takes any dictionary."""
+        scheduler: Any = self.lr_scheduler  # type: ignore[attr-defined]
+        fresh = scheduler.state_dict()
+        try:
+            self._load_state(checkpoint, inner)
+        except RelOptError:
+            raise
+        except Exception:
+            check_schedule(scheduler, fresh, Path(checkpoint))
+            raise
+        check_schedule(scheduler, fresh, Path(checkpoint))
+
+    def _load_state(self, checkpoint: str | None, inner: Any) -> None:
+        if checkpoint is None or inner is None:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         else:
             # torch would look for our names in another optimizer's shards, and fail over them.

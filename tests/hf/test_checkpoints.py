@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from hf_relopt import RelOptTrainer
@@ -163,6 +166,243 @@ def test_archives_without_checksums_are_not_taken_for_damaged(run):
 def test_a_damaged_index_is_a_fault(content, kind, run):
     (run / "checkpoint-4" / f"{kind}.index.json").write_text(content)
     assert f"{kind}.index.json" in find_fault(run / "checkpoint-4")
+
+
+# --- files of the right kind with the wrong content ---------------------------------------
+
+
+def changed(**fields: object) -> Callable[[Path], None]:
+    """Fields of a JSON file, or of a dictionary that torch has saved."""
+
+    def damage(path: Path) -> None:
+        if path.suffix == ".json":
+            path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        else:
+            torch.save({**torch.load(path, weights_only=False), **fields}, path)
+
+    return damage
+
+
+def saved(content: object) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
+
+
+CONTENT = [
+    *[("trainer_state.json", changed(**fields)) for fields in (
+        {"unknown_field": 1}, {"stateful_callbacks": [1]}, {"stateful_callbacks": "x"},
+        {"stateful_callbacks": {"TrainerControl": 5}}, {"train_batch_size": "x"},
+        {"stateful_callbacks": {"TrainerControl": {"args": 3}}}, {"train_batch_size": -1},
+        {"save_steps": "x"}, {"logging_steps": []}, {"total_flos": "x"}, {"best_metric": "x"},
+        {"best_model_checkpoint": 5}, {"global_step": 100}, {"global_step": 10**30},
+        {"log_history": [{"step": "x", "loss": 1.0}]}, {"num_input_tokens_seen": "x"},
+    )],
+    ("trainer_state.json", lambda path: path.write_text(path.read_text(), encoding="utf-16")),
+    *[("config.json", holding(text)) for text in ("garbage", "[]", "null", "", DEEP, "5")],
+    *[(name, saved(content)) for content in (None, 5, [1], "x", torch.ones(2), {})
+      for name in ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")],
+    *[("optimizer.pt", changed(**fields)) for fields in (
+        {"state": [1]}, {"param_groups": {}}, {"param_groups": [1]}, {"param_groups": [{}]},
+    )],
+    ("optimizer.bin", saved({"state": {"w": 1}, "param_groups": []})),
+    *[("rng_state.pth", changed(**fields)) for fields in (
+        {"python": 5}, {"python": (3, (1, 2), None)}, {"numpy": 5}, {"cpu": 5},
+        {"cpu": torch.zeros(3)}, {"cpu": torch.zeros(3, dtype=torch.uint8)},
+    )],
+    *[(name, saved(content)) for content in (None, [1])
+      for name in ("scaler.pt", "pytorch_model.bin")],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage"), CONTENT)
+def test_wrong_content_is_a_fault(name, damage, run):
+    state = random.getstate(), torch.get_rng_state()
+    damage(run / "checkpoint-4" / name)
+    assert find_fault(run / "checkpoint-4").startswith(f"{name} ")
+    assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
+
+
+@pytest.mark.parametrize("fields", [
+    {"epoch": None}, {"eval_steps": None, "save_steps": 0.5}, {"train_batch_size": None},
+    {"stateful_callbacks": None}, {"best_metric": float("nan"), "total_flos": 3},
+    {"stateful_callbacks": {"A": [{"args": {}, "attributes": {}}], "B": {}}},
+])  # fmt: skip
+def test_states_of_other_runs_and_releases_are_no_fault(fields, run):
+    path = run / "checkpoint-4" / "trainer_state.json"
+    changed(**fields)(path)
+    assert find_fault(path.parent) is None
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({name: state[name] for name in list(state) if name in (
+        "epoch", "global_step", "max_steps", "log_history")}))  # fmt: skip
+    assert find_fault(path.parent) is None
+
+
+def test_one_step_beyond_the_end_is_no_fault(run):
+    """The stock Trainer takes one when a completed run is resumed, and saves it."""
+    args = arguments(run, optim="fromage", save_strategy="steps", save_steps=1)
+    Trainer(gpt2(), args, train_dataset=rows()).train(str(run / "checkpoint-4"))
+    state = json.loads((run / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["global_step"] > state["max_steps"]
+    assert find_fault(run / "checkpoint-5") is None
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_files_that_an_index_names_are_looked_at(kind, run):
+    folder = run / "checkpoint-4"
+    (folder / "model.safetensors").unlink()
+    (folder / f"{kind}.index.json").write_text('{"weight_map": {"w": "foo.bin"}}')
+    for damage in (holding(b""), holding(b"text"), saved([1]), a_folder):
+        damage(folder / "foo.bin")
+        assert "foo.bin" in find_fault(folder)
+
+
+@pytest.mark.parametrize("fields", [
+    {"base_lrs": ["x"]}, {"base_lrs": [0.1] * 9}, {"base_lrs": [float("nan")]}, {"base_lrs": 5},
+    {"last_epoch": "x"}, {"last_epoch": None}, {"step": 5}, {"lr_lambdas": 5}, {"lr_lambdas": []},
+    "nothing of the kind",
+])  # fmt: skip
+def test_a_schedule_of_another_run_is_refused(fields, run):
+    path = run / "checkpoint-4" / "scheduler.pt"
+    (changed(**fields) if isinstance(fields, dict) else saved({"x": 1}))(path)
+    job = RelOptTrainer(gpt2(), arguments(run, optim="fromage"), train_dataset=rows())
+    with pytest.raises(FormatError, match=r"checkpoint-4 .*scheduler.pt"):
+        job.train(str(run / "checkpoint-4"))
+
+
+# --- weights of another model --------------------------------------------------------------
+
+
+def refuses_the_weights(run: Path, model: object, match: str) -> None:
+    before = weights(model)
+    job = RelOptTrainer(model, arguments(run, optim="fromage"), train_dataset=rows())
+    with pytest.raises(FormatError, match=match):
+        job.train(str(run / "checkpoint-4"))
+    assert same(before, weights(model))
+
+
+def in_shards(folder: Path, held: dict[str, torch.Tensor]) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {name: "part.safetensors" for name in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(held, folder / "part.safetensors")
+
+
+def as_torch(folder: Path, held: dict[str, torch.Tensor]) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(held, folder / "pytorch_model.bin")
+
+
+def as_safetensors(folder: Path, held: dict[str, torch.Tensor]) -> None:
+    save_file(held, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("written", [in_shards, as_torch, as_safetensors])
+def test_weights_of_another_model_are_refused(written, made, tmp_path):
+    sound = load_file(made / "checkpoint-4" / "model.safetensors")
+    name = "transformer.wte.weight"
+    for number, (change, match) in enumerate([
+        ({**sound, name: torch.zeros(3, 3)}, rf"{name} is \[3, 3\], but \[50, 16\]"),
+        ({f"other.{key}": value for key, value in sound.items()}, "weight of this model"),
+        (sound, None),
+        ({key: value for key, value in sound.items() if key == name}, None),
+    ]):  # fmt: skip
+        run = Path(shutil.copytree(made, tmp_path / str(number)))
+        written(run / "checkpoint-4", change)
+        if match:
+            refuses_the_weights(run, gpt2(seed=1), match)
+        else:
+            args = arguments(run, optim="fromage", max_steps=5)
+            job = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
+            job.train(str(run / "checkpoint-4"))
+            assert job.state.global_step == 5
+
+
+def test_no_weights_at_all_are_refused(run):
+    save_file({}, run / "checkpoint-4" / "model.safetensors")
+    refuses_the_weights(run, gpt2(), "none of its 0 tensors")
+
+
+# --- what lies there in place of a file or folder ------------------------------------------
+
+
+def linked(to: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.symlink_to(to)
+
+    return damage
+
+
+def a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [linked("nowhere"), linked("."), a_folder, a_pipe])
+@pytest.mark.parametrize("name", [
+    "optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "config.json",
+    "rng_state.pth", "optimizer.bin", "pytorch_model.bin", "model.safetensors.index.json",
+])  # fmt: skip
+def test_anything_in_place_of_a_file_is_a_fault(name, damage, run):
+    damage(run / "checkpoint-4" / name)
+    assert f"{name} is a" in (fault := find_fault(run / "checkpoint-4")) or "something" in fault
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-2")
+
+
+def test_a_link_to_itself_is_a_fault(run):
+    linked("optimizer.pt")(run / "checkpoint-4" / "optimizer.pt")
+    assert (
+        find_fault(run / "checkpoint-4") == "optimizer.pt is a link to nothing in place of a file"
+    )
+
+
+def test_links_to_files_are_files(run, tmp_path):
+    for name in ("optimizer.pt", "model.safetensors", "trainer_state.json"):
+        (run / "checkpoint-4" / name).rename(tmp_path / name)
+        linked(str(tmp_path / name))(run / "checkpoint-4" / name)
+    assert find_fault(run / "checkpoint-4") is None
+
+
+@pytest.mark.parametrize("weights_alone", [True, False])
+@pytest.mark.parametrize("name", ["optimizer_0", "pytorch_model_fsdp_0", "global_step4"])
+@pytest.mark.parametrize("damage", [holding(b"x"), linked("nowhere")])
+def test_anything_in_place_of_a_folder_is_a_fault(name, damage, weights_alone, run):
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    damage(run / "checkpoint-4" / name)
+    assert name in find_fault(run / "checkpoint-4", weights_alone=weights_alone)
+
+
+@pytest.mark.parametrize("name", [
+    "optimizer_1", "optimizer_plots", "global_step4", "global_steps", "my_optimizer.pt",
+])  # fmt: skip
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_only_sounds_like_optimizer_state_is_none(name, make, run):
+    for file in ("optimizer.pt", "scheduler.pt"):
+        (run / "checkpoint-4" / file).unlink()
+    make(run / "checkpoint-4" / name)
+    fault = find_fault(run / "checkpoint-4")
+    assert "save_only_model" in fault or fault == "global_step4 is a file in place of a folder"
+
+
+@pytest.mark.parametrize("missing", [
+    ("optimizer.pt", "scheduler.pt"), ("optimizer.pt",), ("scheduler.pt",),
+])  # fmt: skip
+def test_deepspeeds_state_is_not_taken_for_that_of_another_run(missing, run):
+    folder = run / "checkpoint-4"
+    for name in missing:
+        (folder / name).unlink()
+    (folder / "global_step4").mkdir()
+    (folder / "global_step4" / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    assert find_fault(folder) is None
+    job = RelOptTrainer(gpt2(seed=1), arguments(run, optim="fromage"), train_dataset=rows())
+    before = weights(job.model)
+    with pytest.raises(FormatError, match="DeepSpeed"):
+        job.train(resume_from_checkpoint=True)
+    assert same(before, weights(job.model))
 
 
 def test_numbers_are_compared_as_numbers(run):
