@@ -6,7 +6,7 @@ The first line that fits decides.
     lora       adapters of PEFT, LoRA or another kind (also parameters with ``.lora_`` in the name)
     vector     at most one dimension longer than one; biases of any shape, as of experts, gates or
                relative positions (also in an nn.Embedding, as T5's); elementwise scales: ``A_log``,
-               ``D``, ``scale``
+               ``D``, ``scale``; PEFT's trainable tokens
     embedding  weights of nn.Embedding; tables of vectors that a module holds itself: positions,
                queries, learned tokens
     head       weights outside the base model of a Transformers model: LM heads, task heads
@@ -45,6 +45,7 @@ _TABLE |= {"pos", "position", "positions", "positional", "query", "queries", "la
 _TABLE |= {"prompt", "prompts", "codebook", "codebooks", "codevectors"}
 # Where PEFT's classes live: peft.tuners.ia3.layer. What they adapt is one of these to them.
 _TUNER = re.compile(r"peft\.tuners\.(\w+)")
+TOKENS = "trainable_tokens"
 _ADAPTED = {"base_layer", "base_model", "model"}
 # What attentions call their number of heads.
 _HEADS = ("num_heads", "n_heads", "num_attention_heads")
@@ -63,8 +64,10 @@ def role_of(
     words = set(own.lower().split("_"))
     if param.dim() == 0 or param.numel() == 1:
         return "scalar"
-    if adapter_of(model, name) is not None:
-        return "lora"
+    adapter = adapter_of(model, name)
+    if adapter is not None:
+        # A few rows of a table, which have no norm of their own yet: see token_table.
+        return "vector" if adapter == TOKENS else "lora"
     # A Linear with one output is a head or a matrix still.
     if param.dim() == 1 or (is_vector(param) and not (is_weight and stored == "weight")):
         return "vector"
@@ -114,6 +117,17 @@ def adapter_of(model: nn.Module, name: str) -> str | None:
             kind = None if word in _ADAPTED else tuner
     by_name = ".lora_" in name or name.startswith("lora_")
     return "lora" if kind is None and by_name else kind
+
+
+def token_table(model: nn.Module, name: str) -> Tensor | None:
+    """The table whose rows PEFT's trainable tokens replace; None for other weights."""
+    table = None
+    if adapter_of(model, name) == TOKENS:
+        for module, _ in _way_to(model, name):
+            unwrap: Any = getattr(module, "get_base_layer", None)
+            if unwrap is not None and _tuner(module) == TOKENS:
+                table = getattr(unwrap(), "weight", None)
+    return table if isinstance(table, Tensor) else None
 
 
 def adapted_part(model: nn.Module, name: str) -> nn.Module | None:
