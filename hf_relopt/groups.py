@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,12 +22,16 @@ from hf_relopt.roles import (
     is_vector,
     role_of,
     steps_as_vector,
+    token_table,
 )
 
 # The rate of what has been trained before.
 FINE_TUNING_LR = 0.001
 # PEFT's kinds of adapters that are prompts alone.
 _PROMPT_TUNING = {"prompt_tuning", "multitask_prompt_tuning"}
+# PEFT's trainable tokens follow a multiple of the learning rate: they are new, and may be rare. At
+# 0.09, three times the default of adapters, the paper's rule learns them too; at 0.03 it does not.
+TOKENS_LR_FACTOR = 3.0
 # Options that say how a weight is cut.
 CUTTING = ("scale", "split_dim", "split_sizes")
 
@@ -161,6 +166,9 @@ def build(
             if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, home, module, param))
             chosen.update(options or {})
+        rule = said.get("rule", chosen["rule"])
+        asked = {**(options or {}), **said} if rule == rule_of_name(optim) else said
+        chosen.update(_of_tokens(model, name, rule, asked, own_lr))
         chosen.update(said)
         skip = chosen.pop("skip", False)
         entry = Entry(name, param, role, _is_zero(param), tied, chosen, own)
@@ -251,6 +259,35 @@ def _beside_adapters(model: nn.Module, name: str, lr: float | Tensor) -> float |
     if part is None or is_new or adapter_of(model, name) is not None:
         return lr
     return lr.clamp(max=FINE_TUNING_LR) if isinstance(lr, Tensor) else min(lr, FINE_TUNING_LR)
+
+
+def _of_tokens(
+    model: nn.Module, name: str, rule: str, asked: Mapping[str, Any], lr: float | Tensor
+) -> dict[str, Any]:
+    """Options of PEFT's trainable tokens, rows of a table, beside those that are ``asked`` for.
+
+    A new token's row is the mean of the others, much shorter than they are. The table says how long
+    it has to become: its root mean square stands in for the row's own.
+    """
+    table = token_table(model, name)
+    if table is None or rule == "adamw":
+        return {}
+    own: dict[str, Any] = {}
+    size = _root_mean_square(table)
+    if size:
+        own["min_scale"] = size
+    if rule == "fromage" and "lr" not in asked and float(lr) * TOKENS_LR_FACTOR < 1:
+        own["lr_factor"] = TOKENS_LR_FACTOR
+    return {option: value for option, value in own.items() if option not in asked}
+
+
+def _root_mean_square(table: Tensor) -> float | None:
+    """Of all entries, to three digits, so that it is the same on every device; None if unknown."""
+    if table.is_meta or table.numel() == 0 or not table.is_floating_point() or table.itemsize < 2:
+        return None
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    norm = float(_whole(torch.linalg.vector_norm(table.detach(), dtype=dtype)))
+    return float(f"{norm / table.numel() ** 0.5:.3g}") if math.isfinite(norm) else None
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:

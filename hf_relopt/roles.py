@@ -5,7 +5,8 @@ The first line that fits decides.
     scalar     one element
     lora       adapters of PEFT, LoRA or another kind (also parameters with ``.lora_`` in the name)
     vector     at most one dimension longer than one; biases of any shape, as of experts, gates or
-               relative positions; elementwise scales: ``A_log``, ``D``, ``scale``
+               relative positions (also in an nn.Embedding, as T5's); elementwise scales: ``A_log``,
+               ``D``, ``scale``; PEFT's trainable tokens
     embedding  weights of nn.Embedding; tables of vectors that a module holds itself: positions,
                queries, learned tokens
     head       weights outside the base model of a Transformers model: LM heads, task heads
@@ -36,13 +37,18 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
 # Words of names, as in down_proj_bias, relative_position_bias_table, pos_bias_u.
 _BIAS = {"bias", "biases"}
 _SCALES = {"log", "scale", "scales", "gamma", "gain", "decay", "mix"}
+# b1 and w2_b; a capital B alone is a matrix of a state-space model.
+_B = re.compile(r"b\d*|B\d+")
 _MATRIX = {"weight", "proj", "projection", "kernel"}
 _TABLE = {"token", "tokens", "embed", "embeds", "embedding", "embeddings", "emb", "embs"}
 _TABLE |= {"pos", "position", "positions", "positional", "query", "queries", "latent", "latents"}
 _TABLE |= {"prompt", "prompts", "codebook", "codebooks", "codevectors"}
 # Where PEFT's classes live: peft.tuners.ia3.layer. What they adapt is one of these to them.
 _TUNER = re.compile(r"peft\.tuners\.(\w+)")
+TOKENS = "trainable_tokens"
 _ADAPTED = {"base_layer", "base_model", "model"}
+# What attentions call their number of heads.
+_HEADS = ("num_heads", "n_heads", "num_attention_heads")
 
 
 def role_of(
@@ -58,14 +64,16 @@ def role_of(
     words = set(own.lower().split("_"))
     if param.dim() == 0 or param.numel() == 1:
         return "scalar"
-    if adapter_of(model, name) is not None:
-        return "lora"
+    adapter = adapter_of(model, name)
+    if adapter is not None:
+        # A few rows of a table, which have no norm of their own yet: see token_table.
+        return "vector" if adapter == TOKENS else "lora"
     # A Linear with one output is a head or a matrix still.
     if param.dim() == 1 or (is_vector(param) and not (is_weight and stored == "weight")):
         return "vector"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding"
-    if not is_weight and (words & _BIAS or _scales(own, words)):
+        return "vector" if _holds_biases(model, name, param) else "embedding"
+    if not is_weight and (_is_bias(own, param, module) or _scales(own, words)):
         return "vector"
     if not is_weight and _is_table(own, words, param, module):
         return "embedding"
@@ -111,6 +119,17 @@ def adapter_of(model: nn.Module, name: str) -> str | None:
     return "lora" if kind is None and by_name else kind
 
 
+def token_table(model: nn.Module, name: str) -> Tensor | None:
+    """The table whose rows PEFT's trainable tokens replace; None for other weights."""
+    table = None
+    if adapter_of(model, name) == TOKENS:
+        for module, _ in _way_to(model, name):
+            unwrap: Any = getattr(module, "get_base_layer", None)
+            if unwrap is not None and _tuner(module) == TOKENS:
+                table = getattr(unwrap(), "weight", None)
+    return table if isinstance(table, Tensor) else None
+
+
 def adapted_part(model: nn.Module, name: str) -> nn.Module | None:
     """The adapted model (PEFT's) that a weight belongs to, or None."""
     found = None
@@ -140,6 +159,48 @@ def bare(model: nn.Module, name: str = "") -> tuple[nn.Module, str]:
 def _is_conv1d(module: nn.Module) -> bool:
     """Transformers' Conv1D is a Linear whose weight is [in, out]."""
     return type(module).__name__ == "Conv1D"
+
+
+def _is_bias(own: str, param: Tensor, module: nn.Module) -> bool:
+    """True for biases by their name, and for biases of experts also where they are called b."""
+    parts = own.split("_")
+    if any(part.lower().rstrip("0123456789") in _BIAS for part in parts):
+        return True
+    if param.dim() != 2 or "lora" in own.lower():
+        return False
+    # [experts, outputs] beside the experts' own weights [experts, inputs, outputs].
+    experts = [
+        name
+        for name, other in module._parameters.items()
+        if other is not None
+        and other.dim() == 3
+        and other.shape[0] == param.shape[0]
+        and param.shape[1] in other.shape[1:]
+    ]
+    named_after = any(re.fullmatch(rf"{re.escape(name)}_?b(ias)?", own) for name in experts)
+    named_b = any(_B.fullmatch(part) for part in parts) and not _is_second_factor(parts, module)
+    return bool(experts) and (named_after or named_b)
+
+
+def _is_second_factor(parts: list[str], module: nn.Module) -> bool:
+    """True where an ``a`` lies beside this ``b``: two factors of one matrix."""
+    first = [re.sub(r"^b(\d*)$", r"a\1", re.sub(r"^B(\d+)$", r"A\1", part)) for part in parts]
+    return "_".join(first) in module._parameters
+
+
+def _holds_biases(model: nn.Module, name: str, param: Tensor) -> bool:
+    """True for an nn.Embedding of attention biases by relative position, one for each head.
+
+    It says bias in its name, as T5's ``relative_attention_bias``, or relative, as WavLM's
+    ``rel_attn_embed``, which is as wide as its attention has heads.
+    """
+    owner, _, own = home_of(model, name).rpartition(".")[0].rpartition(".")
+    words = set(own.lower().split("_"))
+    if words & _BIAS:
+        return not words & {"embed", "embeds", "embedding", "embeddings", "emb"}
+    attention = model.get_submodule(owner)
+    heads = {getattr(attention, each, None) for each in _HEADS}
+    return bool(words & {"rel", "relative"}) and param.shape[-1] in heads
 
 
 def _scales(own: str, words: set[str]) -> bool:

@@ -186,6 +186,84 @@ def test_what_a_module_holds_itself_is_judged_by_name_and_shape() -> None:
     assert found["experts.bias"] == ("vector", ENTRIES)
 
 
+def holding(**shapes: tuple[int, ...]) -> nn.Module:
+    """A module that holds parameters of these names and shapes itself."""
+    module = nn.Module()
+    for name, shape in shapes.items():
+        module.register_parameter(name, nn.Parameter(torch.randn(shape)))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("b1", (4, 16)),
+        ("b2", (4, 8)),
+        ("B1", (4, 16)),
+        ("b", (4, 16)),
+        ("w2_b", (4, 8)),
+        ("w1b", (4, 16)),
+        ("b_up", (4, 16)),
+        ("bias1", (4, 6)),
+    ],
+)
+def test_biases_of_experts_are_known_by_the_weights_beside_them(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    module = holding(w1=(4, 8, 16), w2=(4, 16, 8), **{name: shape})
+    assert plans(module)[name] == ("vector", ENTRIES)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"router": (4, 8)},
+        {"w1_base": (4, 8)},  # its name starts with an expert's, and with a b after it
+        {"b1": (4, 7)},  # as wide as no expert
+        {"b1": (5, 8)},  # of other experts
+        {"up_lora_b": (4, 8)},
+        {"b": (4, 8), "a": (4, 8)},  # two factors of one matrix
+        {"up_b": (4, 8), "up_a": (8, 4)},
+        {"B": (4, 8)},
+    ],
+)
+def test_what_is_called_nearly_so_is_a_matrix(shapes: dict[str, tuple[int, ...]]) -> None:
+    module = holding(w1=(4, 8, 16), w2=(4, 16, 8), **shapes)
+    assert {plans(module)[name][0] for name in shapes} == {"matrix"}
+
+
+def test_without_experts_a_b_is_a_matrix() -> None:
+    assert {role for role, _ in plans(holding(b1=(4, 16), b=(4, 8), w=(4, 8))).values()} == {
+        "matrix"
+    }
+
+
+class Attends(nn.Module):
+    def __init__(self, name: str, width: int) -> None:
+        super().__init__()
+        self.n_heads = 2
+        self.add_module(name, nn.Embedding(9, width))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "role"),
+    [
+        ("relative_attention_bias", 2, "vector"),
+        ("relative_position_bias", 12, "vector"),
+        ("bias_values", 2, "vector"),
+        ("rel_attn_embed", 2, "vector"),
+        ("rel_pos_embed", 8, "embedding"),
+        ("bias_embedding", 8, "embedding"),  # of what somebody is biased to
+        ("embed", 2, "embedding"),
+        ("relation", 8, "embedding"),
+    ],
+)
+def test_embeddings_of_biases_by_relative_position_are_vectors(
+    name: str, width: int, role: str
+) -> None:
+    assert plans(Attends(name, width))[f"{name}.weight"][0] == role
+
+
 SMALL = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 IMAGE = {"image_size": 8, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2]}
@@ -201,6 +279,28 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = {
             "experts.down_proj_bias": ("vector", ENTRIES),
             "router.weight": ("matrix", "fromage, spectral"),
         },
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 32, "d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2},
+        {
+            "relative_attention_bias.weight": ("vector", ENTRIES),
+            "shared.weight": ("embedding", "fromage, momentum, by row"),
+        },
+    ),
+    "mpnet": (
+        "MPNetForMaskedLM",
+        {**SMALL, "num_attention_heads": 2},
+        {
+            "relative_attention_bias.weight": ("vector", ENTRIES),
+            "position_embeddings.weight": ("embedding", "fromage, momentum, by row"),
+        },
+    ),
+    "wavlm": (
+        "WavLMModel",
+        {**SMALL, "num_attention_heads": 2, "conv_dim": [8], "conv_stride": [2]}
+        | {"conv_kernel": [2], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2},
+        {"rel_attn_embed.weight": ("vector", ENTRIES)},
     ),
     "mamba": (
         "MambaForCausalLM",

@@ -6,10 +6,13 @@ of matrices. Only the iteration is inexact: it rounds differently for other stac
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -17,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
-from hf_relopt import Fromage
+from hf_relopt import Fromage, create_optimizer
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.optim import frame_step, spectral
 from hf_relopt.sharding import place_of
@@ -208,6 +212,35 @@ def placeholders_are_the_same_on_every_rank() -> None:
         torch.testing.assert_close(many.full_tensor(), one, rtol=1e-5, atol=1e-6)
 
 
+def trainable_tokens_take_the_size_of_the_full_table() -> None:
+    """PEFT's, beside a sharded table; of two tokens, three ranks have one or none."""
+    if find_spec("peft") is None:
+        return
+    from peft import TrainableTokensConfig, inject_adapter_in_model
+
+    torch.manual_seed(0)
+    one = nn.Sequential(OrderedDict(table=nn.Embedding(7, 16), out=nn.Linear(16, 3)))
+    one.requires_grad_(False)
+    one.table.weight.data[5:] *= 0.05
+    config = TrainableTokensConfig(token_indices=[5, 6], target_modules=["table"])
+    inject_adapter_in_model(config, one)
+    many = fully_shard(copy.deepcopy(one), mesh=world())
+    pair = [create_optimizer(model, "fromage_spectral") for model in (one, many)]
+    sizes = [optimizer.param_groups[0]["min_scale"] for optimizer in pair]
+    assert sizes[0] == sizes[1] != 0.1, sizes
+    for step in range(3):
+        ids = torch.tensor([[0, 5, 6, 5], [1, 2, 5, 3]])[step % 2]
+        for model, optimizer in zip((one, many), pair, strict=True):
+            model(ids).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (expected,), (found,) = (
+        [p for p in model.parameters() if p.requires_grad] for model in (one, many)
+    )
+    assert isinstance(found, DTensor)
+    torch.testing.assert_close(found.full_tensor(), expected, rtol=1e-5, atol=1e-6)
+
+
 def whole_experts_stay_where_they_are() -> None:
     """Five experts, cut by expert: no rank needs another's."""
     mesh = world()
@@ -309,6 +342,7 @@ ON_ANY = (
     copies_share_the_work,
     shared_portions_have_work_for_every_process,
     placeholders_are_the_same_on_every_rank,
+    trainable_tokens_take_the_size_of_the_full_table,
     whole_experts_stay_where_they_are,
     spectral_models_train_alike,
 )
@@ -325,6 +359,7 @@ ON_THREE = (
     copies_share_the_work,
     shared_portions_have_work_for_every_process,
     placeholders_are_the_same_on_every_rank,
+    trainable_tokens_take_the_size_of_the_full_table,
 )
 CHECKS = {2: ON_ANY, 3: ON_THREE, 4: ON_FOUR}
 
