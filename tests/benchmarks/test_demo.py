@@ -26,16 +26,16 @@ def test_the_script_runs_the_recipe_and_repeats_nothing(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and ate.\n" * 400, encoding="utf-8")
-    words = ["--out", tmp_path / "result", "--seeds", 1, "--optim", "fromage_spectral"]
-    words += ["--optim", "adamw_torch:1e-3:0.5", "--flags", "--train_file", text, "--use_cpu"]
+    words = ["--out", tmp_path / "result", "--seeds", 1, "--optim", "adamw_torch:1e-3:0.5"]
+    words += ["--flags", "--train_file", text, "--use_cpu"]
     words += "--max_steps 2 --vocab_size 270 --block_size 16 --max_eval_samples 4".split()  # noqa: SIM905
     words += ["--config_overrides", "n_layer=1,n_embd=16,n_head=2"]
     start(monkeypatch, load("demo"), *words)
     done = records(tmp_path / "result.jsonl")
-    assert [run["key"]["optim"] for run in done] == ["fromage_spectral", "adamw_torch"]
-    assert [run["settings"]["learning_rate"] for run in done] == [None, 0.001]
-    assert done[1]["settings"]["warmup_steps"] == 0.5
-    assert all(run["perplexity"] < run["perplexity_before"] for run in done)
+    assert [run["key"]["optim"] for run in done] == ["adamw_torch"]
+    assert done[0]["settings"]["learning_rate"] == 0.001
+    assert done[0]["settings"]["warmup_steps"] == 0.5
+    assert done[0]["perplexity"] < done[0]["perplexity_before"]
     monkeypatch.setattr(load("demo"), "train", pytest.fail)
     start(monkeypatch, load("demo"), *words)
     page = (tmp_path / "result.md").read_text(encoding="utf-8")
