@@ -32,6 +32,7 @@ def in_plain_numbers(scheduler: Any) -> None:
             elif is_of_numpy(value):
                 setattr(one, name, value.item())
 
+
 # What a schedule holds for each param group.
 _PER_GROUP = ("base_lrs", "lr_lambdas")
 
