@@ -56,9 +56,13 @@ def _index_problem(content: Any) -> str | None:
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         return "is damaged: it has no weight_map"
-    if not all(isinstance(name, str) and name == Path(name).name for name in files.values()):
+    if not all(isinstance(name, str) and _is_file_name(name) for name in files.values()):
         return "is damaged: its weight_map names something other than files of this folder"
     return None
+
+
+def _is_file_name(name: str) -> bool:
+    return name == Path(name).name and name.isprintable()
 
 
 def safetensors_fault(path: Path) -> str | None:

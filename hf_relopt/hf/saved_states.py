@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import PretrainedConfig
-from transformers.trainer_callback import TrainerState
 
 from hf_relopt.errors import one_line
 
@@ -53,6 +51,9 @@ def config_problem(content: Any) -> str | None:
     """What is wrong with the content of config.json; None if nothing is."""
     if fault := object_problem(content):
         return fault
+    # Not at the top: loading the Trainer's modules registers our optimizers, which needs this one.
+    from transformers import PretrainedConfig
+
     try:
         PretrainedConfig(**content)
     except Exception as error:
@@ -84,6 +85,8 @@ def trainer_state_problem(content: Any) -> str | None:
             parts = [state.get("args", {}), state.get("attributes", {})] if _maps(state) else [None]
             if not all(map(_maps, parts)):
                 return f"holds no state of the callback {name}"
+    from transformers.trainer_callback import TrainerState
+
     try:
         # A field that this release of Transformers does not know.
         TrainerState(**content)

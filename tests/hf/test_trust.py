@@ -322,3 +322,9 @@ def test_the_traps_are_real(trap):
     code = "import pickle, sys; pickle.loads(sys.stdin.buffer.read())"
     subprocess.run([sys.executable, "-c", code], input=prepared(trap), check=True)
     assert trap.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "saved_states"])
+def test_checkpoints_can_be_looked_at_before_anything_else_is_loaded(name):
+    code = f"import hf_relopt.hf.{name}"
+    subprocess.run([sys.executable, "-c", code], check=True)
