@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -176,10 +177,11 @@ def build(
     for target in overrides:
         if target not in used:
             present = sorted({entry.role for entry in (*entries, *skipped)})
+            near = difflib.get_close_matches(target, present, n=1)
             raise ConfigError(
                 f"The override {target!r} matches no trainable weight. Use a role that the model "
                 f"has ({', '.join(present)}) or a pattern over its names, such as "
-                f"{(entries or skipped)[0].name!r}."
+                f"{(entries or skipped)[0].name!r}.{f' Did you mean {near[0]}?' if near else ''}"
                 if entries or skipped
                 else f"The override {target!r} matches nothing: the model has no trainable weight."
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import torch
 from model_kind import CAUSAL, require_class
 from model_source import ModelSource
@@ -16,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_relopt.errors import ConfigError
 
@@ -56,6 +59,10 @@ def named_config(source: ModelSource) -> PreTrainedConfig:
 
 
 def _typed_config(model_type: str, overrides: str | None) -> PreTrainedConfig:
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type.lower(), list(CONFIG_MAPPING), n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Give one as in gpt2 or llama."
+        raise ConfigError(f"transformers knows no --model_type {model_type[:80]}. {hint}")
     with blamed_on(f"cannot take --model_type {model_type}", "Give one as in gpt2 or llama."):
         config = AutoConfig.for_model(model_type)
     # Made with the changes, not changed afterwards: the size of a head and others follow.

@@ -33,7 +33,8 @@ def print_summary(folder: RunFolder, metric: str, *, again: bool) -> None:
     ends = [record[when].get(metric) for when in ("before", "after")]
     measured = [_shown(value) for value in ends if isinstance(value, (int, float))]
     print(
-        f"\nDone: {record['steps']:,} steps in {duration(record['seconds'])}, "
+        f"\nDone: {record['steps']:,} step{'s' if record['steps'] != 1 else ''} in "
+        f"{duration(record['seconds'])}, "
         f"validation {name} {' -> '.join(measured)}\n"
     )
     for what, file in FILES:

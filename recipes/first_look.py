@@ -18,17 +18,19 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from recipe import Recipe
 from run_folder import RunFolder
+from trackers import TRACKERS
 from training_flags import TrainingFlag, training_flags
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
-# Trackers for --report_to, and the package of each.
-TRACKERS = {
-    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow",
-    "comet_ml": "comet_ml", "clearml": "clearml", "dvclive": "dvclive", "neptune": "neptune",
-    "swanlab": "swanlab", "codecarbon": "codecarbon",
+# The least that a training argument may be; what is between 0 and 1 is a share of all steps.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1, "warmup_steps": 0, "seed": 0, "dataloader_num_workers": 0,
+    "max_grad_norm": 0,
 }  # fmt: skip
+_ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "max_seq_length")
 HELP = {"-h", "--help", "--help_all", "--help-all"}
 _BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # HfArgumentParser's
 
@@ -52,6 +54,7 @@ def first_look(recipe: Recipe, words: Sequence[str]) -> None:
         for kind in recipe.kinds
     ]
     require_extras(recipe.extras(tuple(parts)))
+    check_numbers(said)
     if parser.knows_training:
         check_optimizer_words({**recipe.defaults, **said}, parser.optimizers)
         folder = run_folder_of({**recipe.defaults, **said})
@@ -68,6 +71,23 @@ def run_folder_of(said: Mapping[str, Any]) -> Path:
     if said.get("output_dir"):
         return Path(said["output_dir"]).expanduser()
     return Path("runs") / (said.get("run_name") or "run")
+
+
+def check_numbers(said: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for counts with which nothing can be trained."""
+    for name, least in _AT_LEAST.items():
+        if said.get(name, least) < least:
+            raise ConfigError(f"{name} is {said[name]}; it must be {least} or more.")
+    for name in _ABOVE_ZERO:
+        if not said.get(name, 1) > 0:
+            raise ConfigError(f"{name} is {said[name]}; it must be above 0.")
+    if said.get("max_steps", 1) < 1 and said["max_steps"] != -1:
+        raise ConfigError(
+            f"max_steps is {said['max_steps']}; it must be 1 or more, or -1 to train for "
+            "num_train_epochs."
+        )
+    if said.get("run_name") == "":
+        raise ConfigError("run_name is empty. Name the run, or leave --run_name out.")
 
 
 def check_checkpoint(name: str | None) -> None:
@@ -147,7 +167,7 @@ def check_learning_rate(name: str, rate: float) -> None:
     if not math.isfinite(rate) or rate < 0:
         raise ConfigError(
             f"learning_rate is {rate}; it must be a finite number, 0 or above. Leave it out for "
-            f"the default of {', '.join(OPTIMIZER_NAMES)}; try 0.001 for adamw_torch."
+            f"the default of {name}."
         )
     if name in OPTIMIZER_NAMES and rate >= 1:
         raise ConfigError(

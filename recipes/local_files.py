@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def check_is_there(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {_words(error)}.") from error
     if not is_file:
-        raise ConfigError(
-            f"{path} is a directory; name a file." if is_folder else f"there is no file {path}."
-        )
+        if not path.exists():
+            raise ConfigError(f"there is no file {path}.")
+        there = "is a directory" if is_folder else "is not a regular file"
+        raise ConfigError(f"{path} {there}; name a file.")
     if empty:
         raise ConfigError(f"{path} is empty.")
 
@@ -62,10 +64,25 @@ def check_table(path: Path, *, whole: bool = True) -> None:
         raise ConfigError(f"{path} must be a table: {', '.join(TABLE_KINDS)}.")
     if kind != PARQUET:
         check_text(path, whole=whole)
+        if TABLE_KINDS[kind] == "json":
+            _check_rows(path)
         return
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             raise ConfigError(f"{path} is not a Parquet file, in spite of its name.")
+
+
+def _check_rows(path: Path) -> None:
+    """Raise a ConfigError for JSON that is not made of objects: its reader may crash on it."""
+    with path.open("rb") as file:
+        start = file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if re.match(rb"\[\s*\]", start):
+        raise ConfigError(f"{path} has no rows.")
+    if not re.match(rb"\{|\[\s*\{", start):
+        raise ConfigError(
+            f'{path} does not hold rows: write one object per line, as in {{"text": "..."}}, or '
+            "a list of objects."
+        )
 
 
 def check_text(path: Path, *, whole: bool = True) -> None:

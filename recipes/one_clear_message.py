@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from stopping import (
     say_stopped,
     wait_to_be_ended,
 )
+from trackers import TRACKERS
 
 from hf_relopt.errors import ConfigError, RelOptError
 
@@ -60,6 +63,8 @@ def one_clear_message() -> Iterator[Outcome]:
             yield outcome
     except Stopped as stopped:
         say_stopped(stopped)
+        if not _has_more_to_do():
+            leave_at_once(stopped.code)  # the interpreter's own end takes seconds
         _end(stopped.code)
     except RelOptError as error:
         say_error(f"error: {error}")
@@ -72,6 +77,13 @@ def one_clear_message() -> Iterator[Outcome]:
             raise
         say_error(f"error: {line}.{outcome.standing}")
         _end(FAILED)
+
+
+def _has_more_to_do() -> bool:
+    """Whether workers have to be ended, or a tracker tells its server that the run is over."""
+    return bool(multiprocessing.active_children()) or any(
+        package in sys.modules for package in TRACKERS.values() if package != "tensorboard"
+    )
 
 
 def _end(code: int) -> None:

@@ -69,6 +69,8 @@ class TextSource(DataSource):
         """This source in a few words, for the card."""
         if self.is_standard_library:
             return "the source text of the Python standard library"
+        if self.train_file and Path(self.train_file).is_dir():
+            return f"{super().words}, each file as plain text"
         return super().words
 
     def look_at(self, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from data_source import DataSource
@@ -15,6 +16,13 @@ from transformers import (
 )
 from typed_command import typed_command
 
+from hf_relopt.errors import ConfigError
+
+PROBE = "The quick brown fox, 狐, лиса, 1."
+_OTHER_TOKENIZER = (
+    "Save the model's tokenizer there (tokenizer.save_pretrained), or name another one; "
+    "pretrain_clm.py takes --tokenizer_name."
+)
 CHECK_NAME = "Check the name, and whether the hub can be reached."
 
 
@@ -24,8 +32,21 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: it cannot be loaded.
     """
+    folder = Path(name)
+    if folder.is_dir() and not any(map(_is_of_a_tokenizer, folder.iterdir())):
+        raise ConfigError(f"the folder {name} has no tokenizer files. {_OTHER_TOKENIZER}")
     with blamed_on(f"cannot load the tokenizer {name}", CHECK_NAME):
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    # Transformers makes an empty one where files are missing.
+    known = set(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    if known <= {tokenizer.unk_token_id}:
+        raise ConfigError(f"the tokenizer {name} knows no words. {_OTHER_TOKENIZER}")
+    return tokenizer
+
+
+def _is_of_a_tokenizer(path: Path) -> bool:
+    words = ("token", "vocab", "merges", "spiece", "sentencepiece", "tekken", "bpe")
+    return path.suffix in (".model", ".spm", ".tiktoken") or any(w in path.name for w in words)
 
 
 def named_config_of(name: str) -> PreTrainedConfig:

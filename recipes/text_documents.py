@@ -116,7 +116,15 @@ def _from_hub(source: TextSource) -> DatasetDict:
 
 def _only_text(table: Dataset, column: str | None, place: str) -> Dataset:
     names = text_columns(table)
-    column = column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
+    if column is None:
+        named = "text" in table.column_names
+        column = "text" if named else names[0] if len(names) == 1 else None
+    if column in table.column_names and column not in names:
+        kind = table.features[column]
+        raise ConfigError(
+            f"the column {column!r} of {place} holds {getattr(kind, 'dtype', kind)}, not text. "
+            "Pass the one that holds text as --text_column."
+        )
     if column not in names:
         missing = f"no text column {column!r}" if column else "no column 'text'"
         raise ConfigError(

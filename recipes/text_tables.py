@@ -30,7 +30,12 @@ def read_table(path: Path) -> Dataset:
         options.update(sep="\t", quoting=csv.QUOTE_NONE)
     # It logs what it raises as well.
     with blamed_on(f"cannot read {path}", "Does its content match its name?"), _silent():
-        return load_dataset(kind, data_files=str(path), split="train", **options)
+        try:
+            return load_dataset(kind, data_files=str(path), split="train", **options)
+        except ValueError as error:
+            if "corresponds to no data" in str(error):
+                raise ConfigError(f"{path} has no rows.") from None
+            raise
 
 
 @contextmanager

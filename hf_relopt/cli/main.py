@@ -43,7 +43,7 @@ def _options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Fromage and Madam for Hugging Face training."""
+    """Fromage, Madam and fromage_spectral for Hugging Face training."""
 
 
 # Everything after the command's name is the command's own: no option of it is read here.
@@ -84,8 +84,9 @@ def doctor(
         typer.Option(
             "--accelerate",
             metavar="NAME_OR_FILE",
-            help="An Accelerate configuration: a file that `accelerate config` wrote, or the name "
-            "of one that hf_relopt ships. Default: the environment variables.",
+            help="An Accelerate configuration: a file that `accelerate config` wrote, DeepSpeed's "
+            "own JSON, or the name of one that hf_relopt ships. Default: the environment "
+            "variables.",
         ),
     ] = None,
     model: Annotated[

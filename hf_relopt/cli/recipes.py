@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from hf_relopt.cli.recipe_files import (
     task_names,
 )
 from hf_relopt.cli.run import run_command
-from hf_relopt.errors import RelOptError
+from hf_relopt.errors import ConfigError, RelOptError
 from hf_relopt.shipped import ACCELERATE, DOOR, accelerate_files
 
 recipes_app = typer.Typer(
@@ -138,6 +139,7 @@ def run(
       hf-relopt recipes run pretrain-llama-350m --accelerate fsdp2 --dry-run
     """  # noqa: D301  (click wants the character itself)
     with _one_clear_message():
+        _refuse_slips(context.args)
         recipe = find_recipe(name)
         configuration = find_accelerate(accelerate) if accelerate else None
         command = launch_command(recipe, configuration, context.args)
@@ -152,6 +154,15 @@ def run(
     typed = [name, *(["--accelerate", accelerate] if accelerate else []), *context.args]
     os.environ[DOOR] = json.dumps([_front(), typed])
     raise typer.Exit(run_command(command))
+
+
+def _refuse_slips(words: Sequence[str]) -> None:
+    """Raise ConfigError for a flag that is nearly one of this command, and not one of a script."""
+    for word in words:
+        flag = word.partition("=")[0]
+        near = difflib.get_close_matches(flag, ("--accelerate", "--dry-run"), n=1, cutoff=0.85)
+        if near and flag != near[0]:
+            raise ConfigError(f"unknown argument {flag}; did you mean {near[0]}?")
 
 
 def _front() -> list[str]:

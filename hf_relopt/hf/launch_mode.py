@@ -100,8 +100,11 @@ def _from_file(path: Path, source: str) -> _Said:
         found = deepspeed_config.read(path)
         if found is not None:
             return _from_deepspeed(found, source)
+        # What it says of a file without settings is about Python's None or list.
+        plain = isinstance(error, (AttributeError, TypeError, UnicodeDecodeError))
+        why = "it does not hold names with values" if plain else one_line(error)
         raise ConfigError(
-            f"{path} is not an Accelerate configuration: {one_line(error)}. Write one with "
+            f"{path} is not an Accelerate configuration: {why}. Write one with "
             f"`accelerate config --config_file FILE`."
         ) from None
     fsdp = _section(config, "fsdp_config")

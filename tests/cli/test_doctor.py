@@ -361,11 +361,27 @@ def test_broken_models_are_one_message(tmp_path, gpt2, capsys):
         ({"optim_args": "p_bond=1"}, "p_bound"),
         ({"optim_args": "x"}, "name=value"),
         ({"optim_args": "conv.lr=0.1"}, "matches no trainable weight"),
+        ({"optim_args": "vectr.lr=0.1"}, "Did you mean vector?"),
         ({"dtype": "int8"}, "float32"),
     ],
 )
 def test_mistakes_in_options(given, words, gpt2, capsys):
     assert words in fails(capsys, model=gpt2, **given)
+
+
+@pytest.mark.parametrize("content", [b"", b"- 1\n- 2\n", b"\x89PNG\r\n\x1a\n", b"5"])
+def test_files_that_hold_no_configuration_are_one_sentence(content, tmp_path, capsys):
+    (tmp_path / "file.yaml").write_bytes(content)
+    words = fails(capsys, accelerate=str(tmp_path / "file.yaml"))
+    assert "is not an Accelerate configuration: it does not hold names with values" in words
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(os.mkdir, "is a directory"), (os.mkfifo, "is not a regular file")]
+)
+def test_what_is_no_file_is_no_configuration(make, words, tmp_path, capsys):
+    make(tmp_path / "here")
+    assert words in fails(capsys, accelerate=str(tmp_path / "here"))
 
 
 # -- bytes --------------------------------------------------------------------------------------

@@ -149,6 +149,13 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(tmp_path):
     assert shlex.split(done.stdout) == ["accelerate", "launch", *command[3:]]
 
 
+@pytest.mark.parametrize("flag", ["--acelerate", "--accelerat=cpu", "--dry_run"])
+def test_a_slip_in_the_command_s_own_flags_is_no_flag_of_the_script(flag):
+    done = call("run", "pretrain-gpt2-124m", "--dry-run", flag, "cpu")
+    assert done.exit_code == 2 and not done.stdout
+    assert f"unknown argument {flag.partition('=')[0]}; did you mean --" in done.stderr
+
+
 def test_a_mistake_in_a_script_s_flags_ends_before_the_launcher_loads():
     begun = time.monotonic()
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import finetune_classifier
@@ -44,6 +45,12 @@ def files(tmp_path):
         (tmp_path / "cut_checkpoint" / name).touch()
     (tmp_path / "cut_checkpoint" / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "null.json").write_text("null")
+    (tmp_path / "header.csv").write_text("text,stars\n")
+    (tmp_path / "counts.jsonl").write_text('{"text": 3}\n{"text": 4}\n')
+    (tmp_path / "bare").mkdir()
+    config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2}
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(config))
     return tmp_path
 
 
@@ -55,8 +62,12 @@ PRETRAINING = [
     ({"train_file": "{}/one_line.txt"}, "does not fill one block of 16 tokens"),
     ({"train_file": "{}/empty_folder"}, "no text file"),
     ({"train_file": "{}/numbers.csv"}, "columns are a, b"),
-    ({"train_file": "{}/columns.csv", "text_column": "stars"}, "columns are body, stars"),
+    ({"train_file": "{}/columns.csv", "text_column": "stars"}, "the column 'stars' of"),
     ({"train_file": "{}/broken.json"}, "cannot read"),
+    ({"train_file": "{}/null.json"}, "does not hold rows"),
+    ({"train_file": "{}/header.csv"}, "has no rows"),
+    ({"train_file": "{}/counts.jsonl"}, "the column 'text'"),
+    ({"config_name": "{}/bare", "config_overrides": None}, "bare has no tokenizer files"),
     ({"validation_file": "{}/missing.txt"}, "no file"),
     ({"train_file": None, "dataset_name": "{}/nowhere"}, "cannot load the data set"),
     ({"dataset_name": "a/b"}, "not both"),
@@ -64,7 +75,7 @@ PRETRAINING = [
     ({"config_overrides": "n_layers=4"}, "n_layers"),
     ({"config_overrides": "n_embd=17"}, "cannot build the model"),
     ({"config_overrides": "n_positions=8"}, "8 tokens at most"),
-    ({"model_type": "lama", "config_overrides": None}, "cannot take --model_type lama"),
+    ({"model_type": "lama", "config_overrides": None}, "no --model_type lama. Did you mean llama?"),
     ({"model_type": "llama", "config_overrides": "n_layer=1"}, "n_layer"),
     ({"model_type": "llama", "config_name": "{}/nowhere"}, "either --config_name or --model_type"),
     ({"vocab_size": 10}, "257"),

@@ -198,6 +198,21 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "--per_device_train_batch_size 0", "--per_device_eval_batch_size -1", "--seed -1",
+        "--gradient_accumulation_steps 0", "--max_steps 0", "--max_steps -5", "--logging_steps 0",
+        "--eval_steps -0.5", "--num_train_epochs 0", "--warmup_steps -3", "--run_name=",
+    ],
+)  # fmt: skip
+def test_counts_with_which_nothing_can_be_trained(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = words.split()[0].lstrip("-").rstrip("=")
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        first_look(pretrain_clm.RECIPE, words.split())
+
+
+@pytest.mark.parametrize(
     ("name", "kind"),
     [
         ("lr_scheduler_type", trainer_utils.SchedulerType),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import pickle
 import sqlite3
 import zipfile
@@ -157,3 +158,29 @@ def test_names_that_no_file_has(path, tmp_path):
 
     with pytest.raises(ConfigError):
         check_text(Path(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("null", "does not hold rows"), ("5", "does not hold rows"), ('"x"', "does not hold rows"),
+        ("[1]", "does not hold rows"), ("[[1]]", "does not hold rows"),
+        ("[null]", "does not hold rows"), (" [ ]", "has no rows"),
+        ('{"text": "a"}\n', None), ('\ufeff[\n {"text": "a"}]', None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_json_is_made_of_objects(content, words, kind, tmp_path):
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(content, encoding="utf-8")
+    if words is None:
+        check_table(path)
+        return
+    with pytest.raises(ConfigError, match=words):
+        check_table(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        check_text(tmp_path / "pipe.txt")
