@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -29,28 +28,41 @@ ONE = [*LAUNCH, "--num_processes", "1"]
 TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2"]
 
 
+# Tests that run in the background ignore SIGINT, and what they start inherits that. Done here and
+# not between fork and exec: another test's library may have threads that a fork would break.
+AS_FROM_A_SHELL = """
+import os, resource, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+if size := int(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 @pytest.fixture
 def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a recipe in a group of processes of its own, as a shell does; a failed test ends it."""
     begun: list[subprocess.Popen[str]] = []
 
     def begin(
-        launcher: list[str], arguments: list[str], limit: Callable[[], None] | None = None
+        launcher: list[str], arguments: list[str], largest_file: int = 0
     ) -> subprocess.Popen[str]:
-        def as_from_a_shell() -> None:
-            # Tests that run in the background ignore it, and what they start inherits that.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if limit is not None:
-                limit()
-
+        script = str(RECIPES / "pretrain_clm.py")
         process = subprocess.Popen(
-            [*launcher, str(RECIPES / "pretrain_clm.py"), *arguments],
+            [
+                sys.executable,
+                "-c",
+                AS_FROM_A_SHELL,
+                str(largest_file),
+                *launcher,
+                script,
+                *arguments,
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=as_from_a_shell,
         )
         begun.append(process)
         return process
@@ -185,22 +197,13 @@ def test_of_several_the_one_that_failed_by_itself_counts():
     assert (_of_one(3), _of_one(-15)) == ((3, ""), (143, ""))
 
 
-def no_larger_than(size: int):
-    """Files cannot grow further, as on a disk that is full."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_costs_nothing(begin, tiny_text, tmp_path):
-    """The data fits and the weights do not: the first checkpoint is half written."""
+    """Files cannot grow: the data fits and the weights do not, so a checkpoint is half written."""
     folder = tmp_path / "run"
     wide = {"config_overrides": "n_layer=1,n_embd=64,n_head=2", "save_steps": 2, "max_steps": 4}
     arguments = tiny_pretraining(tiny_text, folder, **wide)
-    process = begin([sys.executable], arguments, limit=no_larger_than(200_000))
+    process = begin([sys.executable], arguments, largest_file=200_000)
     words = last_words(process)
     assert process.returncode == 1
     assert f"cannot read or write {folder}" in words and "File too large" in words
