@@ -71,7 +71,8 @@ def test_fsdp_without_an_accelerator_does_not_train_apart(tmp_path):
         "        assert PartialState().num_processes == 2\n"
         "        print('trained together', flush=True)\n"
         "    except UnsupportedSetup as error:\n"
-        "        print('refused:', each.__name__, error, flush=True)\n"
+        # In one write: the two ranks share the pipe.
+        "        print(f'refused: {each.__name__} {error}\\n', end='', flush=True)\n"
         "Trainer(gpt2(), args, train_dataset=rows()).train()\nprint('trained')\n"
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
