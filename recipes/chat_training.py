@@ -11,7 +11,7 @@ from datasets import Dataset
 from model_kind import CAUSAL, require_causal, require_class, require_vocabulary
 from next_steps import Rates, longer, other_optimizers, own_data
 from one_clear_message import blamed_on
-from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, named_tokenizer
+from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, padding_tokenizer
 from recipe_run import Prepared, RecipeRun, limited, say_main
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, set_seed
@@ -46,14 +46,12 @@ def prepare(request: ChatRequest) -> Prepared:
     splits = load_examples(request.data, request.args.seed)
     splits["train"] = limited(splits["train"], request.data.max_train_samples)
     splits["validation"] = limited(splits["validation"], request.data.max_eval_samples)
-    tokenizer = named_tokenizer(name)
+    tokenizer = padding_tokenizer(name)
     if "messages" in splits["train"].column_names and not tokenizer.chat_template:
         raise ConfigError(
             f"{name} has no chat template, so conversations cannot be formatted. Use a chat "
             "model, or data with prompt and completion, or text."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model = build_model(request)
     require_vocabulary(model, tokenizer, name)
     require_causal(model, name)

@@ -14,7 +14,7 @@ from model_kind import CLASSIFIER, require_class, require_one_batch, require_voc
 from next_steps import OWN_SCRIPT, Rates, longer, other_optimizers, own_data
 from offline_metric import load_metric
 from one_clear_message import blamed_on
-from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, named_tokenizer
+from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, padding_tokenizer
 from recipe_run import Prepared, RecipeRun, limited, say_main
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
 from transformers import (
@@ -39,31 +39,19 @@ RATES = Rates(
 
 def prepare(request: ClassifierRequest) -> Prepared:
     """Make texts, tokenizer and model; every mistake of the user shows up here."""
-    require_class(
-        named_config_of(request.model.model_name_or_path),
-        request.model.model_name_or_path,
-        CLASSIFIER,
-    )
+    source = request.model.model_name_or_path
+    require_class(named_config_of(source), source, CLASSIFIER)
     say_main(request.args, f"reading {request.data.words}")
     texts = load_labelled_text(request.data, request.args.seed)
     texts.splits["train"] = limited(texts.splits["train"], request.data.max_train_samples)
     texts.splits["validation"] = limited(texts.splits["validation"], request.data.max_eval_samples)
-    name = request.model.tokenizer_name or request.model.model_name_or_path
-    tokenizer = named_tokenizer(name)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = padding_tokenizer(request.model.tokenizer_name or source)
     model = build_classifier(request, tokenizer, class_names(texts.splits))
-    require_vocabulary(model, tokenizer, request.model.model_name_or_path)
+    require_vocabulary(model, tokenizer, source)
     check_optimizer(request.args, model)
     splits = encode(texts, tokenizer, request.data.max_length)
-    require_one_batch(model, DataCollatorWithPadding(tokenizer), longest_rows(splits), name)
+    require_one_batch(model, DataCollatorWithPadding(tokenizer), splits["train"], source)
     return splits, tokenizer, model
-
-
-def longest_rows(splits: DatasetDict) -> list[dict[str, Any]]:
-    """The first row and the longest of the training data."""
-    lengths = [len(ids) for ids in splits["train"]["input_ids"]]
-    return [splits["train"][0], splits["train"][int(np.argmax(lengths))]]
 
 
 def build_classifier(

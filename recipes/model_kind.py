@@ -122,14 +122,16 @@ def require_one_batch(
     Args:
         model: to be trained.
         collate: makes a batch of rows.
-        rows: the data, of which the first and the longest are taken.
+        rows: the data set, of which the first and the longest row are taken.
         name: of the model, as the user gave it.
     """
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            batch = collate([dict(row) for row in rows])
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            longest = lengths.index(max(lengths))
+            batch = collate([dict(rows[0]), dict(rows[longest])])
             tensors = {key: value.to(model.device) for key, value in batch.items()}
             loss = model(**tensors).loss
     except Exception as error:

@@ -44,6 +44,18 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def padding_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The same; where it has no token for padding, the end token takes its place.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    tokenizer = named_tokenizer(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def _is_of_a_tokenizer(path: Path) -> bool:
     words = ("token", "vocab", "merges", "spiece", "sentencepiece", "tekken", "bpe")
     return path.suffix in (".model", ".spm", ".tiktoken") or any(w in path.name for w in words)

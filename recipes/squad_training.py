@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from answer_spans import answers_of, encode, load_questions
 from datasets import Dataset, DatasetDict
 from model_kind import ANSWERER, require_class, require_one_batch, require_vocabulary
 from next_steps import OWN_SCRIPT, Rates, longer, other_optimizers, own_data
 from offline_metric import load_metric
 from one_clear_message import blamed_on
-from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, named_tokenizer
+from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, padding_tokenizer
 from recipe_run import Prepared, RecipeRun, limited, say_main
 from squad_arguments import SquadRequest
 from training_session import check_optimizer, finish, make_trainer, train_and_measure
@@ -44,15 +43,13 @@ def prepare(request: SquadRequest) -> Prepared:
     questions = load_questions(request.data, request.args.seed)
     train = limited(questions["train"], request.data.max_train_samples)
     validation = limited(questions["validation"], request.data.max_eval_samples)
-    name = request.model.tokenizer_name or request.model.model_name_or_path
-    tokenizer = named_tokenizer(name)
+    name = request.model.tokenizer_name or source
+    tokenizer = padding_tokenizer(name)
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{name} has no fast tokenizer, and only fast tokenizers report the "
             "positions of tokens."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model = build_model(request)
     require_vocabulary(model, tokenizer, source)
     check_optimizer(request.args, model)
@@ -64,9 +61,7 @@ def prepare(request: SquadRequest) -> Prepared:
     windows = splits["train"].select_columns(
         [name for name in MODEL_INPUTS if name in splits["train"].column_names]
     )
-    longest = int(np.argmax([len(ids) for ids in windows["input_ids"]]))
-    rows = [windows[0], windows[longest]]
-    require_one_batch(model, DataCollatorWithPadding(tokenizer), rows, source)
+    require_one_batch(model, DataCollatorWithPadding(tokenizer), windows, source)
     return splits, tokenizer, model
 
 
