@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from hf_relopt import groups
 from hf_relopt.errors import ConfigError
 from hf_relopt.groups import Overrides, Plan
 from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.optim.frame import check_spectral, no_shape_yet
+from hf_relopt.optim.frame import check_spectral, require_shapes
 from hf_relopt.optim.fromage import Fromage
 from hf_relopt.optim.madam import Madam
 from hf_relopt.optim.options import OPTIONS, check_options, check_together, unknown_option
@@ -69,9 +68,7 @@ def plan(
     for name in options:
         if name not in OPTIONS[rule] or name == "lr":
             raise unknown_option(rule, name)
-    for name, param in model.named_parameters():
-        if is_lazy(param):
-            raise no_shape_yet(name)
+    require_shapes(model)
     lr = default_lr(model, optim)[0] if lr is None else lr
     check_options(rule, {**options, "lr": lr})
     check_request(optim, options)

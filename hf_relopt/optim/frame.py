@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
@@ -267,6 +267,13 @@ def check_frame(group: Mapping[str, Any]) -> None:
             frame.blocks(tensor.shape, name)
         if frame.sphere and (frame.direction == "gradient" or not vector):
             _refuse_zero(tensor, name)
+
+
+def require_shapes(model: nn.Module) -> None:
+    """Raise ConfigError for a model with weights of lazy modules that have no shape yet."""
+    for name, param in model.named_parameters():
+        if is_lazy(param):
+            raise no_shape_yet(name)
 
 
 def no_shape_yet(name: str) -> ConfigError:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from hf_relopt import groups
 from hf_relopt.groups import FINE_TUNING_LR, Overrides, Plan
-from hf_relopt.optim.frame import no_shape_yet
+from hf_relopt.optim.frame import require_shapes
 from hf_relopt.presets import PRESETS, rule_of_name
 
 _logger = logging.getLogger("hf_relopt")
@@ -89,9 +88,7 @@ def look_at(model: nn.Module) -> Look:
     Raises:
         ConfigError: a lazy module has not made its weights yet.
     """
-    for name, param in model.named_parameters():
-        if is_lazy(param):
-            raise no_shape_yet(name)
+    require_shapes(model)
     adapters = groups.adapters(model)
     if adapters:
         return Look("adapters", "the weights that they adapt are frozen", tuple(adapters))
