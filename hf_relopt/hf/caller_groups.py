@@ -19,6 +19,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.groups import Entry, Overrides, Plan
 from hf_relopt.optim import inputs
 from hf_relopt.optim.create import plan as make_plan
+from hf_relopt.optim.options import is_no_decay
 from hf_relopt.roles import role_of
 
 INSTEAD = (
@@ -90,7 +91,7 @@ def _read(entry: Mapping[str, Any], number: int, optim: str) -> CallerGroup:
 
 def refuse_weight_decay(value: Any, where: str, optim: str) -> None:
     """Raise ConfigError for a weight decay that a trainer's own code asks for."""
-    if value:
+    if not is_no_decay(value):
         raise ConfigError(
             f"weight_decay is {value!r} in {where} that the trainer passes; {optim} takes only 0: "
             "it keeps the norms of weights by itself. Set the trainer's weight decay to 0, and use "

@@ -122,7 +122,7 @@ def check_options(rule: str, given: Mapping[str, Any]) -> None:
     for name, option in OPTIONS[rule].items():
         if name in given and not option.accepts(given[name]):
             raise bad_value(rule, name, given[name], option)
-    if rule != "adamw" and not _is_nothing(given.get("weight_decay")):
+    if rule != "adamw" and not is_no_decay(given.get("weight_decay")):
         raise ConfigError(
             f"weight_decay is {given['weight_decay']!r}; {rule} takes only 0: it keeps the norms "
             "of weights by itself. Leave weight_decay at 0, and use "
@@ -130,7 +130,7 @@ def check_options(rule: str, given: Mapping[str, Any]) -> None:
         )
 
 
-def _is_nothing(value: Any) -> bool:
+def is_no_decay(value: Any) -> bool:
     """None, False or a zero: another library's way to say that there is no weight decay."""
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and not value.is_meta and not bool(value)
