@@ -26,7 +26,7 @@ from hf_relopt.roles import (
     token_table,
 )
 
-# The rate of what has been trained before.
+# The learning rate of pretrained weights.
 FINE_TUNING_LR = 0.001
 # PEFT's kinds of adapters that are prompts alone.
 _PROMPT_TUNING = {"prompt_tuning", "multitask_prompt_tuning"}

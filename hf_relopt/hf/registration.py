@@ -146,9 +146,9 @@ def _handle(context: Any) -> tuple[type, dict[str, Any]]:
 def _prepare_trainers(trainer: ModuleType) -> None:
     """Know of each Trainer when it is made, and of the checkpoint that it is about to load."""
     trainer_class = getattr(trainer, "Trainer", None)
-    for method, after, before in (
-        ("__init__", trainers.remember, None),
-        ("_load_from_checkpoint", None, trainers.check_resuming),
+    for method, before, after in (
+        ("__init__", None, trainers.remember),
+        ("_load_from_checkpoint", trainers.check_resuming, None),
     ):
         original = vars(trainer_class).get(method) if isinstance(trainer_class, type) else None
         if original is None:
