@@ -24,12 +24,12 @@ def find_launch_file(name_or_file: str) -> Path:
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"--accelerate is {name_or_file[:80]!r}: {words}.") from None
+    files = accelerate_files()
+    if name_or_file in files:  # also where a folder of this name lies about
+        return files[name_or_file]
     if path.exists():
         there = "is a directory" if path.is_dir() else "is not a regular file"
         raise ConfigError(f"--accelerate is {name_or_file!r}, which {there}. Name a file.")
-    files = accelerate_files()
-    if name_or_file in files:
-        return files[name_or_file]
     shipped = f", or one of these names: {', '.join(files)}" if files else ""
     raise ConfigError(
         f"--accelerate is {name_or_file!r}: there is no such file, and hf_relopt ships no "

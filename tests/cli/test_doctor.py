@@ -376,6 +376,12 @@ def test_files_that_hold_no_configuration_are_one_sentence(content, tmp_path, ca
     assert "is not an Accelerate configuration: it does not hold names with values" in words
 
 
+def test_a_folder_with_a_shipped_name_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "fsdp2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert facts("fsdp2")["launch"]["mode"] == "FSDP2"
+
+
 @pytest.mark.parametrize(
     ("make", "words"), [(os.mkdir, "is a directory"), (os.mkfifo, "is not a regular file")]
 )
