@@ -24,13 +24,13 @@ from training_flags import TrainingFlag, training_flags
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
-# The least that a training argument may be; what is between 0 and 1 is a share of all steps.
+# The least that a training argument may be.
 _AT_LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1, "warmup_steps": 0, "seed": 0, "dataloader_num_workers": 0,
     "max_grad_norm": 0,
 }  # fmt: skip
-_ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "max_seq_length")
+_ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
 HELP = {"-h", "--help", "--help_all", "--help-all"}
 _BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # HfArgumentParser's
 
@@ -75,15 +75,17 @@ def run_folder_of(said: Mapping[str, Any]) -> Path:
 
 def check_numbers(said: Mapping[str, Any]) -> None:
     """Raise a ConfigError for counts with which nothing can be trained."""
+    # A release may type a field so that it is not known to be a number here.
+    numbers = {name: value for name, value in said.items() if isinstance(value, (int, float))}
     for name, least in _AT_LEAST.items():
-        if said.get(name, least) < least:
-            raise ConfigError(f"{name} is {said[name]}; it must be {least} or more.")
+        if numbers.get(name, least) < least:
+            raise ConfigError(f"{name} is {numbers[name]}; it must be {least} or more.")
     for name in _ABOVE_ZERO:
-        if not said.get(name, 1) > 0:
-            raise ConfigError(f"{name} is {said[name]}; it must be above 0.")
-    if said.get("max_steps", 1) < 1 and said["max_steps"] != -1:
+        if not numbers.get(name, 1) > 0:
+            raise ConfigError(f"{name} is {numbers[name]}; it must be above 0.")
+    if numbers.get("max_steps", 1) < 1 and numbers["max_steps"] != -1:
         raise ConfigError(
-            f"max_steps is {said['max_steps']}; it must be 1 or more, or -1 to train for "
+            f"max_steps is {numbers['max_steps']}; it must be 1 or more, or -1 to train for "
             "num_train_epochs."
         )
     if said.get("run_name") == "":
