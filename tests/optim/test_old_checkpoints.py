@@ -1,0 +1,24 @@
+"""Checkpoints that 0.1.0 wrote load, and the run goes on to the bit as it would have there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.optim import old_checkpoints as old
+
+FOLDER = Path(__file__).parent / "checkpoints_0_1_0"
+
+
+@pytest.mark.parametrize("name", old.SETTINGS)
+def test_a_checkpoint_of_0_1_0_continues_bit_equal(name: str) -> None:
+    saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
+    model = old.net(old.dtype_of(name))
+    model.load_state_dict(saved["weights"])
+    optimizer = old.make(model, name)
+    optimizer.load_state_dict(saved["optimizer"])
+    old.run(model, optimizer, old.HALF)
+    for key, param in model.state_dict().items():
+        assert torch.equal(param, saved["after"][key]), key
