@@ -14,7 +14,7 @@ from hf_relopt.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
-    from hf_relopt.groups import Plan
+    from hf_relopt.plan.plan import Plan
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
     from hf_relopt.optim.create import create_optimizer, plan
@@ -45,7 +45,7 @@ _HOMES = {
     "FormatError": "hf_relopt.errors",
     "Fromage": "hf_relopt.optim.fromage",
     "Madam": "hf_relopt.optim.madam",
-    "Plan": "hf_relopt.groups",
+    "Plan": "hf_relopt.plan.plan",
     "RelOptError": "hf_relopt.errors",
     "RelOptMixin": "hf_relopt.hf.trainer",
     "RelOptTrainer": "hf_relopt.hf.trainer",

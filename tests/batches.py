@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from hf_relopt.backends.batch import Batch
-from hf_relopt.lns.rounding import noise_keys
+from hf_relopt.rules.rounding import noise_keys
 from hf_relopt.rules import fromage
-from hf_relopt.sharding import Place
+from hf_relopt.sharding.layout import Place
 
 SHAPES = [(6, 5), (4, 3), (6, 5), (2, 2, 3), (6, 5), (4, 3), (6, 5)]
 

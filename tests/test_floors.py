@@ -204,9 +204,9 @@ def test_public_names_are_sorted_few_and_there():
     ("path", "source", "fault"),
     [
         ("surprise.py", "", "not in the table"),
-        ("rules/new.py", "from hf_relopt.sharding import whole_norms", "rules (floor 1) imports"),
+        ("rules/new.py", "from hf_relopt.sharding.layout import whole_norms", "rules (floor 1) imports"),
         ("rules/new.py", "import hf_relopt.optim.base", "imports optim (floor 3)"),
-        ("groups.py", "from hf_relopt.sharding import whole_norms", "imports sharding"),
+        ("groups.py", "from hf_relopt.sharding.layout import whole_norms", "imports sharding"),
         ("sharding.py", "def f():\n    from hf_relopt.backends import loop", "imports backends"),
         ("optim/new.py", "from hf_relopt import Fromage", "from the package root"),
         ("optim/new.py", "import hf_relopt", "imports the package root"),
@@ -240,7 +240,7 @@ def test_the_check_sees(path, source, fault):
     ("path", "source"),
     [
         ("optim/new.py", "from hf_relopt.optim.base import B\nfrom hf_relopt.errors import E"),
-        ("backends/new.py", "from hf_relopt.sharding import whole_norms"),
+        ("backends/new.py", "from hf_relopt.sharding.layout import whole_norms"),
         ("hf/new.py", "from transformers import Trainer\nfrom hf_relopt.optim.base import B"),
         ("cli/new.py", "print('hello')"),
         ("autoload/new.py", "def f():\n    import hf_relopt"),

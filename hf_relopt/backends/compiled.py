@@ -1,10 +1,10 @@
-"""The rule through torch.compile, one tensor at a time: one pass for the sums, one for the step.
+"""The rule through torch.compile, one part at a time: one pass for the sums, one for the step.
 
 The second pass follows the first at once, while a part of the tensor is still in the cache. A
-compiled call costs tens of microseconds before it starts: small tensors go the foreach way.
+compiled call costs tens of microseconds before it starts: small parts go the foreach way.
 
 Everything that changes from step to step comes in as a tensor, so a schedule never recompiles.
-Tensors are stepped as flat ones of unknown length, so shapes do not recompile either.
+Parts are stepped as flat tensors of unknown length, or as rows, so shapes do not recompile either.
 """
 
 from __future__ import annotations
@@ -18,18 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.backends import foreach, loop, sums
-from hf_relopt.backends.batch import (
-    Batch,
-    Decide,
-    Scalars,
-    Update,
-    Work,
-    first_position,
-    needs_noise,
-    rule_step,
-)
-from hf_relopt.sharding import Sums, WholeNorms
+from hf_relopt.backends import foreach
+from hf_relopt.backends import sums as portable
+from hf_relopt.backends.kernel import needs_noise, write
+from hf_relopt.backends.part import Decision, Direct, Equation, Part, View
+from hf_relopt.rules.rule import Sums
 
 _serial = itertools.count()
 
@@ -37,86 +30,77 @@ _serial = itertools.count()
 _SMALLEST = 2**14
 
 
-def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
-    """Like sums.local_sums, in one pass over each tensor that is large enough."""
-    pairs = list(zip(params, grads, strict=True))
-    large = [i for i, pair in enumerate(pairs) if _is_worthwhile(*pair)]
-    if not large or params[0].device.type == "mps":
-        return sums.local_sums(params, grads, what)
-    parts = [_large_sums([pairs[i] for i in large], what)]
-    small = sorted(set(range(len(pairs))) - set(large))
+def sums(parts: Sequence[Part], what: Sums) -> Tensor:
+    """Like sums.sums, in one pass over each part that is one large slice."""
+    large = [part.view.count == 1 and _is_worthwhile(*part.tensors[:2]) for part in parts]
+    if not any(large) or parts[0].weight.device.type == "mps":
+        return portable.sums(parts, what)
+    kernel = _sums_kernel(parts[0].weight.dtype, what)
+    rows = [
+        kernel(_flat(part.weight), _flat(part.source)) if is_large else None
+        for part, is_large in zip(parts, large, strict=True)
+    ]
+    small = [part for part, is_large in zip(parts, large, strict=True) if not is_large]
     if small:
-        parts.append(sums.local_sums([params[i] for i in small], [grads[i] for i in small], what))
-    return sums.in_order(parts, [*large, *small])
+        found = portable.sums(small, what).split([part.view.count for part in small])
+        left = iter(found)
+        rows = [next(left) if row is None else row for row in rows]
+    return torch.cat(rows)  # type: ignore[arg-type]
 
 
-def _large_sums(pairs: Sequence[tuple[Tensor, Tensor]], what: Sums) -> Tensor:
-    kernel = _sums_kernel(pairs[0][0].dtype, what)
-    return torch.cat([kernel(_flat(param), _flat(grad)) for param, grad in pairs])
-
-
-def step_alone(work: Work) -> list[int]:
-    """Step the large tensors, each from its own sums; return the places of the others."""
+def step_alone(work: Direct) -> list[int]:
+    """Step the large parts, each from its own sums; return the places of the others."""
     if work.lr.device.type == "mps":
-        return list(range(len(work.params)))
+        return list(range(len(work.parts)))
     left: list[int] = []
-    kernel = _whole_kernel(
-        work.decide,
-        work.sums,
-        work.update,
-        tuple(work.constants.items()),
-        needs_noise(work.params[0], work.index),
-        work.maximize,
-    )
-    for place, param in enumerate(work.params):
-        tensors = (param, work.grads[place], *work.buffers[place])
-        if not _is_worthwhile(*tensors):
+    kernel = _whole_kernel(work.decide, work.sums, *_key(work.equation), work.number is not None)
+    for place, part in enumerate(work.parts):
+        if not _is_worthwhile(*part.tensors):
             left.append(place)
             continue
-        flat, grad, *buffers = map(_flat, tensors)
-        index = work.index[place] if work.index is not None else None
-        kernel(flat, grad, tuple(buffers), work.state[place], work.numel[place], index, work.lr)
-        _count_change(param, *work.buffers[place])
+        one = slice(place, place + 1)
+        number = None if work.number is None else work.number[one]
+        tensors = tuple(map(_flat, part.tensors))
+        kernel(tensors, work.states[place], work.numel[one], number, work.lr[one])
+        _count_change(part.weight, *part.buffers)
     return left
 
 
-def apply(batch: Batch) -> None:
-    """Run the rule for every tensor of the batch."""
-    noisy = needs_noise(batch.params[0], batch.keys)
-    step = _step_kernel(
-        batch.params[0].dtype,
-        batch.update,
-        tuple(batch.constants.items()),
-        noisy,
-        batch.maximize,
-    )
-    small: list[int] = []
-    for index, param in enumerate(batch.params):
-        tensors = (param, batch.grads[index], *batch.buffers[index])
-        if not foreach.in_one_run(batch, index):
-            loop.apply_one(batch, index)
-        elif param.numel() < _SMALLEST:
-            small.append(index)
-        elif _is_worthwhile(*tensors):
-            flat, grad, *buffers = map(_flat, tensors)
-            first = _first(batch, index) if noisy else None
-            step(flat, grad, tuple(buffers), batch.scalars(index), first)
-            _count_change(param, *batch.buffers[index])
+def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
+    """Step every part in place."""
+    noisy = needs_noise(parts[0].weight, decision.keys)
+    step = _step_kernel(parts[0].weight.dtype, *_key(equation), noisy, rows=False)
+    left: list[Part] = []
+    for part in parts:
+        view = part.view
+        if not _is_worthwhile(*part.tensors) or (noisy and not view.in_one_run):
+            left.append(part)
+            continue
+        origin = _origin(view, part.weight.device) if noisy else None
+        if view.count == 1:
+            step(tuple(map(_flat, part.tensors)), decision.shaped(view.first, 1, 1), origin)
         else:
-            loop.apply_one(batch, index)
-    foreach.apply_small(batch, small)
+            in_rows = _step_kernel(parts[0].weight.dtype, *_key(equation), noisy, rows=True)
+            tensors = tuple([_rows(tensor, view.count) for tensor in part.tensors])
+            in_rows(tensors, _own_tensors(decision, view), origin)
+        _count_change(part.weight, *part.buffers)
+    if left:
+        foreach.update(left, equation, decision)
 
 
-def _first(batch: Batch, index: int) -> Tensor:
-    """int32: the position in the whole tensor of this part's first entry (wrapping)."""
-    first = first_position(batch.places[index], batch.params[index].shape) or 0
-    signed = (first + 2**31) % 2**32 - 2**31
-    return torch.tensor(signed, dtype=torch.int32).to(batch.params[index].device, non_blocking=True)
+def _key(equation: Equation) -> tuple[Any, tuple[tuple[str, Any], ...], bool]:
+    return equation.update, tuple(equation.constants.items()), equation.maximize
+
+
+def _origin(view: View, device: torch.device) -> Tensor:
+    """int32: the position in the full tensor of the view's first entry (wrapping)."""
+    signed = (view.origin + 2**31) % 2**32 - 2**31
+    return torch.tensor(signed, dtype=torch.int32).to(device, non_blocking=True)
 
 
 def _is_worthwhile(*tensors: Tensor) -> bool:
     """Say whether flat views of these can be stepped, and are large enough to repay the call."""
-    return tensors[0].numel() >= _SMALLEST and all(tensor.is_contiguous() for tensor in tensors)
+    return tensors[0].numel() >= _SMALLEST and all([tensor.is_contiguous() for tensor in tensors])
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -127,6 +111,32 @@ def _flat(tensor: Tensor) -> Tensor:
     flat = tensor.view(-1).data
     torch._dynamo.mark_dynamic(flat, 0)
     return flat
+
+
+def _rows(tensor: Tensor, count: int) -> Tensor:
+    """An alias of [count, length], both of which a compiled program takes as unknown."""
+    rows = tensor.view(count, -1).data
+    for dim in (0, 1):
+        torch._dynamo.maybe_mark_dynamic(rows, dim)
+    return rows
+
+
+def _own_tensors(decision: Decision, view: View) -> Decision:
+    """What is decided on a view's slices, [count, 1], in tensors of their own."""
+
+    def own(values: Tensor) -> Tensor:
+        if values.dim() == 0:
+            return values
+        rows = values[view.first : view.first + view.count].clone().view(-1, 1)
+        torch._dynamo.maybe_mark_dynamic(rows, 0)
+        return rows
+
+    return Decision(
+        {name: own(values) for name, values in decision.coefficients.items()},
+        own(decision.learn),
+        own(decision.move),
+        None if decision.keys is None else own(decision.keys),
+    )
 
 
 def _count_change(*tensors: Tensor) -> None:
@@ -142,7 +152,7 @@ def _sums(param: Tensor, grad: Tensor, what: Sums) -> Tensor:
         param = param.to(torch.float64)
         columns.append((param * param).sum().sqrt())
     if what == "cosine":
-        columns.append(sums.cosine(columns[0], columns[1], (param * grad).sum()))
+        columns.append(portable.cosine(columns[0], columns[1], (param * grad).sum()))
     return torch.stack(columns).unsqueeze(0)
 
 
@@ -155,24 +165,19 @@ def _sums_kernel(dtype: torch.dtype, what: Sums) -> Callable[[Tensor, Tensor], T
 
 
 def _step(
-    update: Update,
-    constants: tuple[tuple[str, object], ...],
-    noisy: bool,
-    maximize: bool,
+    update: Any, constants: tuple[tuple[str, Any], ...], maximize: bool, noisy: bool
 ) -> Callable[..., None]:
-    def step(
-        param: Tensor,
-        grad: Tensor,
-        buffers: tuple[Tensor, ...],
-        scalars: Scalars,
-        first: Tensor | None = None,
-    ) -> None:
+    equation = Equation(update, dict(constants), maximize)
+
+    def step(tensors: tuple[Tensor, ...], decided: Decision, origin: Tensor | None) -> None:
         position = None
         if noisy:
-            position = torch.arange(param.numel(), device=param.device, dtype=torch.int32)
-            if first is not None:
-                position = position + first
-        rule_step(update, param, grad, buffers, scalars, position, dict(constants), maximize)
+            weight = tensors[0]
+            counted = torch.arange(weight.numel(), device=weight.device, dtype=torch.int32)
+            position = counted.view(weight.shape)
+            if origin is not None:
+                position = position + origin
+        write(tensors, equation, decided, position)
 
     return step
 
@@ -180,48 +185,47 @@ def _step(
 @cache
 def _step_kernel(
     dtype: torch.dtype,
-    update: Update,
-    constants: tuple[tuple[str, object], ...],
-    noisy: bool,
+    update: Any,
+    constants: tuple[tuple[str, Any], ...],
     maximize: bool,
+    noisy: bool,
+    *,
+    rows: bool,
 ) -> Callable[..., None]:
-    return _compile(_step(update, constants, noisy, maximize))
+    return _compile(_step(update, constants, maximize, noisy))
 
 
 @cache
 def _whole_kernel(
-    decide: Decide,
+    decide: Any,
     what: Sums,
-    update: Update,
-    constants: tuple[tuple[str, object], ...],
-    noisy: bool,
+    update: Any,
+    constants: tuple[tuple[str, Any], ...],
     maximize: bool,
+    noisy: bool,
 ) -> Callable[..., None]:
     """Sums, decision and step of one tensor in one program."""
-    step = _step(update, constants, noisy, maximize)
+    step = _step(update, constants, maximize, noisy)
 
     def whole(
-        param: Tensor,
-        grad: Tensor,
-        buffers: tuple[Tensor, ...],
+        tensors: tuple[Tensor, ...],
         state: dict[str, Tensor],
         numel: Tensor,
-        index: Tensor | None,
+        number: Tensor | None,
         lr: Tensor,
     ) -> None:
-        before = {name: value.to(torch.float64).view(1) for name, value in state.items()}
-        norms = WholeNorms.of_rows(_sums(param, grad, what))
-        index = None if index is None else index.view(1)
-        decision = decide(before, norms, numel.view(1), index, lr)
-        for name, value in decision.state.items():
+        rows = _sums(tensors[0], tensors[1], what)
+        before = {name: value.view(1) for name, value in state.items()}
+        after, decision = decide(before, rows, numel, number, lr)
+        for name, value in after.items():
             state[name].copy_(value.view_as(state[name]))
-        scalars = Scalars(
+        decided = Decision(
             {name: _stored(value) for name, value in decision.coefficients.items()},
             _stored(decision.learn),
             _stored(decision.move),
             None if decision.keys is None else _stored(decision.keys),
         )
-        step(param, grad, buffers, scalars)
+        step(tensors, decided, None)
 
     return _compile(whole)
 

@@ -1,126 +1,154 @@
-"""Small tensors laid end to end and stepped together; large ones in pieces, or stacked.
+"""Small parts laid end to end and stepped together; large ones in pieces, or stacked.
 
-A model has many small tensors (biases, norm gains), and each would cost as many kernel launches as
-a large one. Laid end to end, with their scalars repeated per entry, they are one long tensor to the
-rule, so the equation is the same code in every backend.
+A model has many small weights (biases, norm weights), and each would cost as many kernel launches
+as a large one. Laid end to end, with their numbers repeated per entry, they are one long tensor to
+the rule, so the equation is the same code in every backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop, stacks
-from hf_relopt.backends.batch import (
-    Batch,
-    Scalars,
-    constant,
-    first_position,
-    needs_noise,
-    piece_size,
-    rule_results,
-    small_size,
-)
+from hf_relopt.backends.kernel import needs_noise, results
+from hf_relopt.backends.part import Decision, Equation, Part, View, piece_size
 
 
-def apply(batch: Batch) -> None:
-    """Run the rule for every tensor of the batch."""
-    small: list[int] = []
-    large: list[int] = []
-    device = batch.params[0].device
-    limit = small_size(device)
-    for index, param in enumerate(batch.params):
-        is_large = param.numel() > limit or not in_one_run(batch, index)
-        (large if is_large else small).append(index)
+def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
+    """Step every part in place."""
+    device, noisy = parts[0].weight.device, needs_noise(parts[0].weight, decision.keys)
+    arranged = _arrange(tuple([part.view for part in parts]), device, noisy)
     if stacks.are_worthwhile(device):
-        stacks.apply(batch, large)
+        stacks.update([parts[place] for place in arranged.large], equation, decision)
     else:
-        for index in large:
-            loop.apply_one(batch, index)
-    apply_small(batch, small)
+        for place in arranged.large:
+            loop.update_one(parts[place], equation, decision)
+    for run in arranged.runs:
+        _update_run(run, [parts[place] for place in run.places], equation, decision)
 
 
-def in_one_run(batch: Batch, index: int) -> bool:
-    """True if counting on from a first position gives every entry's position, or none is needed."""
-    param = batch.params[index]
-    return not needs_noise(param, batch.keys) or (
-        first_position(batch.places[index], param.shape) is not None
-    )
+def small_size(device: torch.device) -> int:
+    """Entries up to which parts are laid end to end: copying costs less than own kernels."""
+    return 2**15 if device.type == "cpu" else 2**18
 
 
-def apply_small(batch: Batch, indices: list[int]) -> None:
-    """Run the rule for the tensors at ``indices``, laid end to end."""
-    for run in _runs(batch, indices):
-        _apply_together(batch, run)
+@dataclass(frozen=True)
+class Run:
+    """Parts that are laid end to end.
+
+    Attributes:
+        places: of the parts among all that are stepped.
+        slices: picks their slices' numbers: a range, or the index of each.
+        lengths: int64, entries of each of these slices.
+        starts: int64, where each slice begins, less the position of its first entry.
+        numel: entries of all.
+    """
+
+    places: tuple[int, ...]
+    slices: slice | Tensor
+    lengths: Tensor
+    starts: Tensor
+    numel: int
 
 
-def _runs(batch: Batch, indices: list[int]) -> Iterator[list[int]]:
-    """Split ``indices`` so that each part holds at most one piece's worth of entries."""
+@dataclass(frozen=True)
+class Arrangement:
+    """Which parts are stepped how."""
+
+    large: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+
+@lru_cache(maxsize=256)  # the same in each step, and its tensors take longer to make than to use
+def _arrange(views: tuple[View, ...], device: torch.device, noisy: bool) -> Arrangement:
+    limit = small_size(device)
+    large, small = [], []
+    for place, view in enumerate(views):
+        # Without a run there is no counting on from a first position, by which noise is drawn.
+        together = view.numel <= limit and (view.in_one_run or not noisy)
+        (small if together else large).append(place)
+    runs = [_run(views, places, device) for places in _in_runs(views, small, piece_size(device))]
+    return Arrangement(tuple(large), tuple(runs))
+
+
+def _in_runs(views: Sequence[View], places: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Split ``places`` so that each run holds at most one piece's worth of entries."""
     run: list[int] = []
     entries = 0
-    limit = piece_size(batch.params[0].device)
-    for index in indices:
-        numel = batch.params[index].numel()
-        if run and entries + numel > limit:
+    for place in places:
+        if run and entries + views[place].numel > limit:
             yield run
             run, entries = [], 0
-        run.append(index)
-        entries += numel
+        run.append(place)
+        entries += views[place].numel
     if run:
         yield run
 
 
-def _apply_together(batch: Batch, indices: list[int]) -> None:
-    if len(indices) == 1:
-        return loop.apply_one(batch, indices[0])
-    params = [batch.params[i] for i in indices]
-    flat = end_to_end(params)
-    grad = end_to_end([batch.grads[i] for i in indices])
-    buffers = [[batch.buffers[i][k] for i in indices] for k in range(len(batch.buffers[0]))]
-    flat_buffers = tuple(end_to_end(tensors) for tensors in buffers)
-    spread = _Spread(params, indices)
-    scalars = Scalars(
-        {k: v if v.dim() == 0 else spread(v) for k, v in batch.coefficients.items()},
-        spread(batch.learn),
-        spread(batch.move),
-        None if batch.keys is None else spread(batch.keys),
-    )
+def _run(views: Sequence[View], places: Sequence[int], device: torch.device) -> Run:
+    lengths: list[int] = []
+    slices: list[int] = []
+    starts: list[int] = []
+    begin = 0
+    for place in places:
+        view = views[place]
+        each = view.numel // view.count
+        for number in range(view.count):
+            lengths.append(each)
+            slices.append(view.first + number)
+            starts.append(begin - (view.origin + number * each))
+            begin += each
+    whole = slices == list(range(slices[0], slices[0] + len(slices)))
+    pick = slice(slices[0], slices[0] + len(slices)) if whole else _on(slices, device)
+    return Run(tuple(places), pick, _on(lengths, device), _on(starts, device), begin)
+
+
+def _on(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _update_run(
+    run: Run, parts: Sequence[Part], equation: Equation, decision: Decision
+) -> None:
+    if len(parts) == 1:
+        loop.update_one(parts[0], equation, decision)
+        return
+    columns = [list(column) for column in zip(*[part.tensors for part in parts], strict=True)]
+    flat = tuple([end_to_end(column) for column in columns])
+    # output_size spares repeat_interleave a look at the lengths from the host.
+    owner = torch.repeat_interleave(run.lengths, output_size=run.numel)
     position = None
-    if needs_noise(flat, batch.keys):
-        firsts = [first_position(batch.places[i], batch.params[i].shape) or 0 for i in indices]
-        position = spread.positions(firsts)
-    results = rule_results(
-        batch.update, flat, grad, flat_buffers, scalars, position, batch.constants, batch.maximize
-    )
-    for targets, result in zip([params, *buffers], results, strict=True):
+    if needs_noise(flat[0], decision.keys):
+        counted = torch.arange(run.numel, device=owner.device)
+        position = (counted - run.starts[owner]).to(torch.int32)
+    new = results(flat, equation, _spread(decision, run.slices, owner), position)
+    for targets, result in zip([columns[0], *columns[2:]], new, strict=True):
         torch._foreach_copy_(targets, apart(result, targets))
-    return None
 
 
-class _Spread:
-    """Repeats one value per tensor into one value per entry of the tensors laid end to end."""
-
-    def __init__(self, params: list[Tensor], indices: list[int]) -> None:
-        device = params[0].device
-        self._total = sum(param.numel() for param in params)
-        self._sizes = constant(tuple(p.numel() for p in params), torch.int64, device)
-        self._places = self._repeat(constant(tuple(indices), torch.int64, device))
-
-    def __call__(self, per_tensor: Tensor) -> Tensor:
-        return per_tensor.index_select(0, self._places)
-
-    def _repeat(self, values: Tensor) -> Tensor:
-        # output_size spares repeat_interleave a look at the sizes from the host.
-        return torch.repeat_interleave(values, self._sizes, output_size=self._total)
-
-    def positions(self, firsts: list[int]) -> Tensor:
-        """int32: each entry's place in its whole tensor, of which a part begins at ``firsts``."""
-        begin = constant(tuple(firsts), torch.int64, self._sizes.device)
-        starts = torch.cumsum(self._sizes, 0) - self._sizes
-        counted = torch.arange(self._total, device=starts.device)
-        return (counted - self._repeat(starts - begin)).to(torch.int32)
+def _spread(decision: Decision, slices: slice | Tensor, owner: Tensor) -> Decision:
+    """Numbers per slice become numbers per entry; those of one dtype take one look-up together."""
+    masks = [decision.learn, decision.move]
+    keys = [] if decision.keys is None else [decision.keys]
+    each = [*decision.coefficients.values(), *masks, *keys]
+    kinds: dict[torch.dtype, list[int]] = {}
+    for place, values in enumerate(each):
+        if values.dim() > 0:
+            kinds.setdefault(values.dtype, []).append(place)
+    for places in kinds.values():
+        table = torch.stack([each[place] for place in places])[:, slices]
+        spread = table.index_select(1, owner).unbind()
+        for place, values in zip(places, spread, strict=True):
+            each[place] = values
+    count = len(decision.coefficients)
+    learn, move, *keys = each[count:]
+    coefficients = dict(zip(decision.coefficients, each[:count], strict=True))
+    return Decision(coefficients, learn, move, keys[0] if keys else None)
 
 
 def end_to_end(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,31 +1,22 @@
-"""The reference: one tensor after the other, in pieces that fit the cache."""
+"""The reference: one part after the other, in pieces that fit the cache."""
 
 from __future__ import annotations
 
-from hf_relopt.backends.batch import Batch, needs_noise, piece_size, pieces, rule_step
+from collections.abc import Sequence
+
+from hf_relopt.backends.kernel import needs_noise, write
+from hf_relopt.backends.part import Decision, Equation, Part, piece_size, pieces
 
 
-def apply(batch: Batch) -> None:
-    """Run the rule for every tensor of the batch."""
-    for index in range(len(batch.params)):
-        apply_one(batch, index)
+def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
+    """Step every part in place."""
+    for part in parts:
+        update_one(part, equation, decision)
 
 
-def apply_one(batch: Batch, index: int) -> None:
-    """Run the rule for one tensor of the batch."""
-    scalars = batch.scalars(index)
-    tensors = (batch.params[index], batch.grads[index], *batch.buffers[index])
-    noisy = needs_noise(tensors[0], batch.keys)
-    for piece in pieces(tensors, piece_size(tensors[0].device), batch.places[index]):
-        param, grad, *buffers = piece.tensors
-        position = piece.positions() if noisy else None
-        rule_step(
-            batch.update,
-            param,
-            grad,
-            tuple(buffers),
-            scalars,
-            position,
-            batch.constants,
-            batch.maximize,
-        )
+def update_one(part: Part, equation: Equation, decision: Decision) -> None:
+    """Step one part in place."""
+    noisy = needs_noise(part.weight, decision.keys)
+    for piece in pieces(part.tensors, part.view, piece_size(part.weight.device)):
+        decided = decision.shaped(piece.first, piece.count, piece.tensors[0].dim())
+        write(piece.tensors, equation, decided, piece.positions() if noisy else None)

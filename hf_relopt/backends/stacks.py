@@ -1,4 +1,4 @@
-"""Large tensors of one shape, stacked: an accelerator steps a model's matrices in a few launches.
+"""Large parts of one shape, stacked: an accelerator steps a model's matrices in a few launches.
 
 There a kernel takes longer to launch than a matrix to step. On a CPU a matrix in pieces that fit
 the cache is faster, and nothing is launched.
@@ -7,19 +7,14 @@ the cache is faster, and nothing is launched.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop
-from hf_relopt.backends.batch import (
-    Batch,
-    Piece,
-    Scalars,
-    constant,
-    needs_noise,
-    rule_results,
-)
+from hf_relopt.backends.kernel import needs_noise, results
+from hf_relopt.backends.part import Decision, Equation, Part, Piece, View
 
 # Entries of a stack. A rule holds up to six float32 temporaries of its size, 400 MB, at a time when
 # the activations of the passes are gone.
@@ -47,54 +42,55 @@ def stacks(alike: Sequence[Hashable], sizes: Sequence[int], limit: int) -> Itera
             yield places[first : first + count]
 
 
-def apply(batch: Batch, indices: Sequence[int]) -> None:
-    """Run the rule for the tensors at ``indices``."""
-    members = [batch.params[index] for index in indices]
-    alike: list[Hashable] = [
-        (member.shape, batch.places[index] if needs_noise(member, batch.keys) else None)
-        for index, member in zip(indices, members, strict=True)
+def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
+    """Step every part in place."""
+    views = [part.view for part in parts]
+    noisy = bool(parts) and needs_noise(parts[0].weight, decision.keys)
+    alike = [
+        (view.shape, view.count, (view.origin, view.strides) if noisy else None) for view in views
     ]
-    sizes = [member.numel() for member in members]
-    for places in stacks(alike, sizes, LARGEST):
+    for places in stacks(alike, [view.numel for view in views], LARGEST):
         if len(places) == 1:
-            loop.apply_one(batch, indices[places[0]])
+            loop.update_one(parts[places[0]], equation, decision)
         else:
-            _apply_stacked(batch, [indices[place] for place in places])
+            _update_stack([parts[place] for place in places], equation, decision, noisy)
 
 
-def _apply_stacked(batch: Batch, indices: Sequence[int]) -> None:
-    params = [batch.params[index] for index in indices]
-    buffers = [[batch.buffers[i][k] for i in indices] for k in range(len(batch.buffers[0]))]
-    param, grad = torch.stack(params), torch.stack([batch.grads[index] for index in indices])
-    stacked = tuple(torch.stack(tensors) for tensors in buffers)
-    pick, ones = _pick(indices, param.device), [1] * params[0].dim()
+def _update_stack(
+    parts: Sequence[Part], equation: Equation, decision: Decision, noisy: bool
+) -> None:
+    columns = [list(column) for column in zip(*[part.tensors for part in parts], strict=True)]
+    view = parts[0].view
+    pick = _pick(tuple([part.view for part in parts]), parts[0].weight.device)
+    shape = (len(parts), view.count, *[1] * (len(view.shape) - 1))
+    if view.count == 1:
+        shape = (len(parts), *[1] * len(view.shape))
 
     def each(values: Tensor) -> Tensor:
-        return values[pick].view(-1, *ones)
+        return values if values.dim() == 0 else values[pick].view(shape)
 
-    scalars = Scalars(
-        {k: v if v.dim() == 0 else each(v) for k, v in batch.coefficients.items()},
-        each(batch.learn),
-        each(batch.move),
-        None if batch.keys is None else each(batch.keys),
+    decided = Decision(
+        {name: each(values) for name, values in decision.coefficients.items()},
+        each(decision.learn),
+        each(decision.move),
+        None if decision.keys is None else each(decision.keys),
     )
     position = None
-    if needs_noise(param, batch.keys):
-        place, shape = batch.places[indices[0]], params[0].shape
-        whole, first = (
-            (shape, (0,) * len(shape)) if place is None else (place.whole_shape, place.first)
-        )
-        position = Piece((params[0],), whole, first).positions()
-    results = rule_results(
-        batch.update, param, grad, stacked, scalars, position, batch.constants, batch.maximize
-    )
-    for targets, result in zip([params, *buffers], results, strict=True):
+    if noisy:
+        one = Piece((parts[0].weight,), view.first, view.count, view.origin, view.strides)
+        position = one.positions()
+    stacked = tuple([torch.stack(column) for column in columns])
+    new = results(stacked, equation, decided, position)
+    for targets, result in zip([columns[0], *columns[2:]], new, strict=True):
         torch._foreach_copy_(targets, list(result.unbind()))
 
 
-def _pick(indices: Sequence[int], device: torch.device) -> slice | Tensor:
-    """What picks the values of ``indices``: evenly spaced ones, as layers have them, by a view."""
-    first, step = indices[0], indices[1] - indices[0]
-    if step > 0 and list(indices) == list(range(first, indices[-1] + 1, step)):
-        return slice(first, indices[-1] + 1, step)
-    return constant(tuple(indices), torch.int64, device)
+@lru_cache(maxsize=1024)  # the same in each step
+def _pick(views: tuple[View, ...], device: torch.device) -> slice | Tensor:
+    """What picks the numbers of stacked parts: evenly spaced ones, as layers have, by a view."""
+    firsts, count = tuple([view.first for view in views]), views[0].count
+    step = firsts[1] - firsts[0]
+    if count == 1 and step > 0 and firsts == tuple(range(firsts[0], firsts[-1] + 1, step)):
+        return slice(firsts[0], firsts[-1] + 1, step)
+    places = [first + number for first in firsts for number in range(count)]
+    return torch.tensor(places, dtype=torch.int64).to(device, non_blocking=True)

@@ -3,88 +3,151 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import stacks
-from hf_relopt.backends.batch import constant, piece_size, pieces
-from hf_relopt.sharding import Sums
+from hf_relopt.backends.part import Part, View, piece_size, pieces
+from hf_relopt.rules.rule import Sums
 
-# Entries that are summed at once, without a look for pieces.
-_ONE_PIECE = 2**14
+# Entries of a slice on a CPU up to which slices of one length are summed as the rows of a matrix,
+# and of such a matrix.
+_SHORT, _MATRIX = 2**14, 2**18
+# Entries up to which torch's own float64 norm of a float32 tensor is the fastest on a CPU. Beyond
+# the caches it takes three times as long as products of pieces.
+_CACHED = 2**17
 
 
-def local_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
-    """|g|, |W| and <W,g>/(|W||g|) of T tensors, as far as ``what`` asks: float64 [T, 1 to 3].
+def sums(parts: Sequence[Part], what: Sums) -> Tensor:
+    """|U|, |W| and <W,U>/(|W||U|) of every slice, as far as ``what`` asks: float64 [S, 1 to 3].
 
-    Where the device has no float64 the tensors are scaled by their largest entry first.
+    U is the parts' source. Where the device has no float64 the tensors are scaled by their largest
+    entry first.
     """
-    if params[0].device.type == "mps":
-        return _scaled_sums(params, grads, what)
-    if what == "cosine" and stacks.are_worthwhile(params[0].device):
-        return _stacked_sums(params, grads)
-    columns = [_norms(grads)]
-    if what != "grad":
-        columns.append(_norms(params))
-    if what == "cosine":
-        inner = torch.stack([_dot(p, g) for p, g in zip(params, grads, strict=True)])
-        columns.append(cosine(columns[0], columns[1], inner))
-    return torch.stack(columns, dim=1)
-
-
-def in_order(rows: Sequence[Tensor], order: list[int]) -> Tensor:
-    """The rows of all parts by the places that ``order`` gives them."""
-    back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return torch.cat(list(rows))[constant(back, torch.int64, rows[0].device)]
+    if parts[0].weight.device.type == "mps":
+        return _scaled_sums(parts, what)
+    if what != "cosine" and all([part.view.count == 1 for part in parts]):
+        columns = [_norms([part.source for part in parts])]
+        if what == "norms":
+            columns.append(_norms([part.weight for part in parts]))
+        return torch.stack(columns, dim=1)
+    rows: list[Tensor] = [parts[0].weight] * len(parts)
+    on_cpu = parts[0].weight.device.type == "cpu"
+    for places, together in _by_length(tuple([part.view for part in parts]), on_cpu):
+        members = [parts[place] for place in places]
+        found = _sums_of_rows(members, what) if together else _sums_alone(members[0], what)
+        each = found.split([part.view.count for part in members])
+        for place, own in zip(places, each, strict=True):
+            rows[place] = own
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 def cosine(grad_norm: Tensor, param_norm: Tensor, inner: Tensor) -> Tensor:
-    """<W, g> / (|W| |g|), which is 0 where one of them is 0."""
+    """<W,U> / (|W||U|), which is 0 where one of them is 0."""
     product = grad_norm * param_norm
     return torch.where(product > 0, inner / product, 0.0)
 
 
+@lru_cache(maxsize=256)  # the same in each step
+def _by_length(views: tuple[View, ...], on_cpu: bool) -> list[tuple[list[int], bool]]:
+    """Places of parts that are summed at once, and whether as the rows of one matrix.
+
+    Slices of one length make a matrix, whose sums are a few launches for all layers of a model.
+    """
+    lengths = [view.numel // view.count for view in views]
+    longest, most = (_SHORT, _MATRIX) if on_cpu else (stacks.LARGEST, stacks.LARGEST)
+    fits = [
+        length <= longest and view.numel <= most
+        for length, view in zip(lengths, views, strict=True)
+    ]
+    # Of one kind are those of one length that fit; others are a kind each.
+    alike = [
+        (length, None if fit else place)
+        for place, (length, fit) in enumerate(zip(lengths, fits, strict=True))
+    ]
+    found = stacks.stacks(alike, [view.numel for view in views], most)
+    return [(places, fits[places[0]]) for places in found]
+
+
+def _sums_of_rows(parts: Sequence[Part], what: Sums) -> Tensor:
+    counts = [part.view.count for part in parts]
+    sources = _end_to_end([part.source for part in parts], counts)
+    if what == "grad":
+        return _row_sums(sources, sources, what)
+    return _row_sums(_end_to_end([part.weight for part in parts], counts), sources, what)
+
+
+def _end_to_end(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """The slices of all tensors as rows: [all slices, length]."""
+    each = [
+        tensor.reshape(count, tensor.numel() // count)
+        for tensor, count in zip(tensors, counts, strict=True)
+    ]
+    return torch.cat(each) if len(each) > 1 else each[0]
+
+
+def _row_sums(weight: Tensor, source: Tensor, what: Sums) -> Tensor:
+    """Of each row of two matrices: [rows, 1 to 3]."""
+    u = source.to(torch.float64)
+    columns = [torch.linalg.vector_norm(u, dim=1)]
+    if what != "grad":
+        w = weight.to(torch.float64)
+        columns.append(torch.linalg.vector_norm(w, dim=1))
+        if what == "cosine":
+            columns.append(cosine(columns[0], columns[1], (w * u).sum(dim=1)))
+    return torch.stack(columns, dim=1)
+
+
+def _sums_alone(part: Part, what: Sums) -> Tensor:
+    """Of one large part: [count, 1 to 3]."""
+    count, weight, source = part.view.count, part.weight, part.source
+    if count == 1:
+        return _sums_of_one(weight, source, what)
+    length = part.view.numel // count
+    rows = max(1, piece_size(weight.device) // max(1, length))
+    if length > piece_size(weight.device):
+        each = zip(weight.unbind(), source.unbind(), strict=True)
+        return torch.cat([_sums_of_one(w, u, what) for w, u in each])
+    each = zip(weight.split(rows), source.split(rows), strict=True)
+    return torch.cat([_row_sums(w.flatten(1), u.flatten(1), what) for w, u in each])
+
+
+def _sums_of_one(weight: Tensor, source: Tensor, what: Sums) -> Tensor:
+    """Of one slice: [1, 1 to 3]."""
+    columns = [_norms([source])]
+    if what != "grad":
+        columns.append(_norms([weight]))
+        if what == "cosine":
+            columns.append(cosine(columns[0], columns[1], _dot(weight, source)))
+    return torch.stack(columns, dim=1)
+
+
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """float64 [T]."""
     if stacks.are_worthwhile(tensors[0].device):
-        return torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))
-    # The CPU's own float64 norm of a float32 tensor is nine times slower than this.
-    return torch.stack([_dot(tensor, tensor) for tensor in tensors]).sqrt()
-
-
-def _stacked_sums(params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
-    """|g|, |W| and the cosine, for all tensors of one shape together: float64 [T, 3]."""
-    limit = stacks.LARGEST
-    order: list[int] = []
-    rows: list[Tensor] = []
-    sizes = [param.numel() for param in params]
-    for places in stacks.stacks([param.shape for param in params], sizes, limit):
-        order += places
-        if sizes[places[0]] > limit:
-            (place,) = places
-            w, g = params[place], grads[place]
-            rows.append(torch.stack([*_norms([g, w]), _dot(w, g)]).unsqueeze(0))
-            continue
-        w, g = (
-            torch.stack([tensors[place] for place in places])
-            .reshape(len(places), -1)
-            .to(torch.float64)
-            for tensors in (params, grads)
-        )
-        norms = [torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(w, dim=1)]
-        rows.append(torch.stack([*norms, w.mul_(g).sum(dim=1)], dim=1))
-    grad_norm, param_norm, inner = in_order(rows, order).unbind(dim=1)
-    return torch.stack([grad_norm, param_norm, cosine(grad_norm, param_norm, inner)], dim=1)
+        return torch.stack(torch._foreach_norm(tensors, 2, torch.float64))
+    large = [place for place, tensor in enumerate(tensors) if tensor.numel() > _CACHED]
+    if not large:
+        return torch.stack(torch._foreach_norm(tensors, 2, torch.float64))
+    norms = [tensors[0]] * len(tensors)
+    for place in large:
+        norms[place] = _dot(tensors[place], tensors[place]).sqrt()
+    small = [place for place, tensor in enumerate(tensors) if tensor.numel() <= _CACHED]
+    if small:
+        found = torch._foreach_norm([tensors[place] for place in small], 2, torch.float64)
+        for place, norm in zip(small, found, strict=True):
+            norms[place] = norm
+    return torch.stack(norms)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """<left, right> summed in float64, a piece at a time."""
-    if left.numel() <= _ONE_PIECE:
-        wide = left.reshape(-1).to(torch.float64)
-        return torch.dot(wide, wide if left is right else right.reshape(-1).to(torch.float64))
     total = torch.zeros((), dtype=torch.float64, device=left.device)
+    view = View(0, 1, tuple(left.shape), 0, (0,) * left.dim())
     # Half as many entries as elsewhere: they are twice as wide here.
-    for piece in pieces((left, right), piece_size(left.device) // 2):
+    for piece in pieces((left, right), view, piece_size(left.device) // 2):
         a, b = piece.tensors
         wide = a.to(torch.float64).reshape(-1)
         other = wide if left is right else b.to(torch.float64).reshape(-1)
@@ -92,27 +155,27 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def _scaled_sums(params: Sequence[Tensor], grads: Sequence[Tensor], what: Sums) -> Tensor:
-    """The same in float32: each tensor is divided by its largest entry before it is squared."""
-    rows = [_scaled_row(p, g, what) for p, g in zip(params, grads, strict=True)]
-    return torch.stack(rows)
+def _scaled_sums(parts: Sequence[Part], what: Sums) -> Tensor:
+    """The same in float32: each slice is divided by its largest entry before it is squared."""
+    return torch.cat([_scaled_rows(part, what) for part in parts])
 
 
-def _scaled_row(param: Tensor, grad: Tensor, what: Sums) -> Tensor:
-    unit_grad, grad_scale = _scale(grad)
-    grad_norm = torch.linalg.vector_norm(unit_grad)
-    row = [grad_norm * grad_scale]
+def _scaled_rows(part: Part, what: Sums) -> Tensor:
+    count = part.view.count
+    unit_grad, grad_scale = _scale(part.source.reshape(count, -1))
+    columns = [torch.linalg.vector_norm(unit_grad, dim=1) * grad_scale]
     if what != "grad":
-        unit_param, param_scale = _scale(param)
-        param_norm = torch.linalg.vector_norm(unit_param)
-        row.append(param_norm * param_scale)
+        unit_param, param_scale = _scale(part.weight.reshape(count, -1))
+        columns.append(torch.linalg.vector_norm(unit_param, dim=1) * param_scale)
         if what == "cosine":
-            row.append(cosine(grad_norm, param_norm, (unit_param * unit_grad).sum()))
-    return torch.stack(row)
+            norms = [torch.linalg.vector_norm(unit, dim=1) for unit in (unit_grad, unit_param)]
+            columns.append(cosine(norms[0], norms[1], (unit_param * unit_grad).sum(dim=1)))
+    return torch.stack(columns, dim=1)
 
 
-def _scale(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    wide = tensor.to(torch.float32)
-    largest = wide.abs().amax() if wide.numel() else wide.new_zeros(())
+def _scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that are divided by their largest entries, and these."""
+    wide = rows.to(torch.float32)
+    largest = wide.abs().amax(dim=1) if wide.numel() else wide.new_zeros(len(wide))
     scale = torch.where(largest > 0, largest, 1.0)
-    return wide / scale, scale
+    return wide / scale.unsqueeze(1), scale

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.hf.accelerate_faults import SHARDED_STATE, TIED, UPCAST, numbers
-from hf_relopt.sharding import is_sharded
+from hf_relopt.sharding.layout import is_sharded
 
 _LOW = (torch.bfloat16, torch.float16)
 _INSTEAD = "Use FSDP2 (fsdp_version: 2), DDP (accelerate launch --multi_gpu), or a single device."

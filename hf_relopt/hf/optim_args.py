@@ -9,9 +9,10 @@ from typing import Any
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.create import OPTIMIZERS, check_override, check_request
-from hf_relopt.optim.options import OPTIONS, bad_value, parse_value
-from hf_relopt.optim.rules import RULES
-from hf_relopt.presets import rule_of_name
+from hf_relopt.options.checks import bad_value, parse_value
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.rules.rule import RULES
+from hf_relopt.plan.presets import rule_of_name
 
 
 @dataclass(frozen=True)

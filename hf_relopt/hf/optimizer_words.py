@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_relopt.groups import peak_lr
-from hf_relopt.optim.frame import FRAME_OPTIONS, frame_of
-from hf_relopt.roles import steps_as_vector
+from hf_relopt.plan.plan import peak_lr
+from hf_relopt.options.method import FRAME_OPTIONS, frame_of
+from hf_relopt.plan.roles import steps_as_vector
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hf_relopt.errors import FormatError
-from hf_relopt.optim.options import is_of_numpy
+from hf_relopt.options.checks import is_of_numpy
 
 
 def in_plain_numbers(scheduler: Any) -> None:

@@ -17,7 +17,7 @@ from hf_relopt.hf import arguments, learning_rate, optim_args
 from hf_relopt.hf.checkpoints import holds_weights_alone, weights_alone_error
 from hf_relopt.hf.learning_rate import look_as_rank_zero
 from hf_relopt.optim.learning_rates import Look
-from hf_relopt.sharding import is_sharded
+from hf_relopt.sharding.layout import is_sharded
 
 # Trainer -> (the model it was looked at with, what was seen).
 _looks: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[nn.Module], Look]] = (

@@ -7,44 +7,32 @@ It is not made in ``__init__``, because Accelerate's FSDP2 path replaces the par
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from hf_relopt.backends import BACKENDS
-from hf_relopt.backends.batch import Batch, Work
 from hf_relopt.errors import ConfigError
-from hf_relopt.groups import peak_lr
+from hf_relopt.plan.plan import peak_lr
 from hf_relopt.optim import changes, checkpoint, inputs
 from hf_relopt.optim.current_plan import plan_of
-from hf_relopt.optim.frame_step import refuse_unframeable, step_framed
-from hf_relopt.optim.measure import Measurement
-from hf_relopt.optim.memory import Framed, memory_work, summed, take_in
-from hf_relopt.optim.options import (
-    OPTIONS,
-    check_options,
-    check_together,
-    refuse_swallowed,
-    settle,
-    unknown_option,
-)
-from hf_relopt.optim.places import Places
-from hf_relopt.optim.rules import require_rule, rule_of
-from hf_relopt.optim.state import has_state, new_state, numbers
-from hf_relopt.optim.work import work_of
-from hf_relopt.sharding import is_sharded, local, refuse_inexact, takes_part, whole_norms
+from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle, unknown_option
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.options.checks import require_rule
+from hf_relopt.sharding.layout import refuse_inexact
+from hf_relopt.step import pipeline
+from hf_relopt.step.lineup import Slots
+from hf_relopt.step.slot import refuse_unfit
+from hf_relopt.step.state import has_state
+from hf_relopt.step.telemetry import Measurement
 
 _NOTHING_TO_DO = (
     "No weight of this optimizer has or ever had a gradient, so it trains nothing. Call "
     "backward() before step(). Make the optimizer after fully_shard(model), which replaces the "
     "model's weights."
 )
-
-# A param group, some of its parameters, and their index among all of the optimizer's.
-_Batch = tuple[dict[str, Any], list[Tensor], list[int]]
 
 
 class RelativeOptimizer(torch.optim.Optimizer):
@@ -135,18 +123,18 @@ class RelativeOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_changes()
-        if not self._checked_shapes or self._shapes() != self._built_shapes:
+        if self._slots is None or not self._slots.are_current():
             self._check_shapes()
-        # All of them are looked at before the first one moves: an error leaves no half-made step.
-        batches = list(self._batches())
-        if not batches and not self.state:
+            self._slots = Slots(self.param_groups, self.state, self._before)
+            self._before = self._slots
+        for group in self.param_groups:
+            inputs.check_scheduled(group)
+        # All gradients are looked at before the first weight moves.
+        if inputs.gradients_need_a_look(self.param_groups):
+            inputs.check_gradients(self.param_groups)
+        pipeline.step(self._slots, self._measurement)
+        if not self.state:
             warnings.warn(_NOTHING_TO_DO, UserWarning, stacklevel=2)
-        left = (self._step_alone(*batch) for batch in batches)
-        self._step_together([batch for batch in left if batch is not None])
-        for group, params, indices in batches:
-            rule = rule_of(group, params[0])
-            if rule.anchored and (rule.framed or rule.sums(group) == "grad"):
-                self._note_anchors(params, indices)
         if self._measurement is not None:
             self._measurement.finish()
         return loss
@@ -183,7 +171,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
             return
         for group in self.param_groups:
             changes.check_group(group, self.state)
-        self._forget()
+        self._slots = None
         self._watched = list(map(changes.watched_values, self.param_groups))
 
     def _check_shapes(self) -> None:
@@ -201,106 +189,9 @@ class RelativeOptimizer(torch.optim.Optimizer):
                 if shape is not None:
                     refuse_inexact(param, torch.Size(shape), name)
                 if not is_lazy(param):
-                    refuse_unframeable(group, param, name)
+                    refuse_unfit(group, param, name)
         # A lazy module's weights have their shapes by now, or soon.
         self._note_shapes()
-        self._checked_shapes = True
-
-    def _batches(self) -> Iterator[_Batch]:
-        """Parameters to step, by group, device and dtype, with their index among all."""
-        first = 0
-        for group in self.param_groups:
-            inputs.check_scheduled(group)
-            kinds: dict[Any, tuple[list[Tensor], list[int]]] = {}
-            for index, param in enumerate(group["params"], first):
-                if not takes_part(param):
-                    continue
-                grad = param.grad
-                if grad is not None:
-                    inputs.check_gradient(param, group, index - first)
-                dtype = param.dtype if grad is None else grad.dtype
-                rule = rule_of(group, param)
-                kind = (param.device, param.dtype, dtype, is_sharded(param), id(rule))
-                params, indices = kinds.setdefault(kind, ([], []))
-                params.append(param)
-                indices.append(index)
-            first += len(group["params"])
-            for params, indices in kinds.values():
-                yield group, params, indices
-
-    def _step_alone(
-        self, group: dict[str, Any], params: list[Tensor], indices: list[int]
-    ) -> _Batch | None:
-        """Step what the backend steps without the others; return the rest, or None."""
-        step_alone = BACKENDS[group["backend"]].step_alone
-        for param, index in zip(params, indices, strict=True):
-            if not has_state(self.state[param]):
-                self.state[param].update(new_state(group, param))
-                self._anchored.discard(index)
-        together = is_sharded(params[0]) or rule_of(group, params[0]).framed
-        if step_alone is None or together:
-            return group, params, indices
-        if self._measurement is None:
-            left = step_alone(self._work(group, params, indices))
-        else:
-            left = []
-            for place, (param, index) in enumerate(zip(params, indices, strict=True)):
-                work = self._work(group, [param], [index])
-                with self._measurement.around(param, index, group, self.state[param]) as seen:
-                    seen.counts = not step_alone(work)
-                if not seen.counts:
-                    left.append(place)
-        if not left:
-            return None
-        return group, [params[place] for place in left], [indices[place] for place in left]
-
-    def _step_together(self, batches: list[_Batch]) -> None:
-        """Step batches whose norms are summed over shards at once."""
-        works = [self._work(*batch) for batch in batches]
-        rows = [
-            BACKENDS[batch[0]["backend"]].local_sums(summed(work, *batch), work.grads, work.sums)
-            for work, batch in zip(works, batches, strict=True)
-        ]
-        norms = whole_norms([batch[1] for batch in batches], [batch[2] for batch in batches], rows)
-        framed: list[Framed] = []
-        for (group, params, indices), work, norm in zip(batches, works, norms, strict=True):
-            kept = {name: numbers(work.state, name) for name in work.state[0]}
-            before = {name: torch.stack(each).to(norm.grad.dtype) for name, each in kept.items()}
-            decision = work.decide(before, norm, work.numel, work.index, work.lr)
-            for name, value in decision.state.items():
-                torch._foreach_copy_(kept[name], list(value.unbind()))
-            batch, backend = Batch.of(work, decision), BACKENDS[group["backend"]]
-            if rule_of(group, params[0]).framed:
-                take_in(work, decision, backend.apply)
-                states = [self.state[param] for param in params]
-                finite = decision.state["skipped"] == before["skipped"]
-                seen = (decision.learn, finite, self._anchored.issuperset(indices))
-                framed.append(Framed(group, params, indices, states, work, *seen, norm.param))
-                continue
-            if self._measurement is None:
-                backend.apply(batch)
-                continue
-            for place, (param, index) in enumerate(zip(params, indices, strict=True)):
-                with self._measurement.around(param, index, group, self.state[param]):
-                    backend.apply(batch.only(place))
-        step_framed(framed, self._places, self._measurement)
-
-    def _work(self, group: dict[str, Any], params: list[Tensor], indices: list[int]) -> Work:
-        rule = rule_of(group, params[0])
-        states = [self.state[param] for param in params]
-        sums = rule.sums(group)
-        # Weights' norms only if the rule or an anchor needs them.
-        if sums == "grad" and rule.anchored and not self._anchored.issuperset(indices):
-            sums = "norms"
-        work = memory_work if rule.framed else work_of
-        return work(group, params, indices, states, sums, self._places)
-
-    def _note_anchors(self, params: list[Tensor], indices: list[int]) -> None:
-        """Remember on the host which anchors are made: one synchronisation, when some were not."""
-        if not self._anchored.issuperset(indices) and not params[0].is_meta:
-            anchors = (local(self.state[param]["anchor_norm"]) for param in params)
-            made = torch.stack([~anchor.isnan().any() for anchor in anchors]).tolist()
-            self._anchored.update(n for n, is_made in zip(indices, made, strict=True) if is_made)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -352,8 +243,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._forget()
 
     def _forget(self) -> None:
-        """Look at options, shapes, places and anchors again in the next step."""
+        """Resolve options, shapes and slots again in the next step."""
         self._watched = []
-        self._checked_shapes = False
-        self._places = Places()
-        self._anchored: set[int] = set()
+        self._slots: Slots | None = None
+        # What the slots that were made last have learned of the state.
+        self._before: Slots | None = None

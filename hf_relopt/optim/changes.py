@@ -4,53 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from operator import is_
 from typing import Any
 
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.options import (
-    OPTIONS,
-    check_options,
-    check_together,
-    refuse_swallowed,
-    settle,
-)
-from hf_relopt.optim.rules import RULES, require_rule, rule_of
-from hf_relopt.optim.state import state_fault
-
-# What a schedule may set in every step; see inputs.check_scheduled.
-_SCHEDULED = ("lr", "momentum")
+from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.options.checks import require_rule
+from hf_relopt.options.method import method_of
+from hf_relopt.rules.rule import RULES
+from hf_relopt.step.state import state_fault
 
 
 @cache
 def _watched(rule: str) -> tuple[str, ...]:
-    return (*(name for name in OPTIONS[rule] if name not in _SCHEDULED), "weight_decay")
+    return (*(name for name in OPTIONS[rule] if name != "lr"), "weight_decay")
 
 
 def watched_values(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a group's options are now; as long as they compare equal there is nothing to check."""
+    """What a group's options are now. As long as they are the same objects nothing has changed.
+
+    The learning rate is no part of it, unless it is a tensor, whose value lies on the device.
+    """
     rule, lr = group.get("rule"), group.get("lr")
     if not isinstance(rule, str) or rule not in RULES:
         return (rule,)
-    values = tuple(map(group.get, _watched(rule)))
-    # A tensor is watched as an object: its value lies on the device. Types are watched, since
-    # False, 0 and a tensor of it compare equal.
-    return (
-        rule,
-        len(group),
-        id(lr) if isinstance(lr, Tensor) else None,
-        tuple(map(type, values)),
-        values,
-    )
+    lr = lr if isinstance(lr, Tensor) else None
+    return (rule, lr, len(group), *map(group.get, _watched(rule)))
 
 
 def are_as_before(group: Mapping[str, Any], before: tuple[Any, ...]) -> bool:
     """True if the group's options are what :func:`watched_values` found ``before``."""
-    try:
-        return watched_values(group) == before
-    except (ValueError, RuntimeError):
-        return False  # an array or a tensor of several numbers, where one value belongs
+    now = watched_values(group)
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def check_group(group: dict[str, Any], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
@@ -77,7 +65,7 @@ def check_group(group: dict[str, Any], states: Mapping[Tensor, Mapping[str, Any]
                 f"The options of a param group do not fit the state of its weights: {fault}. "
                 f"{', '.join(_DECIDING)} cannot change once there is state: make a new optimizer "
                 "to change them. If other code keeps something of its own there, let it use "
-                f"another name than {', '.join(sorted(rule_of(group, param).state))}."
+                f"another name than {', '.join(sorted(method_of(group, param).state))}."
             )
 
 

@@ -14,16 +14,12 @@ from torch.nn.parameter import is_lazy
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim import names
 from hf_relopt.optim.inputs import shape_of, shapes_crc32
-from hf_relopt.optim.options import (
-    OPTIONS,
-    check_options,
-    check_together,
-    refuse_swallowed,
-    settle,
-)
-from hf_relopt.optim.rules import RULES, rule_of
-from hf_relopt.optim.state import SCALARS, has_state, state_fault
-from hf_relopt.sharding import local
+from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.options.method import method_of
+from hf_relopt.rules.rule import RULES
+from hf_relopt.step.state import SCALARS, has_state, state_fault
+from hf_relopt.sharding.layout import local
 
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
 OWN = {"backend", "share_work"}
@@ -177,7 +173,7 @@ def _number_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, A
     """What is wrong with the numbers in a weight's state, in words."""
     if not has_state(state):
         return None
-    for name in rule_of(group, param).state:
+    for name in method_of(group, param).state:
         value = state[name]
         if value.is_meta or not local(value).numel():
             continue
@@ -246,7 +242,7 @@ def _pairs(
 def kept(optimizer: torch.optim.Optimizer) -> set[str]:
     """Names of the state tensors that the optimizer keeps, of whatever weight."""
     groups = optimizer.param_groups
-    return {name for group in groups for p in group["params"] for name in rule_of(group, p).state}
+    return {name for group in groups for p in group["params"] for name in method_of(group, p).state}
 
 
 def _followed(groups: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.groups import CUTTING, Plan
-from hf_relopt.optim.options import OPTIONS
-from hf_relopt.optim.rules import rule_of
-from hf_relopt.optim.state import SCALARS, anchors
-from hf_relopt.presets import PRESETS, rule_of_name
-from hf_relopt.roles import steps_as_vector
+from hf_relopt.plan.plan import CUTTING, Plan
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.options.method import method_of
+from hf_relopt.step.state import SCALARS, anchors
+from hf_relopt.plan.presets import PRESETS, rule_of_name
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -71,14 +70,12 @@ def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int
     options = OPTIONS[given["rule"]]
     group = {"rule": given["rule"], "role": given.get("role")}
     group.update({name: given.get(name, option.default) for name, option in options.items()})
-    rule, per_entry, few = rule_of(group, param), 0, STATE_BYTES * len(SCALARS)
-    for name in rule.buffers:
-        half = name == "momentum" and group.get("momentum_dtype") is not None
-        per_entry += STATE_BYTES // 2 if half else STATE_BYTES
-    if rule.anchored:
-        by_row = group.get("scale") == "row" and not steps_as_vector(group, param)
+    method, few = method_of(group, param), STATE_BYTES * len(SCALARS)
+    per_entry = sum(dtype.itemsize for dtype in method.buffers.values())
+    if method.rule.anchored:
         # Anchors of rows lie where the rows do.
-        few += STATE_BYTES * -(-anchors(group, param) // (ranks if by_row else 1))
+        cut = ranks if method.scale == "row" else 1
+        few += STATE_BYTES * -(-anchors(method, param.shape) // cut)
     return per_entry, few
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.optim.frame import check_spectral
+from hf_relopt.options.method import check_spectral
 
 
 class Fromage(RelativeOptimizer):

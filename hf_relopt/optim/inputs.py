@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.options import check_options, check_rate, is_of_numpy
+from hf_relopt.options.checks import check_options, check_rate, is_of_numpy
 
 
 def as_list(params: Any) -> list[Any]:
@@ -138,6 +138,25 @@ def check_scheduled(group: dict[str, Any]) -> None:
     else:
         check_options(group["rule"], {**given, "lr": group["lr"]})
         check_rate(group["rule"], group)
+
+
+def gradients_need_a_look(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a gradient is sparse or complex; asked in every step."""
+    grads = [param.grad for group in groups for param in group["params"]]
+    kinds = {(grad.layout, grad.dtype) for grad in grads if grad is not None}
+    return any([layout is not torch.strided or dtype.is_complex for layout, dtype in kinds])
+
+
+def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse sparse and complex gradients.
+
+    Raises:
+        ConfigError: names the weight and the remedy.
+    """
+    for group in groups:
+        for place, param in enumerate(group["params"]):
+            if param.grad is not None:
+                check_gradient(param, group, place)
 
 
 def check_gradient(param: Tensor, group: Mapping[str, Any], place: int) -> None:

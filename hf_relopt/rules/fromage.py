@@ -54,7 +54,7 @@ def coefficients(
     cosine: Tensor | None,
     anchor_norm: Tensor,
     floor: Tensor,
-    p_bound: float | None,
+    p_bound: float | Tensor | None,
     sphere: bool = False,
     framed: bool = False,
 ) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def coefficients(
         cosine: <W, U> / (|W| |U|); needed only with ``p_bound`` or ``sphere``.
         anchor_norm: |W0|; 0 marks a tensor that started at zero, -T a placeholder.
         floor: min_scale * sqrt(n), the least reference norm of a zero-start tensor.
-        p_bound: the largest |W'| / |W0|, or None.
+        p_bound: the largest |W'| / |W0|, one or [T], or None.
         sphere: |W'| = |W0|; ``p_bound`` is None then.
         framed: is this anything but the paper's rule, with or without p_bound?
     """
@@ -101,7 +101,7 @@ def bound_scale(
     reference: Tensor,
     cosine: Tensor,
     anchor_norm: Tensor,
-    p_bound: float | None,
+    p_bound: float | Tensor | None,
 ) -> Tensor:
     """The factor <= 1 that brings |W'| back to ``p_bound * |W0|``; None: to |W0| itself.
 

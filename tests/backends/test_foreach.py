@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_relopt.backends import foreach, loop
-from hf_relopt.sharding import Place
+from hf_relopt.sharding.layout import Place
 from tests.batches import SHAPES, batch_of
 from tests.tensors import same_bits
 

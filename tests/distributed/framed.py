@@ -28,7 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from hf_relopt import Fromage, create_optimizer
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.optim import frame_step, spectral
-from hf_relopt.sharding import place_of
+from hf_relopt.sharding.layout import place_of
 from tests.distributed.ranks import run_checks
 from tests.distributed.sharded import compare, cut_both_ways, same_training, train_both, world
 

@@ -6,8 +6,8 @@ import traceback
 
 import pytest
 
-from hf_relopt.optim.options import OPTIONS
-from hf_relopt.optim.rules import RULES
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.rules.rule import RULES
 from tests.docs.pages import PAGES, ROOT, Example, examples, name_of
 from tests.docs.printed import difference
 

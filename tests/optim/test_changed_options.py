@@ -199,7 +199,7 @@ def test_betas_as_json_leaves_them_do_what_a_tuple_does() -> None:
 
 def test_unchanged_options_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     params, optimizer = started(Fromage)
-    from hf_relopt.optim import options
+    from hf_relopt.options import checks
 
     monkeypatch.setattr(options, "check_together", lambda *_: pytest.fail("looked at again"))
     run(optimizer, params, (3, 4))

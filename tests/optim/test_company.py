@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from hf_relopt import ConfigError, Fromage, Madam, create_optimizer
-from hf_relopt.optim.options import OPTIONS, refuse_swallowed
+from hf_relopt.options.checks import refuse_swallowed
+from hf_relopt.options.tables import OPTIONS
 from tests.cases import CASES, Case
 from tests.tensors import run, same_bits, set_gradients, snapshot, start, weights
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from hf_relopt.optim.options import parse_value
+from hf_relopt.options.checks import parse_value
 from tests.refusals import refused
 from tests.tensors import run, weights
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_relopt import ConfigError, Fromage, Madam
-from hf_relopt.optim.options import OPTIONS, check_options, parse_value, refuse_swallowed
+from hf_relopt.options.checks import check_options, parse_value, refuse_swallowed
+from hf_relopt.options.tables import OPTIONS
 
 CLASSES = {"fromage": Fromage, "madam": Madam}
 NUMBERS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_relopt.rules.direction import orthogonal_factor
+from hf_relopt.rules.orthogonalize import orthogonal_factor
 from tests.oracles.frame import POLYNOMIALS, exact_factor, polar_express
 from tests.tensors import same_bits, to_numpy
 

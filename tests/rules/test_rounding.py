@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage, Madam
-from hf_relopt.lns.rounding import noise, noise_keys, stochastic_round
+from hf_relopt.rules.rounding import noise, noise_keys, stochastic_round
 from tests.cases import BACKENDS, CASES, DEFAULTS, Case
 from tests.tensors import ULP, bits, gradient, run, same_bits, snapshot
 

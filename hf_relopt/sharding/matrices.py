@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_relopt.sharding import Cut
+from hf_relopt.sharding.layout import Cut
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,16 @@ class _Copies:
         sizes = [0] * self._ranks
         for matrix, owner in zip(self._matrices, self._owner, strict=True):
             sizes[owner] += math.prod(matrix.shape)
+        # Each rank sends its results once. An all-gather takes as much from each: the load is
+        # balanced, so that little is padding.
+        most = max(sizes)
+        send = like.new_empty(most)
         own = [done[number].reshape(-1) for number in self.mine]
-        send = torch.cat(own * self._ranks) if own else like.new_empty(0)
-        everything = like.new_empty(sum(sizes))
-        # Everybody gets the same from a rank: an all-gather of unequal sizes.
-        torch.distributed.all_to_all_single(
-            everything,
-            send,
-            output_split_sizes=sizes,
-            input_split_sizes=[sizes[self._rank]] * self._ranks,
-        )
-        begins = [sum(sizes[:rank]) for rank in range(self._ranks)]
+        if own:
+            torch.cat(own, out=send[: sizes[self._rank]])
+        everything = like.new_empty(self._ranks * most)
+        torch.distributed.all_gather_into_tensor(everything, send)
+        begins = [rank * most for rank in range(self._ranks)]
         result = []
         for matrix, owner in zip(self._matrices, self._owner, strict=True):
             numel = math.prod(matrix.shape)

@@ -1,4 +1,4 @@
-"""The options of each rule, and what is refused: bad values, unknown names, what would be lost."""
+"""Checks of options: bad values, unknown names, and what would be lost without a word."""
 
 from __future__ import annotations
 
@@ -9,108 +9,11 @@ from typing import Any
 
 import torch
 
-from hf_relopt.backends import BACKENDS
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.frame import FRAME_OPTIONS, check_frame
-from hf_relopt.optim.option import Option, flag, is_number, number, one_of, parse_pair
-
-
-def _is_lr(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        # Checked when it is put into a group, since reading it costs a synchronisation.
-        if value.numel() != 1 or not value.is_floating_point() or value.is_meta:
-            return False
-        value = value.item()
-    return is_number(value) and 0 <= value < 1
-
-
-LR = Option(
-    default=0.01,
-    allowed="0 <= lr < 1, a float or a tensor of one float (a fraction of the weights' size)",
-    accepts=_is_lr,
-    parse=float,
-    remedy="try 0.01 from scratch (0.02 for a preset), 0.001 for fine-tuning",
-)
-
-# Options of every rule.
-COMMON: dict[str, Option] = {
-    "lr": LR,
-    "rounding": one_of(
-        None, ["stochastic", "nearest"], "None rounds bfloat16 and float16 weights stochastically"
-    ),
-    "seed": Option(
-        default=0,
-        allowed="an integer",
-        accepts=lambda value: isinstance(value, int) and not isinstance(value, bool),
-        parse=int,
-        remedy="use 0",
-    ),
-    "backend": one_of("foreach", BACKENDS, "use 'foreach'"),
-    "maximize": flag("leave it out to minimise"),
-}
-
-MIN_SCALE = number(
-    0.1,
-    "a number >= 0 (root mean square of a tensor that starts at zero)",
-    lambda value: value >= 0,
-    "use 0.1",
-)
-
-_FROMAGE: dict[str, Option] = {
-    **COMMON,
-    **FRAME_OPTIONS,
-    "p_bound": number(
-        None,
-        "None or a number > 0 (largest norm of a weight in units of its norm at the first step)",
-        lambda value: value > 0,
-        "use 1.0 as the paper does for small nets, 2.0 to 3.0 for transformers, or None",
-    ),
-    "lr_factor": number(
-        None,
-        "None or 0 < lr_factor <= 100 (a factor on the learning rate of this group)",
-        lambda value: 0 < value <= 100,
-        "leave it out, or use 0.5 for half of the learning rate",
-    ),
-    "min_scale": MIN_SCALE,
-}
-
-_MADAM: dict[str, Option] = {
-    **COMMON,
-    "beta": number(0.999, "0 <= beta < 1", lambda value: 0 <= value < 1, "use 0.999"),
-    "p_scale": number(
-        3.0,
-        "a number > 0 (largest entry in units of the weight's root mean square at the first step)",
-        lambda value: value > 0,
-        "use 3.0",
-    ),
-    "g_bound": number(
-        10.0, "a number > 0 (largest normalised gradient)", lambda value: value > 0, "use 10.0"
-    ),
-    "min_scale": MIN_SCALE,
-}
-
-_ADAMW: dict[str, Option] = {
-    **COMMON,
-    "betas": Option(
-        default=(0.9, 0.999),
-        allowed="two numbers in [0, 1)",
-        accepts=lambda value: (
-            isinstance(value, (tuple, list))
-            and len(value) == 2
-            and all(is_number(beta) and 0 <= beta < 1 for beta in value)
-        ),
-        parse=parse_pair,
-        remedy="use (0.9, 0.999); in --optim_args write betas=0.9;0.999",
-    ),
-    "eps": number(1e-8, "a number > 0", lambda value: value > 0, "use 1e-8"),
-    "weight_decay": number(0.0, "a number >= 0", lambda value: value >= 0, "use 0.0"),
-}
-
-OPTIONS: dict[str, dict[str, Option]] = {
-    "fromage": _FROMAGE,
-    "madam": _MADAM,
-    "adamw": _ADAMW,
-}
+from hf_relopt.options.method import check_method
+from hf_relopt.options.schema import Option, is_number
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.rules.rule import RULES
 
 
 def check_options(rule: str, given: Mapping[str, Any]) -> None:
@@ -145,7 +48,7 @@ def check_together(rule: str, group: Mapping[str, Any]) -> None:
     """
     check_rate(rule, group)
     if rule == "fromage":
-        check_frame(group)
+        check_method({**group, "rule": rule})
 
 
 def check_rate(rule: str, group: Mapping[str, Any]) -> None:
@@ -161,6 +64,20 @@ def check_rate(rule: str, group: Mapping[str, Any]) -> None:
             f"below 1 (a fraction of the weights' size). Remedy: use an lr below {1 / scale:g}, or "
             "a smaller lr_factor."
         )
+
+
+def require_rule(rule: Any) -> str:
+    """``rule`` itself, if there is such a rule.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ConfigError(
+            f"rule is {rule!r}; a group follows one of {', '.join(map(repr, RULES))}. Leave it out "
+            "for the optimizer's own."
+        )
+    return rule
 
 
 def bad_value(rule: str, name: str, value: object, option: Option) -> ConfigError:

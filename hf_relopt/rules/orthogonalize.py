@@ -1,14 +1,9 @@
-"""Directions: what a step follows in place of the gradient, and the memory that it takes.
+"""Orthogonalization: all singular values of a matrix become one.
 
-    gradient   U = g
-    momentum   m <- mu m + (1 - mu) g                     U = m, or (1 - mu) g + mu m (Nesterov)
-    spectral   the same memory                            U = orthogonal factor of the above
-    adam       m as above,  v <- beta v + (1 - beta) g^2  U = (m/(1 - mu^t)) / sqrt(v/(1 - beta^t))
-
-The orthogonal factor of M = A S B^T (its singular value decomposition) is A B^T: all singular
-values become one. Muon follows it (Jordan et al., 2024); here a fixed number of matrix
-multiplications approximates it, with polynomials as in "The Polar Express" (Amsel, Persson, Musco,
-Gower; 2025; arXiv 2505.16932).
+With M = A S B^T, the singular value decomposition, the orthogonalized matrix is A B^T. Muon follows
+that of its momentum (Jordan et al., 2024); here a fixed number of matrix multiplications
+approximates it, with polynomials as in "The Polar Express" (Amsel, Persson, Musco, Gower; 2025;
+arXiv 2505.16932).
 """
 
 from __future__ import annotations
@@ -17,8 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from hf_relopt.rules.madam import SMALLEST_SQUARE
 
 # (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one after the other. Each is the best of its
 # degree for the interval that the one before leaves, the first for singular values in [0.004, 1];
@@ -33,40 +26,8 @@ _POLYNOMIALS = (
 _SAFETY = 1.01
 
 
-def keep(param: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """The direction is the gradient itself: nothing is remembered."""
-    return (param,)
-
-
-def take_in(momentum: Tensor, grad: Tensor, *, decay: float) -> tuple[Tensor, ...]:
-    """The new momentum."""
-    return (momentum * decay + grad * (1 - decay),)
-
-
-def take_in_square(
-    momentum: Tensor, grad: Tensor, second_moment: Tensor, *, decay: float, beta: float
-) -> tuple[Tensor, ...]:
-    """The new momentum and the new second moment."""
-    new = second_moment * beta + (grad * grad) * (1 - beta)
-    return momentum * decay + grad * (1 - decay), new
-
-
-def nesterov(momenta: Sequence[Tensor], grads: Sequence[Tensor], *, decay: float) -> list[Tensor]:
-    """A look ahead: each momentum as it would be after its gradient once more."""
-    return list(torch._foreach_lerp(list(grads), list(momenta), decay))
-
-
-def adam(
-    momentum: Tensor, second_moment: Tensor, *, correction1: Tensor, correction2: Tensor
-) -> Tensor:
-    """m/c1 / sqrt(v/c2), elementwise; 0 where v is too small to be a float."""
-    mean_square = second_moment / correction2
-    unit = (momentum / correction1) / torch.sqrt(mean_square)
-    return torch.where(mean_square < SMALLEST_SQUARE, 0.0, unit)
-
-
-def orthogonal_factor(matrices: Tensor) -> Tensor:
-    """The orthogonal factor of each matrix, by four polynomials in it.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Each matrix with its singular values made one, by four polynomials in it.
 
     With s_i the singular values, those that are at least 0.004 (sum s_i^4)^(1/4) come out in
     [0.84, 1.13], smaller ones as at most 245 times what they were over that, and zero as zero.

@@ -1,19 +1,18 @@
-"""What a step really changed, measured on the weights, one tensor at a time."""
+"""Telemetry: a probe around apply, which measures on the weights what a step really changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_relopt.optim.rules import rule_of
-from hf_relopt.optim.state import widest
-from hf_relopt.roles import steps_as_vector
-from hf_relopt.sharding import local, sum_over_shards
+from hf_relopt.sharding.layout import local
+from hf_relopt.sharding.reduce import all_reduced
+from hf_relopt.step.slot import Slot
+from hf_relopt.step.state import widest
 
 # A weight is at its bound if it is there to within float32 rounding.
 _NEARLY = 1 - 1e-5
@@ -21,41 +20,34 @@ _NEARLY = 1 - 1e-5
 
 @dataclass
 class Seen:
-    """One tensor, and the sums that its step has left.
+    """One slot, and the sums that its step has left.
 
     Attributes:
         counts: False if it was not stepped after all.
-        sums: [6] of this rank's part, then of the whole: |dW|^2, |W|^2 before and after, changed
-            entries, entries at their bound, entries.
+        sums: [6] of this rank's shard, then of the full tensor: |dW|^2, |W|^2 before and after,
+            changed entries, entries at their bound, entries.
     """
 
-    param: Tensor
-    index: int
-    group: Mapping[str, Any]
-    state: Mapping[str, Tensor]
+    slot: Slot
     counts: bool = True
     sums: Tensor = field(default_factory=lambda: torch.zeros(6))
 
     @property
     def by_row(self) -> bool:
         """True if each row has a bound of its own."""
-        in_rows = self.group.get("scale") == "row"
-        return (
-            in_rows
-            and rule_of(self.group, self.param).framed
-            and not steps_as_vector(self.group, self.param)
-        )
+        return self.slot.method.scale == "row"
 
     @property
     def anchor_norm(self) -> Tensor:
         """|W0|, or 0 for a rule without an anchor: such a tensor has no bound."""
-        anchors = self.state.get("anchor_norm", self.state["skipped"].new_zeros(1))
+        state = self.slot.state
+        anchors = state.get("anchor_norm", state["skipped"].new_zeros(1))
         return torch.linalg.vector_norm(local(anchors))
 
     def rows_at_bound(self, part: Tensor) -> Tensor:
         """How many entries of ``part`` are in rows that are at their bound."""
-        anchors = local(self.state["anchor_norm"])
-        bound = rule_of(self.group, self.param).largest_norm(anchors, self.group)
+        method, anchors = self.slot.method, local(self.slot.state["anchor_norm"])
+        bound = method.rule.largest_norm(anchors, method.options)
         norms = torch.linalg.vector_norm(part.flatten(1).float(), dim=1)
         return (norms >= _NEARLY * bound).sum() * (part.numel() // max(len(part), 1))
 
@@ -64,7 +56,8 @@ class Seen:
         _, _, after, _, held, entries = self.sums.tolist()
         if self.by_row:
             return held / max(entries, 1)
-        bound = rule_of(self.group, self.param).largest_norm(self.anchor_norm, self.group)
+        method = self.slot.method
+        bound = method.rule.largest_norm(self.anchor_norm, method.options)
         norm_is_held = bool(after**0.5 >= _NEARLY * float(bound))
         return max(float(norm_is_held), held / max(entries, 1))
 
@@ -81,22 +74,16 @@ class Measurement:
         return not self._seen
 
     @contextmanager
-    def around(
-        self, param: Tensor, index: int, group: Mapping[str, Any], state: Mapping[str, Tensor]
-    ) -> Iterator[Seen]:
-        """Record what the body, which steps ``param``, has changed.
-
-        Args:
-            index: the parameter's number in the optimizer.
-            group, state: say which bound the tensor has.
-        """
-        part = local(param.detach())
+    def around(self, slot: Slot) -> Iterator[Seen]:
+        """Record what the body, which steps ``slot``, has changed."""
+        part = local(slot.param.detach())
         before = part.clone()
-        seen = Seen(param, index, group, state)
+        seen = Seen(slot)
         yield seen
         if seen.counts:
-            rule = rule_of(group, param)
-            largest = rule.largest_entry(seen.anchor_norm, param.numel(), group)
+            method = slot.method
+            numel = slot.layout.shape.numel()
+            largest = method.rule.largest_entry(seen.anchor_norm, numel, method.options)
             seen.sums = _sums(before, part, largest)
             if seen.by_row:
                 seen.sums[4] = seen.rows_at_bound(part)
@@ -104,14 +91,15 @@ class Measurement:
 
     def finish(self) -> None:
         """Add up over shards, once: every rank has to measure the same step."""
-        devices = {seen.sums.device for seen in self._seen}
-        batches = [[s for s in self._seen if s.sums.device == device] for device in devices]
-        whole = sum_over_shards(
-            [[seen.param for seen in batch] for batch in batches],
-            [[seen.index for seen in batch] for batch in batches],
-            [torch.stack([seen.sums for seen in batch]) for batch in batches],
+        batches: dict[object, list[Seen]] = {}
+        for seen in sorted(self._seen, key=lambda seen: seen.slot.number):
+            kind = seen.sums.device, seen.slot.layout.groups
+            batches.setdefault(kind, []).append(seen)
+        whole = all_reduced(
+            [torch.stack([seen.sums for seen in batch]) for batch in batches.values()],
+            [batch[0].slot.layout for batch in batches.values()],
         )
-        for batch, rows in zip(batches, whole, strict=True):
+        for batch, rows in zip(batches.values(), whole, strict=True):
             for seen, row in zip(batch, rows.unbind(), strict=True):
                 seen.sums = row
 

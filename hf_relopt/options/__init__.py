@@ -1,0 +1,1 @@
+"""Options: what there is, what is allowed, and the method that they make."""

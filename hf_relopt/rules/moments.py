@@ -1,0 +1,46 @@
+"""Moments: what a direction keeps of the gradients, and how they become one.
+
+    gradient   U = g
+    momentum   m <- mu m + (1 - mu) g                     U = m, or (1 - mu) g + mu m (Nesterov)
+    spectral   the same momentum                          U = the above, orthogonalized
+    adam       m as above,  v <- beta v + (1 - beta) g^2  U = (m/(1 - mu^t)) / sqrt(v/(1 - beta^t))
+
+g: gradient;  m: momentum buffer;  v: second moment;  mu, beta: their decays;  t: steps with a
+usable gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_relopt.rules.madam import SMALLEST_SQUARE
+
+
+def take_in(momentum: Tensor, grad: Tensor, *, decay: float) -> tuple[Tensor, ...]:
+    """The new momentum."""
+    return (momentum * decay + grad * (1 - decay),)
+
+
+def take_in_square(
+    momentum: Tensor, grad: Tensor, second_moment: Tensor, *, decay: float, beta: float
+) -> tuple[Tensor, ...]:
+    """The new momentum and the new second moment."""
+    new = second_moment * beta + (grad * grad) * (1 - beta)
+    return momentum * decay + grad * (1 - decay), new
+
+
+def nesterov(momenta: Sequence[Tensor], grads: Sequence[Tensor], *, decay: float) -> list[Tensor]:
+    """A look ahead: each momentum as it would be after its gradient once more."""
+    return list(torch._foreach_lerp(list(grads), list(momenta), decay))
+
+
+def adam(
+    momentum: Tensor, second_moment: Tensor, *, correction1: Tensor, correction2: Tensor
+) -> Tensor:
+    """m/c1 / sqrt(v/c2), elementwise; 0 where v is too small to be a float."""
+    mean_square = second_moment / correction2
+    unit = (momentum / correction1) / torch.sqrt(mean_square)
+    return torch.where(mean_square < SMALLEST_SQUARE, 0.0, unit)

@@ -1,0 +1,224 @@
+"""What a step has to know of each rule: its state, its sums, and where its equations are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hf_relopt.rules import adamw, fromage, madam, moments
+
+# (param, grad, *buffers, **coefficients, **constants) -> (new param, *new buffers)
+Update = Callable[..., tuple[Tensor, ...]]
+# What a step sums of each slice: |U|; |U| and |W|; these and <W,U>/(|W||U|).
+Sums = Literal["grad", "norms", "cosine"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """S slices at the moment of a step (float64, shape [S], on their device).
+
+    Attributes:
+        grad_norm: |U|, of the gradient or of what a step follows in its place.
+        param_norm: |W|, if the rule or a missing anchor needs it.
+        cosine: <W,U>/(|W||U|), if the rule needs it.
+        anchor_norm: |W0|; see rules/fromage.py for placeholders.
+        step: t, this step included.
+        numel: entries of the full slice, at least 1.
+        lr: learning rate.
+        p_bound: the bound in force, if the rule has one.
+    """
+
+    grad_norm: Tensor
+    param_norm: Tensor | None
+    cosine: Tensor | None
+    anchor_norm: Tensor
+    step: Tensor
+    numel: Tensor
+    lr: Tensor
+    p_bound: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        buffers: names of the full-size float32 state tensors that its update writes, in its order.
+        anchored: does it need |W0|?
+        largest_grad: a gradient whose norm is larger counts as not finite: its squares are none. So
+            does one whose norm the rule's precision has no number for.
+        constants: options that the update takes as they are.
+        sums: what a steady step with these options has to sum. The first one needs |W| too, if the
+            rule is anchored.
+        coefficients: facts and options -> what the update takes per slice.
+        update: the equation.
+        largest_norm: (|W0|, options) -> |W| at which a slice is held; inf if at none.
+        largest_entry: the same for an entry, from (|W0|, numel, options).
+    """
+
+    buffers: tuple[str, ...]
+    anchored: bool
+    largest_grad: float
+    constants: tuple[str, ...]
+    sums: Callable[[Mapping[str, Any]], Sums]
+    coefficients: Callable[[Facts, Mapping[str, Any]], dict[str, Tensor]]
+    update: Update
+    largest_norm: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    largest_entry: Callable[[Tensor, int, Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a direction keeps of the gradients, and how it takes one in.
+
+    Attributes:
+        buffers: names of the state tensors in the update's order.
+        update: (momentum, grad, *other buffers, **decays) -> the new ones.
+        largest_grad: as for a rule.
+    """
+
+    buffers: tuple[str, ...]
+    update: Update
+    largest_grad: float = float("inf")
+
+
+# One squared gradient beyond float32 would make a second moment infinite for the rest of the run.
+_LARGEST_WITH_SQUARE = torch.finfo(torch.float32).max ** 0.5
+
+
+def _fromage(facts: Facts, options: Mapping[str, Any], framed: bool = False) -> dict[str, Tensor]:
+    assert facts.param_norm is not None
+    sphere = options["bound"] == "sphere"
+    return fromage.coefficients(
+        lr=facts.lr,
+        param_norm=facts.param_norm,
+        grad_norm=facts.grad_norm,
+        cosine=facts.cosine,
+        anchor_norm=facts.anchor_norm,
+        floor=options["min_scale"] * facts.numel.sqrt(),
+        p_bound=facts.p_bound,
+        sphere=sphere,
+        framed=framed or sphere,
+    )
+
+
+def _directed(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    return _fromage(facts, options, framed=True)
+
+
+def _elementwise(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    return fromage.vector_coefficients(
+        lr=facts.lr,
+        anchor_norm=facts.anchor_norm,
+        numel=facts.numel,
+        min_scale=options["min_scale"],
+    )
+
+
+def _madam(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    return madam.coefficients(
+        lr=facts.lr,
+        step=facts.step,
+        anchor_norm=facts.anchor_norm,
+        numel=facts.numel,
+        beta=options["beta"],
+        p_scale=options["p_scale"],
+    )
+
+
+def _adamw(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    return adamw.coefficients(lr=facts.lr, step=facts.step, betas=options["betas"])
+
+
+def _fromage_sums(options: Mapping[str, Any]) -> Sums:
+    return "norms" if options["p_bound"] is None and options["bound"] is None else "cosine"
+
+
+def _fromage_largest_norm(anchor_norm: Tensor, options: Mapping[str, Any]) -> Tensor:
+    if options["p_bound"] is None:
+        return no_bound(anchor_norm)
+    return torch.where(anchor_norm != 0, options["p_bound"] * anchor_norm.abs(), torch.inf)
+
+
+def _madam_largest_entry(anchor_norm: Tensor, numel: int, options: Mapping[str, Any]) -> Tensor:
+    largest = options["p_scale"] * anchor_norm / max(numel, 1) ** 0.5
+    return torch.where(anchor_norm > 0, largest, torch.inf)
+
+
+def no_bound(anchor_norm: Tensor, *_: Any) -> Tensor:
+    """The largest norm, or entry, under a rule that bounds none."""
+    return torch.full_like(anchor_norm, torch.inf)
+
+
+RULES: dict[str, Rule] = {
+    "fromage": Rule(
+        buffers=(),
+        anchored=True,
+        largest_grad=float("inf"),
+        constants=(),
+        sums=_fromage_sums,
+        coefficients=_fromage,
+        update=fromage.update,
+        largest_norm=_fromage_largest_norm,
+        largest_entry=no_bound,
+    ),
+    "madam": Rule(
+        buffers=("second_moment",),
+        anchored=True,
+        largest_grad=_LARGEST_WITH_SQUARE,
+        constants=("beta", "g_bound", "min_scale"),
+        sums=lambda options: "grad",
+        coefficients=_madam,
+        update=madam.update,
+        largest_norm=no_bound,
+        largest_entry=_madam_largest_entry,
+    ),
+    "adamw": Rule(
+        buffers=("exp_avg", "exp_avg_sq"),
+        anchored=False,
+        largest_grad=_LARGEST_WITH_SQUARE,
+        constants=("betas", "eps", "weight_decay"),
+        sums=lambda options: "grad",
+        coefficients=_adamw,
+        update=adamw.update,
+        largest_norm=no_bound,
+        largest_entry=no_bound,
+    ),
+}
+
+# Fromage along anything but the gradient of a full tensor, and what its vectors follow then.
+DIRECTED = Rule(
+    buffers=(),
+    anchored=True,
+    largest_grad=float("inf"),
+    constants=(),
+    sums=_fromage_sums,
+    coefficients=_directed,
+    update=fromage.update,
+    largest_norm=_fromage_largest_norm,
+    largest_entry=no_bound,
+)
+ELEMENTWISE = Rule(
+    buffers=(),
+    anchored=True,
+    largest_grad=float("inf"),
+    constants=(),
+    sums=lambda options: "norms",
+    coefficients=_elementwise,
+    update=fromage.update,
+    largest_norm=no_bound,
+    largest_entry=no_bound,
+)
+
+# What each direction of Fromage keeps; the gradient itself keeps nothing.
+MOMENTS: dict[str, Moments] = {
+    "momentum": Moments(("momentum",), moments.take_in),
+    "spectral": Moments(("momentum",), moments.take_in),
+    "adam": Moments(
+        ("momentum", "second_moment"), moments.take_in_square, _LARGEST_WITH_SQUARE
+    ),
+}

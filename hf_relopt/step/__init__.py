@@ -1,0 +1,1 @@
+"""The step: from gradients to changed weights, one pipeline for every method."""

@@ -1,0 +1,144 @@
+"""Decide: from norms and state to what a step does with each slice. Pure, on packed numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends.kernel import compute_dtype
+from hf_relopt.backends.part import Decision
+from hf_relopt.options.method import Method
+from hf_relopt.rules import fromage
+from hf_relopt.rules.rounding import noise_keys, rounds_stochastically
+from hf_relopt.rules.rule import Facts
+
+# A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
+_FLOAT32_RANGE = (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
+
+
+class Judged(NamedTuple):
+    """What T gradients are good for, bool [T]: are they finite, and not all zero either?"""
+
+    finite: Tensor
+    learn: Tensor
+
+
+def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:
+    """Say which gradients are usable.
+
+    Args:
+        grad_norm: |g| of the full tensors, [T].
+        largest: a norm that is not below it counts as not finite, one or [T].
+    """
+    # Neither inf nor NaN is below a number.
+    finite = grad_norm < largest
+    return Judged(finite, finite & (grad_norm > 0))
+
+
+def largest_grad(method: Method, dtype: torch.dtype) -> float:
+    """The norm from which on a gradient is not usable for weights of ``dtype``."""
+    return min(method.largest_grad, torch.finfo(compute_dtype(dtype)).max)
+
+
+def decide(
+    method: Method, dtype: torch.dtype, facts: Facts, learn: Tensor, number: Tensor | None
+) -> Decision:
+    """What a step does with S slices, whose gradients are usable where ``learn`` is.
+
+    Args:
+        dtype: of the weights.
+        facts: what is known of the slices; a cosine is with what the step follows.
+        number: int64 [S], each slice's weight by its place in the optimizer; None to round to
+            nearest.
+    """
+    move = learn & (facts.lr != 0)
+    if not method.direct:
+        # Momenta of several steps may cancel to nothing, which has no direction.
+        move = move & (facts.grad_norm > 0) & (facts.grad_norm < torch.inf)
+    wide = compute_dtype(dtype)
+    coefficients = {
+        name: value if value.dtype is torch.bool else value.to(wide)
+        for name, value in method.rule.coefficients(facts, method.options).items()
+    }
+    keys = None if number is None else noise_keys(method.options["seed"], number, facts.step)
+    return Decision(coefficients, learn, move, keys)
+
+
+def is_noisy(method: Method, dtype: torch.dtype) -> bool:
+    """Are weights of ``dtype`` rounded stochastically under this method?"""
+    return rounds_stochastically(dtype, method.options["rounding"])
+
+
+@dataclass(frozen=True)
+class DecideOne:
+    """All that is decided on one tensor of a direct method. A compiler keys on it."""
+
+    method: Method
+    dtype: torch.dtype
+
+    def __call__(
+        self,
+        state: dict[str, Tensor],
+        rows: Tensor,
+        numel: Tensor,
+        number: Tensor | None,
+        lr: Tensor,
+    ) -> tuple[dict[str, Tensor], Decision]:
+        """The numbers that are kept, after this step, and what it does; see backends/part.py."""
+        norms = norms_of(rows, self.method)
+        judged = judge(norms.grad, largest_grad(self.method, self.dtype))
+        step = state["step"].to(rows.dtype) + judged.learn
+        after = {"step": step, "skipped": state["skipped"] + ~judged.finite}
+        anchor = state.get("anchor_norm", step).to(rows.dtype)
+        if "anchor_norm" in state and norms.param is not None:
+            anchor = with_anchors(anchor, norms.param, judged.finite)
+            after["anchor_norm"] = anchor
+        facts = Facts(
+            norms.grad, norms.param, norms.cosine, anchor, step, numel, lr,
+            self.method.options.get("p_bound"),
+        )  # fmt: skip
+        return after, decide(self.method, self.dtype, facts, judged.learn, number)
+
+
+class Norms(NamedTuple):
+    """|U|, |W| and their cosine of S slices, [S] each, as far as they were summed."""
+
+    grad: Tensor
+    param: Tensor | None
+    cosine: Tensor | None
+
+
+def norms_of(rows: Tensor, method: Method) -> Norms:
+    """The columns of [S, 1 to 3] sums. Where a method ascends, it follows -g and not g."""
+    grad, param, cosine = (*rows.unbind(dim=1), None, None)[:3]
+    if cosine is not None and method.direct and method.options["maximize"]:
+        cosine = -cosine
+    return Norms(grad, param, cosine)
+
+
+def with_anchors(
+    anchor_norm: Tensor,
+    param_norm: Tensor,
+    finite: Tensor,
+    share: Tensor | None = None,
+    least: float = 0.0,
+) -> Tensor:
+    """Make the anchors that are missing (NaN) where the gradient is usable.
+
+    Args:
+        share: of parts of tensors, what each would have of its tensor's norm; with ``least``, see
+            rules/fromage.py.
+    """
+    norm = _in_float32(param_norm)
+    if share is not None:
+        norm = fromage.part_anchor(norm, _in_float32(share), least)
+    fresh = torch.isnan(anchor_norm) & finite
+    # Through float32, so that the first step sees what is kept.
+    return torch.where(fresh, norm.to(torch.float32).to(norm.dtype), anchor_norm)
+
+
+def _in_float32(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, norm.clamp(*_FLOAT32_RANGE), 0.0)

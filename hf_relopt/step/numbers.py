@@ -1,0 +1,130 @@
+"""Packed numbers: the counts and anchors of all weights on a device, each kind in one tensor.
+
+A step works on all of them at once. What ``optimizer.state`` holds of each weight are aliases of
+their entries, so that nothing is stacked before a step or copied after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_relopt.sharding.layout import as_rows_of, local
+from hf_relopt.step.decide import largest_grad
+from hf_relopt.step.slot import Slot
+from hf_relopt.step.state import has_state, rate_of, widest
+
+
+class Numbers:
+    """Numbers of T slots, which have S slices together.
+
+    Attributes:
+        slots: in their order.
+        step, skipped: float32 [T]: steps taken, and gradients that were not finite.
+        anchor_norm: float32 [S]; NaN where it is not made yet.
+        number: int64 [T], the slots' places in the optimizer.
+        owner: int64 [S], the slot that a slice belongs to, or None if each slot has one slice.
+        numel: [S], entries of the full slice, at least 1.
+        largest: [T], the norm from which on a gradient counts as not finite.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        device = slots[0].device
+        counts = [slot.slices.count for slot in slots]
+        self.slots = slots
+        self.step = torch.zeros(len(slots), dtype=torch.float32, device=device)
+        self.skipped = torch.zeros_like(self.step)
+        self.anchor_norm = torch.full((sum(counts),), torch.nan, device=device)
+        wide = widest(device)
+        self.number = _on(device, [slot.number for slot in slots], torch.int64)
+        owners = [place for place, count in enumerate(counts) for _ in range(count)]
+        simple = all([count == 1 for count in counts])
+        self.owner = None if simple else _on(device, owners, torch.int64)
+        numels = [max(1, numel) for slot in slots for numel in slot.slices.numels]
+        self.numel = _on(device, numels, wide)
+        limits = [largest_grad(slot.method, slot.dtype) for slot in slots]
+        self.largest = _on(device, limits, wide)
+        # Slices of each slot: from first[t] to first[t + 1].
+        self.first = [0]
+        for count in counts:
+            self.first.append(self.first[-1] + count)
+        self._groups: list[int] = []
+        seen: dict[int, int] = {}
+        for slot in slots:
+            self._groups.append(seen.setdefault(id(slot.group), len(seen)))
+        firsts = [self._groups.index(number) for number in range(len(seen))]
+        self._group_of_each = [slots[place].group for place in firsts]
+        self._place_of_group = _on(device, self._groups, torch.int64) if len(seen) > 1 else None
+
+    def lr(self) -> Tensor:
+        """The slots' learning rates, [T]."""
+        rates = [rate_of(group) for group in self._group_of_each]
+        device, wide = self.step.device, widest(self.step.device)
+        if any([isinstance(rate, Tensor) for rate in rates]):
+            # Each stays on its device: nothing is read.
+            each = torch.stack([_as_tensor(rate, device, wide) for rate in rates])
+        elif len(set(rates)) == 1:
+            return torch.full((len(self.slots),), rates[0], dtype=wide, device=device)
+        else:
+            each = _on(device, rates, wide)
+        if self._place_of_group is None:
+            return each.expand(len(self.slots))
+        return each.index_select(0, self._place_of_group)
+
+    def per_slice(self, values: Tensor) -> Tensor:
+        """Of [T] numbers, that of the slot of each slice: [S]."""
+        return values if self.owner is None else values.index_select(0, self.owner)
+
+    def adopt(self, place: int) -> None:
+        """Make the state of a slot an alias of the numbers here, which take its values over."""
+        slot = self.slots[place]
+        slices = slice(self.first[place], self.first[place + 1])
+        mine = {"step": self.step[place], "skipped": self.skipped[place]}
+        if slot.method.rule.anchored:
+            mine["anchor_norm"] = self.anchor_norm[slices]
+        known = has_state(slot.state)
+        for name, alias in mine.items():
+            if known:
+                alias.copy_(local(slot.state[name]).view(alias.shape))
+            # Without the tie of a view: a compiler would look at what it is a view of.
+            alias = alias.data
+            by_row = name == "anchor_norm" and slot.method.scale == "row"
+            slot.state[name] = as_rows_of(slot.param, alias) if by_row else alias
+
+
+class SomeNumbers(Numbers):
+    """Those of some of the slots: copies, which are put back after the step."""
+
+    def __init__(self, all_of_them: Numbers, places: Sequence[int]) -> None:
+        super().__init__([all_of_them.slots[place] for place in places])
+        self._source = all_of_them
+        device = self.step.device
+        first = all_of_them.first
+        slices = [n for place in places for n in range(first[place], first[place + 1])]
+        self._places, self._slices = (_on(device, each, torch.int64) for each in (places, slices))
+
+    def fetch(self) -> None:
+        """Copy the numbers as they are now."""
+        torch.index_select(self._source.step, 0, self._places, out=self.step)
+        torch.index_select(self._source.skipped, 0, self._places, out=self.skipped)
+        torch.index_select(self._source.anchor_norm, 0, self._slices, out=self.anchor_norm)
+
+    def put_back(self) -> None:
+        """Write the numbers where they came from."""
+        self._source.step.index_copy_(0, self._places, self.step)
+        self._source.skipped.index_copy_(0, self._places, self.skipped)
+        self._source.anchor_norm.index_copy_(0, self._slices, self.anchor_norm)
+
+
+def _on(device: torch.device, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Numbers on a device, without waiting for it."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+
+def _as_tensor(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        # It may have one dimension of one number.
+        return value.detach().view(()).to(device, dtype, non_blocking=True)
+    return torch.full((), value, dtype=dtype, device=device)

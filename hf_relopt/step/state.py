@@ -1,0 +1,90 @@
+"""What an optimizer keeps of each weight: three numbers, and the moments of its method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.options.method import Method, method_of
+
+State = dict[str, Tensor]
+
+# Two counts that every rule keeps: of steps, and of gradients that were not finite.
+SCALARS = ("step", "skipped")
+
+
+def new_buffers(method: Method, param: Tensor) -> State:
+    """Empty moments."""
+    return {
+        name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        for name, dtype in method.buffers.items()
+    }
+
+
+def anchors(method: Method, shape: torch.Size) -> int:
+    """How many anchors a tensor of an anchored rule has: one, or one per block or row."""
+    if method.scale == "row":
+        return shape[0]
+    return len(method.blocks(shape)) if method.scale == "block" else 1
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """What norms and coefficients are computed in: float64, or float32 where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def rate_of(group: Mapping[str, Any]) -> float | Tensor:
+    """The learning rate of a group's steps."""
+    lr, factor = group["lr"], group.get("lr_factor")
+    if factor is None:
+        return lr
+    # In double precision, in which a device would multiply them, too.
+    return lr.to(widest(lr.device)) * factor if isinstance(lr, Tensor) else lr * factor
+
+
+def has_state(state: Mapping[str, Any]) -> bool:
+    """True once a weight's own state is made; wrappers may have put theirs there before."""
+    return "skipped" in state
+
+
+def state_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """What of a weight's state does not fit the options of its group, in words; None if all does.
+
+    Looks at names, shapes and dtypes, and at no value. Names that the rule does not know belong to
+    others, who may count steps there as well.
+    """
+    method = method_of(group, param)
+    if not set(method.state) & (set(state) - {"step"}):
+        return None
+    missing = sorted(set(method.state) - set(state))
+    if missing:
+        there = ", ".join(sorted(map(str, state)))
+        return f"{', '.join(missing)} is missing for a weight under {group['rule']}; it has {there}"
+    for name in sorted(method.state):
+        value = state[name]
+        if not isinstance(value, Tensor):
+            return f"{name} is {value!r} ({type(value).__name__}), not a tensor"
+        if value.layout is not torch.strided:
+            return f"{name} is sparse ({value.layout})"
+        if value.is_meta and not param.is_meta:
+            return f"{name} is on the meta device, where tensors hold no values"
+        shape, dtype = _form(method, param.shape, name)
+        # A single number may have a dimension or none.
+        if tuple(value.shape) != shape and not value.numel() == math.prod(shape) == 1:
+            return f"{name} has shape {tuple(value.shape)} in place of {shape}"
+        if value.dtype != dtype:
+            return f"{name} has dtype {value.dtype} in place of {dtype}"
+    return None
+
+
+def _form(method: Method, shape: torch.Size, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of a state tensor."""
+    if name == "anchor_norm":
+        return (anchors(method, shape),), torch.float32
+    if name in method.buffers:
+        return tuple(shape), method.buffers[name]
+    return (), torch.float32
