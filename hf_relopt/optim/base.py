@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -39,7 +41,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
     """Base class of Fromage and Madam; the ``rule`` key of a param group names its rule."""
 
     rule: str
-    # The options of each group as they were checked last.
+    # All values in the groups as the last step saw them, and of each group those of its options.
+    _given: list[Any]
     _watched: list[tuple[Any, ...]]
 
     def __init__(self, params: Any, unknown: Mapping[str, Any], **options: Any) -> None:
@@ -122,16 +125,14 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_changes()
+        # Whatever is the same object as in the last step needs no second look.
+        given = list(chain.from_iterable(map(dict.values, self.param_groups)))
+        if len(given) != len(self._given) or not all(map(is_, given, self._given)):
+            self._look_at_options()
         if self._slots is None or not self._slots.are_current():
             self._check_shapes()
             self._slots = Slots(self.param_groups, self.state, self._before)
             self._before = self._slots
-        for group in self.param_groups:
-            inputs.check_scheduled(group)
-        # All gradients are looked at before the first weight moves.
-        if inputs.gradients_need_a_look(self.param_groups):
-            inputs.check_gradients(self.param_groups)
         pipeline.step(self._slots, self._measurement)
         if not self.state:
             warnings.warn(_NOTHING_TO_DO, UserWarning, stacklevel=2)
@@ -163,16 +164,20 @@ class RelativeOptimizer(torch.optim.Optimizer):
         figures["skipped_tensors"] = sum(float(value) for value in skipped)
         return figures
 
-    def _check_changes(self) -> None:
-        """Check the options of groups that somebody has changed since the last step."""
-        if len(self._watched) == len(self.param_groups) and all(
-            map(changes.are_as_before, self.param_groups, self._watched)
+    def _look_at_options(self) -> None:
+        """Check what somebody has changed since the last step: most often a learning rate."""
+        watched = list(map(changes.watched_values, self.param_groups))
+        if len(watched) != len(self._watched) or not all(
+            map(changes.are_as_before, watched, self._watched)
         ):
-            return
+            for group in self.param_groups:
+                changes.check_group(group, self.state)
+            self._slots = None
+            watched = list(map(changes.watched_values, self.param_groups))
+        self._watched = watched
         for group in self.param_groups:
-            changes.check_group(group, self.state)
-        self._slots = None
-        self._watched = list(map(changes.watched_values, self.param_groups))
+            inputs.check_scheduled(group)
+        self._given = list(chain.from_iterable(map(dict.values, self.param_groups)))
 
     def _check_shapes(self) -> None:
         """Refuse weights that are no longer what the optimizer was built with."""
@@ -244,6 +249,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Resolve options, shapes and slots again in the next step."""
+        self._given = []
         self._watched = []
         self._slots: Slots | None = None
         # What the slots that were made last have learned of the state.

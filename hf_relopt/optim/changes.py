@@ -35,9 +35,8 @@ def watched_values(group: Mapping[str, Any]) -> tuple[Any, ...]:
     return (rule, lr, len(group), *map(group.get, _watched(rule)))
 
 
-def are_as_before(group: Mapping[str, Any], before: tuple[Any, ...]) -> bool:
-    """True if the group's options are what :func:`watched_values` found ``before``."""
-    now = watched_values(group)
+def are_as_before(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    """True if what :func:`watched_values` finds ``now`` is what it found ``before``."""
     return len(now) == len(before) and all(map(is_, now, before))
 
 

@@ -140,41 +140,6 @@ def check_scheduled(group: dict[str, Any]) -> None:
         check_rate(group["rule"], group)
 
 
-def gradients_need_a_look(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether a gradient is sparse or complex; asked in every step."""
-    grads = [param.grad for group in groups for param in group["params"]]
-    kinds = {(grad.layout, grad.dtype) for grad in grads if grad is not None}
-    return any([layout is not torch.strided or dtype.is_complex for layout, dtype in kinds])
-
-
-def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse sparse and complex gradients.
-
-    Raises:
-        ConfigError: names the weight and the remedy.
-    """
-    for group in groups:
-        for place, param in enumerate(group["params"]):
-            if param.grad is not None:
-                check_gradient(param, group, place)
-
-
-def check_gradient(param: Tensor, group: Mapping[str, Any], place: int) -> None:
-    """Refuse a sparse or complex gradient of the group's parameter at ``place``."""
-    grad = param.grad
-    assert grad is not None
-    if grad.layout is not torch.strided:
-        raise ConfigError(
-            f"The gradient of {names(group)[place]} is sparse ({grad.layout}); the rules need "
-            "norms of dense gradients. Build the embedding with sparse=False."
-        )
-    if grad.is_complex():
-        raise ConfigError(
-            f"The gradient of {names(group)[place]} is complex ({grad.dtype}); the rules are for "
-            "real numbers. Train torch.view_as_real(parameter) instead."
-        )
-
-
 def names(group: Mapping[str, Any]) -> list[str]:
     """The group's parameters by name, or by number if they have none."""
     given = group.get("param_names")

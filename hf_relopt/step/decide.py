@@ -12,7 +12,7 @@ from hf_relopt.backends.kernel import compute_dtype
 from hf_relopt.backends.part import Decision
 from hf_relopt.options.method import Method
 from hf_relopt.rules import fromage
-from hf_relopt.rules.rounding import noise_keys, rounds_stochastically
+from hf_relopt.rules.rounding import noise_keys
 from hf_relopt.rules.rule import Facts
 
 # A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
@@ -65,11 +65,6 @@ def decide(
     }
     keys = None if number is None else noise_keys(method.options["seed"], number, facts.step)
     return Decision(coefficients, learn, move, keys)
-
-
-def is_noisy(method: Method, dtype: torch.dtype) -> bool:
-    """Are weights of ``dtype`` rounded stochastically under this method?"""
-    return rounds_stochastically(dtype, method.options["rounding"])
 
 
 @dataclass(frozen=True)

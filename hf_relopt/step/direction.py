@@ -15,7 +15,7 @@ from hf_relopt.plan.roles import is_vector
 from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import cut_of
 from hf_relopt.sharding.matrices import Matrix, processes, transform_whole
-from hf_relopt.step.bundle import Bundle
+from hf_relopt.step.lineup import Bundle
 from hf_relopt.step.slot import Slot
 from hf_relopt.step.state import widest
 

@@ -1,22 +1,183 @@
-"""The lineup of a step: all slots of an optimizer, resolved once, and those that take part."""
+"""The lineup of a step: bundles of the slots that take part, resolved once.
+
+Slots of one method, dtype and device are a bundle: a backend works on all of them at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
-from operator import is_
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from hf_relopt.step.bundle import Bundle, in_bundles
+from hf_relopt.backends import backend_of
+from hf_relopt.backends.part import Backend, Equation, Part, View
+from hf_relopt.options.method import Method
+from hf_relopt.rules.rounding import rounds_stochastically
+from hf_relopt.sharding.layout import Layout, local, local_grad
 from hf_relopt.step.numbers import Numbers, SomeNumbers
-from hf_relopt.step.slot import Slot, slot_of
+from hf_relopt.step.slot import Slot, refuse_gradient, slot_of
 from hf_relopt.step.state import has_state, new_buffers
 
 # Lineups that are kept, since mixtures of experts change who has a gradient from step to step.
 _MOST = 64
+# Asked of every weight in every step, where a function of ours would take longer than a sum.
+_GRAD = attrgetter("grad")
+_SIGNED = attrgetter("shape", "dtype", "device")
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Slots of one method, dtype, device and kind of layout, and their packed numbers.
+
+    Attributes:
+        numbers: of all slots on the device.
+        begin, end: the slots are ``numbers.slots[begin:end]``.
+    """
+
+    numbers: Numbers
+    begin: int
+    end: int
+
+    @cached_property
+    def slots(self) -> Sequence[Slot]:
+        """The slots, by their numbers."""
+        return self.numbers.slots[self.begin : self.end]
+
+    @cached_property
+    def members(self) -> frozenset[int]:
+        """The slots' numbers in the optimizer."""
+        return frozenset([slot.number for slot in self.slots])
+
+    @cached_property
+    def method(self) -> Method:
+        """What all of them follow."""
+        return self.slots[0].method
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.slots[0].dtype
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Are the weights rounded stochastically?"""
+        return rounds_stochastically(self.dtype, self.method.options["rounding"])
+
+    @cached_property
+    def layout(self) -> Layout:
+        """That of one of them: all are sharded over the same process groups, or none is."""
+        return self.slots[0].layout
+
+    @cached_property
+    def slice_layout(self) -> Layout | None:
+        """That of slices which ranks share, if they do: a row is on one rank."""
+        return None if self.method.scale == "row" else self.layout
+
+    @cached_property
+    def rests_untouched(self) -> bool:
+        """Does a slice rest in a step that has no gradient for it, whatever its moments say?"""
+        method = self.method
+        return method.moments is not None and (method.scale == "row" or method.in_experts)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """What runs their arithmetic."""
+        return backend_of(self.method.options["backend"])
+
+    @cached_property
+    def equation(self) -> Equation:
+        """The rule's. Where a direction is followed, it ascends already."""
+        ascends = self.method.direct and self.method.options["maximize"]
+        return Equation(self.method.rule.update, self.method.constants, ascends)
+
+    @cached_property
+    def places(self) -> slice:
+        """Picks the slots' numbers."""
+        return slice(self.begin, self.end)
+
+    @cached_property
+    def slices(self) -> slice:
+        """Picks the numbers of their slices."""
+        return slice(self.numbers.first[self.begin], self.numbers.first[self.end])
+
+    @cached_property
+    def owner(self) -> Tensor | None:
+        """int64 [S]: each slice's slot in the bundle, or None if each slot has one slice."""
+        owner = self.numbers.owner
+        return None if owner is None else owner[self.slices] - self.begin
+
+    @cached_property
+    def whole_views(self) -> list[View]:
+        """Each shard as one slice."""
+        return [slot.whole(place) for place, slot in enumerate(self.slots)]
+
+    @cached_property
+    def views(self) -> list[list[View]]:
+        """Each shard's slices, as views."""
+        if self.method.scale == "tensor":
+            return [[view] for view in self.whole_views]
+        first = self.numbers.first
+        begins = first[self.begin : self.end]
+        return [
+            slot.views(begin - first[self.begin])
+            for slot, begin in zip(self.slots, begins, strict=True)
+        ]
+
+    @cached_property
+    def _params(self) -> list[Tensor]:
+        return [slot.param for slot in self.slots]
+
+    @cached_property
+    def _buffers(self) -> list[tuple[Tensor, ...]]:
+        """Those that the rule's update writes, which stay the same tensors."""
+        return self.buffers(self.method.rule.buffers)
+
+    def weights(self) -> list[Tensor]:
+        """The shards on this rank."""
+        return list(map(local, self._params)) if self.layout.sharded else self._params
+
+    def grads(self) -> list[Tensor]:
+        """Their gradients."""
+        return list(map(local_grad if self.layout.sharded else _GRAD, self._params))
+
+    def buffers(self, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
+        """Each slot's state tensors of these names, as shards."""
+        return [tuple([local(slot.state[name]) for name in names]) for slot in self.slots]
+
+    def parts(self, sources: Sequence[Tensor] | None = None) -> list[Part]:
+        """What the rule is applied to: the shards, and the gradients or directions that it follows.
+
+        Args:
+            sources: directions; None for the gradients.
+        """
+        if not self.layout.sharded and self.method.scale == "tensor":
+            own = map(_GRAD, self._params) if sources is None else sources
+            return list(map(Part, self.whole_views, self._params, own, self._buffers))
+        sources = self.grads() if sources is None else sources
+        each = zip(self.views, self.weights(), sources, self._buffers, strict=True)
+        return [
+            Part(view, view.of(weight), view.of(source), buffers)
+            for views, weight, source, buffers in each
+            for view in views
+        ]
+
+    def parts_to_judge(self) -> list[Part]:
+        """Shards and gradients as they are, whatever slices there are."""
+        if self.method.direct:
+            return self.parts()
+        return list(map(Part, self.whole_views, self.weights(), self.grads()))
+
+    def only(self, begin: int, end: int) -> Bundle:
+        """The slots from ``begin`` to ``end`` of these."""
+        if (begin, end) == (0, len(self.slots)):
+            return self
+        return Bundle(self.numbers, self.begin + begin, self.begin + end)
 
 
 class Lineup:
@@ -25,6 +186,9 @@ class Lineup:
     Attributes:
         numbers: the packed numbers of each device.
         bundles: sharded ones are in the same order on every rank.
+        direct, directed: those that follow their gradients, and all others.
+        alone: does a backend take some of them from their sums to the new weights?
+        sharded: is any of them?
     """
 
     def __init__(self, numbers: Sequence[Numbers]) -> None:
@@ -35,6 +199,16 @@ class Lineup:
             for slots in in_bundles(each.slots):
                 self.bundles.append(Bundle(each, begin, begin + len(slots)))
                 begin += len(slots)
+        self.direct = [bundle for bundle in self.bundles if bundle.method.direct]
+        self.directed = tuple([each for each in self.bundles if not each.method.direct])
+        self.sharded = any([bundle.layout.sharded for bundle in self.bundles])
+        self.alone = [
+            bundle
+            for bundle in self.direct
+            if bundle.backend.step_alone and not bundle.layout.sharded
+        ]
+        self.copies = [each for each in numbers if isinstance(each, SomeNumbers)]
+        self.members = frozenset([slot.number for each in numbers for slot in each.slots])
 
 
 class Slots:
@@ -44,9 +218,6 @@ class Slots:
         param_groups, state: the optimizer's own. Of a weight that has no state yet there is some
             once it takes part in a step.
         before: those that were made before something changed.
-
-    Attributes:
-        anchored: numbers of the slots whose anchors are known to be made.
     """
 
     def __init__(
@@ -58,12 +229,11 @@ class Slots:
         self._groups, self._state = param_groups, state
         self._params = [param for group in param_groups for param in group["params"]]
         self._lazy = any(map(is_lazy, self._params))
-        self._signature = [] if self._lazy else self._signed()
+        self._signature = [] if self._lazy else list(map(_SIGNED, self._params))
+        members = [(group, param) for group in param_groups for param in group["params"]]
         self.all = [
             slot_of(number, param, group, state[param] if param in state else {})
-            for number, (group, param) in enumerate(
-                (group, param) for group in param_groups for param in group["params"]
-            )
+            for number, (group, param) in enumerate(members)
             if not is_lazy(param)
         ]
         by_device: dict[torch.device, list[Slot]] = {}
@@ -79,39 +249,28 @@ class Slots:
             for place, slot in enumerate(numbers.slots)
         }
         self._lineups: dict[tuple[int, ...], Lineup] = {}
-        self.anchored = set() if before is None else before.still_anchored(self.all)
+        anchored = set() if before is None else before._still_anchored(self.all)
+        self._unanchored = {
+            slot.number for slot in self.all if slot.method.rule.anchored
+        } - anchored
         self._without_state: set[int] = {slot.number for slot in self.all}
-        # What is kept of each slot: state dict, name, tensor.
-        self._kept: tuple[list[dict[str, Tensor]], list[str], list[Tensor]] = ([], [], [])
+        # What is kept of each slot: the state, a name, and the tensor that should be there.
+        self._kept: list[tuple[dict[str, Tensor], str, Tensor]] = []
         self._adopt([slot for slot in self.all if has_state(slot.state)])
 
     def are_current(self) -> bool:
         """Are weights and state still the tensors that these slots were made for?"""
-        params = [param for group in self._groups for param in group["params"]]
-        if self._lazy or len(params) != len(self._params) or not all(map(is_, params, self._params)):
+        params: list[Tensor] = []
+        for group in self._groups:
+            params += group["params"]
+        same = len(params) == len(self._params) and all(map(is_, params, self._params))
+        if self._lazy or not same or list(map(_SIGNED, params)) != self._signature:
             return False
-        states, names, tensors = self._kept
-        return (
-            self._signed() == self._signature
-            and all(map(is_, [each.get(name) for each, name in zip(states, names)], tensors))
-            and len(self._state) >= len(self.all) - len(self._without_state)
-        )
-
-    def still_anchored(self, slots: Sequence[Slot]) -> set[int]:
-        """Numbers of those ``slots`` whose anchors are known here to be made."""
-        states, names, tensors = self._kept
-        anchors = {
-            id(each): tensor
-            for each, name, tensor in zip(states, names, tensors, strict=True)
-            if name == "anchor_norm"
-        }
-        return {
-            slot.number
-            for slot in slots
-            if slot.number in self.anchored
-            and slot.state
-            and slot.state.get("anchor_norm") is anchors.get(id(slot.state))
-        }
+        for state, name, tensor in self._kept:
+            if state.get(name) is not tensor:
+                return False
+        # Somebody may have emptied all of it.
+        return len(self._state) >= len(self.all) - len(self._without_state)
 
     def taking_part(self, beside: Collection[int] = ()) -> Lineup:
         """The slots that are stepped: with a gradient, or sharded with one on another rank maybe.
@@ -120,13 +279,19 @@ class Slots:
 
         Args:
             beside: numbers of slots to leave out.
+
+        Raises:
+            ConfigError: a gradient is sparse or complex.
         """
-        absent = [
-            slot.number
-            for slot in self.all
-            if (slot.param.grad is None and not (slot.layout.sharded and slot.param.requires_grad))
-            or slot.number in beside
-        ]
+        absent: list[int] = []
+        for slot in self.all:
+            grad = slot.param.grad
+            if grad is not None:
+                if grad.layout is not torch.strided or grad.is_complex():
+                    refuse_gradient(slot)
+            elif not slot.layout.sharded or not slot.param.requires_grad:
+                absent.append(slot.number)
+        absent += beside
         if self._without_state:
             fresh = self._without_state.difference(absent)
             self._adopt([slot for slot in self.all if slot.number in fresh])
@@ -137,28 +302,32 @@ class Slots:
             self._lineups[key] = self._lineup_without(set(absent))
         return self._lineups[key]
 
-    def note_anchors(self, lineup: Lineup) -> None:
-        """Remember on the host which anchors are made; waits for the device if some were not."""
-        for numbers in lineup.numbers:
-            asked = [
-                place
-                for place, slot in enumerate(numbers.slots)
-                if slot.number not in self.anchored and slot.needs_norm_for_anchor
-            ]
-            if asked and not numbers.anchor_norm.is_meta:
-                made = (~numbers.anchor_norm.isnan()).tolist()
-                self.anchored.update(
-                    numbers.slots[place].number
-                    for place in asked
-                    if all(made[numbers.first[place] : numbers.first[place + 1]])
-                )
-
     def are_anchored(self, bundle: Bundle) -> bool:
         """Are all anchors of a bundle known to be made?"""
-        return self.anchored.issuperset(bundle.members)
+        return not self._unanchored or self._unanchored.isdisjoint(bundle.members)
 
-    def _signed(self) -> list[tuple[Any, ...]]:
-        return [(param.shape, param.dtype, param.device) for param in self._params]
+    def note_anchors(self, lineup: Lineup) -> None:
+        """Remember on the host which anchors are made: waits for the device if some were not."""
+        if not self._unanchored or self._unanchored.isdisjoint(lineup.members):
+            return
+        for numbers in lineup.numbers:
+            if numbers.anchor_norm.is_meta:
+                continue
+            made = (~numbers.anchor_norm.isnan()).tolist()
+            for place, slot in enumerate(numbers.slots):
+                if all(made[numbers.first[place] : numbers.first[place + 1]]):
+                    self._unanchored.discard(slot.number)
+
+    def _still_anchored(self, slots: Sequence[Slot]) -> set[int]:
+        """Numbers of those new ``slots`` whose anchors are known here to be made."""
+        anchors = {id(state): each for state, name, each in self._kept if name == "anchor_norm"}
+        return {
+            slot.number
+            for slot in slots
+            if slot.number not in self._unanchored
+            and slot.state
+            and slot.state.get("anchor_norm") is anchors.get(id(slot.state))
+        }
 
     def _lineup_without(self, absent: Collection[int]) -> Lineup:
         chosen: list[Numbers] = []
@@ -174,7 +343,6 @@ class Slots:
 
     def _adopt(self, slots: Iterable[Slot]) -> None:
         """Give slots their state, or take over what they have."""
-        states, names, tensors = self._kept
         for slot in slots:
             own = self._state.get(slot.param)
             if own is None:
@@ -186,7 +354,13 @@ class Slots:
             numbers, place = self._homes[slot.number]
             numbers.adopt(place)
             self._without_state.discard(slot.number)
-            for name in slot.method.state:
-                states.append(slot.state)
-                names.append(name)
-                tensors.append(slot.state[name])
+            self._kept += [(slot.state, name, slot.state[name]) for name in slot.method.state]
+
+
+def in_bundles(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """Slots by what they have in common; those that are decided together follow each other."""
+    formulas: dict[Any, dict[Any, list[Slot]]] = {}
+    for slot in slots:
+        bundles = formulas.setdefault(slot.formula, {})
+        bundles.setdefault(slot.key, []).append(slot)
+    return [bundle for bundles in formulas.values() for bundle in bundles.values()]

@@ -6,7 +6,8 @@ their entries, so that nothing is stacked before a step or copied after it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from hf_relopt.sharding.layout import as_rows_of, local
 from hf_relopt.step.decide import largest_grad
 from hf_relopt.step.slot import Slot
-from hf_relopt.step.state import has_state, rate_of, widest
+from hf_relopt.step.state import has_state, widest
 
 
 class Numbers:
@@ -28,6 +29,8 @@ class Numbers:
         owner: int64 [S], the slot that a slice belongs to, or None if each slot has one slice.
         numel: [S], entries of the full slice, at least 1.
         largest: [T], the norm from which on a gradient counts as not finite.
+        first: the slices of slot t are those from first[t] to first[t + 1].
+        groups, group: the param groups, and int64 [T], the place of each slot's.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
@@ -46,36 +49,18 @@ class Numbers:
         self.numel = _on(device, numels, wide)
         limits = [largest_grad(slot.method, slot.dtype) for slot in slots]
         self.largest = _on(device, limits, wide)
-        # Slices of each slot: from first[t] to first[t + 1].
         self.first = [0]
         for count in counts:
             self.first.append(self.first[-1] + count)
-        self._groups: list[int] = []
-        seen: dict[int, int] = {}
+        # The param groups of the slots, and which of them each has.
+        places: dict[int, int] = {}
+        self.groups: list[Mapping[str, Any]] = []
         for slot in slots:
-            self._groups.append(seen.setdefault(id(slot.group), len(seen)))
-        firsts = [self._groups.index(number) for number in range(len(seen))]
-        self._group_of_each = [slots[place].group for place in firsts]
-        self._place_of_group = _on(device, self._groups, torch.int64) if len(seen) > 1 else None
-
-    def lr(self) -> Tensor:
-        """The slots' learning rates, [T]."""
-        rates = [rate_of(group) for group in self._group_of_each]
-        device, wide = self.step.device, widest(self.step.device)
-        if any([isinstance(rate, Tensor) for rate in rates]):
-            # Each stays on its device: nothing is read.
-            each = torch.stack([_as_tensor(rate, device, wide) for rate in rates])
-        elif len(set(rates)) == 1:
-            return torch.full((len(self.slots),), rates[0], dtype=wide, device=device)
-        else:
-            each = _on(device, rates, wide)
-        if self._place_of_group is None:
-            return each.expand(len(self.slots))
-        return each.index_select(0, self._place_of_group)
-
-    def per_slice(self, values: Tensor) -> Tensor:
-        """Of [T] numbers, that of the slot of each slice: [S]."""
-        return values if self.owner is None else values.index_select(0, self.owner)
+            if places.setdefault(id(slot.group), len(places)) == len(self.groups):
+                self.groups.append(slot.group)
+        self.group = _on(device, [places[id(slot.group)] for slot in slots], torch.int64)
+        # Learning rates of the last step, by the numbers that they were made from.
+        self.rates: tuple[list[float], Tensor] | None = None
 
     def adopt(self, place: int) -> None:
         """Make the state of a slot an alias of the numbers here, which take its values over."""
@@ -121,10 +106,3 @@ class SomeNumbers(Numbers):
 def _on(device: torch.device, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Numbers on a device, without waiting for it."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
-
-
-def _as_tensor(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if isinstance(value, Tensor):
-        # It may have one dimension of one number.
-        return value.detach().view(()).to(device, dtype, non_blocking=True)
-    return torch.full((), value, dtype=dtype, device=device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,20 +20,18 @@ from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
 from hf_relopt.rules.rule import Facts, Sums
 from hf_relopt.sharding.reduce import all_reduced, full_norms
-from hf_relopt.step.bundle import Bundle
+from hf_relopt.step.lineup import Bundle, Lineup, Slots
 from hf_relopt.step.decide import (
     DecideOne,
     Judged,
     decide,
-    is_noisy,
     judge,
     norms_of,
     with_anchors,
 )
 from hf_relopt.step.direction import directions
-from hf_relopt.step.lineup import Slots
 from hf_relopt.step.moments import take_in
-from hf_relopt.step.numbers import Numbers, SomeNumbers
+from hf_relopt.step.numbers import Numbers
 from hf_relopt.step.portions import portions
 from hf_relopt.step.telemetry import Measurement
 
@@ -60,57 +59,56 @@ def step(slots: Slots, probe: Measurement | None) -> None:
         probe: measures what apply changes, or None.
     """
     lineup = slots.taking_part()
-    alone = _step_alone(lineup.bundles, slots, probe)
-    if alone:
-        lineup = slots.taking_part(beside=alone)
-    copies = [numbers for numbers in lineup.numbers if isinstance(numbers, SomeNumbers)]
-    for numbers in copies:
+    if lineup.alone:
+        lineup = slots.taking_part(beside=_step_alone(lineup.alone, slots, probe))
+    for numbers in lineup.copies:
         numbers.fetch()
-    _step_together(lineup.numbers, lineup.bundles, slots, probe)
-    for numbers in copies:
-        numbers.put_back()
-
-
-def _step_together(
-    packed: Sequence[Numbers], bundles: Sequence[Bundle], slots: Slots, probe: Measurement | None
-) -> None:
-    parts = [_with_gradients(bundle) for bundle in bundles]
-    rows = [
-        bundle.backend.sums(own, _asked(bundle, slots))
-        for bundle, own in zip(bundles, parts, strict=True)
-    ]
-    rows = full_norms(rows, [bundle.layout for bundle in bundles])
     verdicts: dict[Numbers, Verdict] = {}
-    for numbers in packed:
-        own_rows = [row for row, bundle in zip(rows, bundles) if bundle.numbers is numbers]
-        verdicts[numbers] = _verdict(numbers, own_rows)
-    directed: list[Bundle] = []
-    for bundle, own, row in zip(bundles, parts, rows, strict=True):
-        verdict = verdicts[bundle.numbers]
-        if bundle.method.direct:
+    parts, rows = _sums_of_gradients(lineup, slots)
+    for numbers in lineup.numbers:
+        verdicts[numbers] = _judge(numbers, [rows[b] for b in lineup.bundles if b.numbers is numbers])
+    for bundle in lineup.direct:
+        verdict, row = verdicts[bundle.numbers], rows[bundle]
+        if not slots.are_anchored(bundle):
             _make_anchors(bundle, row, verdict)
-            [decision] = _decide([bundle], [row], [verdict.learn[bundle.slices]], verdict)
-            _apply(bundle, own, decision, probe)
-        else:
-            directed.append(bundle)
-            if bundle.method.moments is not None:
-                take_in(bundle, verdict.judged.learn[bundle.places])
-    for portion in portions(tuple(directed)):
+        [decision] = _decide([bundle], [row], [verdict.learn[bundle.slices]], verdict)
+        _apply(bundle, parts[bundle], decision, probe)
+    for bundle in lineup.directed:
+        if bundle.method.moments is not None:
+            take_in(bundle, verdicts[bundle.numbers].judged.learn[bundle.places])
+    for portion in portions(lineup.directed):
         _step_portion(portion, verdicts, slots, probe)
+    for numbers in lineup.copies:
+        numbers.put_back()
+    slots.note_anchors(lineup)
+
+
+def _sums_of_gradients(
+    lineup: Lineup, slots: Slots
+) -> tuple[dict[Bundle, list[Part]], dict[Bundle, Tensor]]:
+    """The norms of the full gradients, and what else direct methods need, of every bundle."""
+    parts: dict[Bundle, list[Part]] = {}
+    rows: dict[Bundle, Tensor] = {}
+    for bundle in lineup.bundles:
+        parts[bundle] = bundle.parts_to_judge()
+        rows[bundle] = bundle.backend.sums(parts[bundle], _asked(bundle, slots))
+    if lineup.sharded:
+        layouts = [bundle.layout for bundle in lineup.bundles]
+        rows = dict(zip(rows, full_norms(list(rows.values()), layouts), strict=True))
+    return parts, rows
 
 
 def _step_alone(
     bundles: Sequence[Bundle], slots: Slots, probe: Measurement | None
-) -> frozenset[int]:
+) -> list[int]:
     """Step what a backend takes from its sums to the new weights; return these slots' numbers."""
     stepped: list[int] = []
     for bundle in bundles:
-        alone, method = bundle.backend.step_alone, bundle.method
-        if alone is None or bundle.layout.sharded or not method.direct:
-            continue
+        alone = bundle.backend.step_alone
+        assert alone is not None
         work = _direct(bundle, _asked(bundle, slots))
         if probe is None:
-            left = alone(work)
+            left = set(alone(work))
             stepped += [slot.number for t, slot in enumerate(bundle.slots) if t not in left]
             continue
         for t, slot in enumerate(bundle.slots):
@@ -118,21 +116,20 @@ def _step_alone(
                 seen.counts = not alone(work.only(t))
             if seen.counts:
                 stepped.append(slot.number)
-    return frozenset(stepped)
+    return stepped
 
 
 def _direct(bundle: Bundle, asked: Sums) -> Direct:
     method, numbers = bundle.method, bundle.numbers
     names = [name for name in method.state if name not in method.buffers]
-    noisy = is_noisy(method, bundle.dtype)
     return Direct(
-        parts=bundle.parts(bundle.grads()),
+        parts=bundle.parts(),
         equation=bundle.equation,
         sums=asked,
         states=[{name: slot.state[name] for name in names} for slot in bundle.slots],
         numel=numbers.numel[bundle.slices],
-        number=numbers.number[bundle.places] if noisy else None,
-        lr=numbers.lr()[bundle.places],
+        number=numbers.number[bundle.places] if bundle.is_noisy else None,
+        lr=_learning_rates(numbers)[bundle.places],
         decide=DecideOne(method, bundle.dtype),
     )
 
@@ -146,13 +143,7 @@ def _asked(bundle: Bundle, slots: Slots) -> Sums:
     return asked
 
 
-def _with_gradients(bundle: Bundle) -> list[Part]:
-    if bundle.method.direct:
-        return bundle.parts(bundle.grads())
-    return list(map(Part, bundle.whole_views, bundle.weights(), bundle.grads()))
-
-
-def _verdict(numbers: Numbers, rows: Sequence[Tensor]) -> Verdict:
+def _judge(numbers: Numbers, rows: Sequence[Tensor]) -> Verdict:
     """Judge the gradients by their norms, and count."""
     judged = judge(_joined([row[:, 0] for row in rows]), numbers.largest)
     numbers.step.add_(judged.learn)
@@ -160,8 +151,28 @@ def _verdict(numbers: Numbers, rows: Sequence[Tensor]) -> Verdict:
     param_norm = None
     if any([row.size(1) > 1 for row in rows]):
         param_norm = _joined([row[:, 1 if row.size(1) > 1 else 0] for row in rows])
-    learn, lr = numbers.per_slice(judged.learn), numbers.per_slice(numbers.lr())
+    learn, lr = judged.learn, _learning_rates(numbers)
+    if numbers.owner is not None:
+        learn, lr = learn.index_select(0, numbers.owner), lr.index_select(0, numbers.owner)
     return Verdict(judged, param_norm, learn, lr)
+
+
+def _learning_rates(numbers: Numbers) -> Tensor:
+    """The slots' learning rates, [T]. Those that are tensors stay on their device unread."""
+    rates: list[Any] = []
+    for group in numbers.groups:
+        lr, factor = group["lr"], group.get("lr_factor")
+        if isinstance(lr, Tensor):
+            lr = lr.detach().view(()).to(numbers.numel, non_blocking=True)
+        rates.append(lr if factor is None else lr * factor)
+    if any([isinstance(rate, Tensor) for rate in rates]):
+        each = [torch.as_tensor(rate).to(numbers.numel, non_blocking=True) for rate in rates]
+        return torch.stack(each).index_select(0, numbers.group)
+    if numbers.rates is None or numbers.rates[0] != rates:
+        made = torch.tensor(rates, dtype=numbers.numel.dtype)
+        made = made.to(numbers.numel.device, non_blocking=True)
+        numbers.rates = rates, made.index_select(0, numbers.group)
+    return numbers.rates[1]
 
 
 def _step_portion(
@@ -176,10 +187,9 @@ def _step_portion(
     # A tensor of no experts has no slices, and a rank may have no rows.
     work = [(bundle, parts) for bundle, parts in zip(portion, found, strict=True) if parts]
     bundles = [bundle for bundle, _ in work]
-    rows = full_norms(
-        [bundle.backend.sums(parts, bundle.method.sums) for bundle, parts in work],
-        [bundle.slice_layout for bundle in bundles],
-    )
+    rows = [bundle.backend.sums(parts, bundle.method.sums) for bundle, parts in work]
+    if any([bundle.layout.sharded for bundle in bundles]):
+        rows = full_norms(rows, [bundle.slice_layout for bundle in bundles])
     learns = []
     for bundle, row in zip(bundles, rows, strict=True):
         verdict = verdicts[bundle.numbers]
@@ -220,19 +230,22 @@ def _decide(
     first, numbers = bundles[0], bundles[0].numbers
     slices = slice(first.slices.start, bundles[-1].slices.stop)
     norms, method, dtype = norms_of(_joined(rows), first.method), first.method, first.dtype
-    wide = norms.grad.dtype
+    wide, step, number = norms.grad.dtype, numbers.step, numbers.number
+    if numbers.owner is not None:
+        step, number = step[numbers.owner], number[numbers.owner]
     facts = Facts(
         grad_norm=norms.grad,
         param_norm=norms.param,
         cosine=norms.cosine,
         anchor_norm=numbers.anchor_norm[slices].to(wide),
-        step=numbers.per_slice(numbers.step)[slices].to(wide),
+        step=step[slices].to(wide),
         numel=numbers.numel[slices],
         lr=verdict.lr[slices],
         p_bound=_p_bounds(tuple(bundles)),
     )
-    number = numbers.per_slice(numbers.number)[slices] if is_noisy(method, dtype) else None
-    together = decide(method, dtype, facts, _joined(learns), number)
+    together = decide(
+        method, dtype, facts, _joined(learns), number[slices] if first.is_noisy else None
+    )
     if len(bundles) == 1:
         return [together]
     each = [(bundle.slices.start, bundle.slices.stop) for bundle in bundles]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from hf_relopt.sharding.matrices import processes
-from hf_relopt.step.bundle import Bundle
+from hf_relopt.step.lineup import Bundle
 from hf_relopt.step.slot import Slot
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends.part import View
 from hf_relopt.options.method import Method, method_of
-from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.sharding.layout import Layout, cut_of, layout_of, rows_are_whole
 
 
@@ -57,6 +57,13 @@ class Slot:
     dtype: torch.dtype
 
     @property
+    def name(self) -> str:
+        """The weight's name in its group, or its place there."""
+        place = [param is self.param for param in self.group["params"]].index(True)
+        names = self.group.get("param_names")
+        return names[place] if names else f"parameter {place}"
+
+    @property
     def formula(self) -> tuple[Any, ...]:
         """What slots have in common whose decisions are worked out together."""
         method, dtype = self.method, self.dtype
@@ -71,12 +78,6 @@ class Slot:
         layout = self.layout
         lies = layout.sharded, layout.groups, layout.reach, layout.rows_are_whole
         return self.method, self.device, self.dtype, lies
-
-    @property
-    def needs_norm_for_anchor(self) -> bool:
-        """Does only a missing anchor ask for |W| when the gradient is judged?"""
-        method = self.method
-        return method.rule.anchored and (not method.direct or method.sums == "grad")
 
     def whole(self, first: int) -> View:
         """The view of the shard as one slice, the ``first`` of its bundle."""
@@ -140,6 +141,25 @@ def slot_of(number: int, param: Tensor, group: Mapping[str, Any], state: dict[st
     method, layout = method_of(group, param), layout_of(param)
     slices = slices_of(method, layout)
     return Slot(number, param, group, state, method, layout, slices, param.device, param.dtype)
+
+
+def refuse_gradient(slot: Slot) -> NoReturn:
+    """Refuse a sparse or complex gradient.
+
+    Raises:
+        ConfigError: names the weight and the remedy.
+    """
+    grad = slot.param.grad
+    assert grad is not None
+    if grad.layout is not torch.strided:
+        raise ConfigError(
+            f"The gradient of {slot.name} is sparse ({grad.layout}); the rules need "
+            "norms of dense gradients. Build the embedding with sparse=False."
+        )
+    raise ConfigError(
+        f"The gradient of {slot.name} is complex ({grad.dtype}); the rules are for "
+        "real numbers. Train torch.view_as_real(parameter) instead."
+    )
 
 
 def refuse_unfit(group: Mapping[str, Any], param: Tensor, name: str) -> None:

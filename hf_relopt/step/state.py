@@ -37,15 +37,6 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def rate_of(group: Mapping[str, Any]) -> float | Tensor:
-    """The learning rate of a group's steps."""
-    lr, factor = group["lr"], group.get("lr_factor")
-    if factor is None:
-        return lr
-    # In double precision, in which a device would multiply them, too.
-    return lr.to(widest(lr.device)) * factor if isinstance(lr, Tensor) else lr * factor
-
-
 def has_state(state: Mapping[str, Any]) -> bool:
     """True once a weight's own state is made; wrappers may have put theirs there before."""
     return "skipped" in state
