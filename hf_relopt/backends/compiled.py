@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_relopt.backends import foreach
 from hf_relopt.backends import sums as portable
-from hf_relopt.backends.kernel import needs_noise, write
+from hf_relopt.backends.kernel import write
 from hf_relopt.backends.part import Decision, Direct, Equation, Part, View
 from hf_relopt.rules.rule import Sums
 
@@ -68,7 +68,7 @@ def step_alone(work: Direct) -> list[int]:
 
 def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     """Step every part in place."""
-    noisy = needs_noise(parts[0].weight, decision.keys)
+    noisy = decision.keys is not None
     step = _step_kernel(parts[0].weight.dtype, *_key(equation), noisy, rows=False)
     left: list[Part] = []
     for part in parts:

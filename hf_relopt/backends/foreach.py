@@ -10,26 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop, stacks
-from hf_relopt.backends.kernel import needs_noise, results
-from hf_relopt.backends.part import Decision, Equation, Part, View, piece_size
+from hf_relopt.backends.kernel import results
+from hf_relopt.backends.part import Decision, Equation, Part, View, columns_of, piece_size
+
+_VIEW = attrgetter("view")
 
 
 def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     """Step every part in place."""
-    device, noisy = parts[0].weight.device, needs_noise(parts[0].weight, decision.keys)
-    arranged = _arrange(tuple([part.view for part in parts]), device, noisy)
-    if stacks.are_worthwhile(device):
-        stacks.update([parts[place] for place in arranged.large], equation, decision)
-    else:
-        for place in arranged.large:
-            loop.update_one(parts[place], equation, decision)
+    device, noisy = parts[0].weight.device, decision.keys is not None
+    arranged = _arrange(tuple(map(_VIEW, parts)), device, noisy)
+    if arranged.large:
+        large = list(map(parts.__getitem__, arranged.large))
+        if stacks.are_worthwhile(device):
+            stacks.update(large, equation, decision)
+        else:
+            loop.update(large, equation, decision)
     for run in arranged.runs:
-        _update_run(run, [parts[place] for place in run.places], equation, decision)
+        _update_run(run, list(map(parts.__getitem__, run.places)), equation, decision)
 
 
 def small_size(device: torch.device) -> int:
@@ -112,18 +116,16 @@ def _on(numbers: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _update_run(
-    run: Run, parts: Sequence[Part], equation: Equation, decision: Decision
-) -> None:
+def _update_run(run: Run, parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     if len(parts) == 1:
-        loop.update_one(parts[0], equation, decision)
+        loop.update(parts, equation, decision)
         return
-    columns = [list(column) for column in zip(*[part.tensors for part in parts], strict=True)]
-    flat = tuple([end_to_end(column) for column in columns])
+    columns = columns_of(parts)
+    flat = tuple(map(end_to_end, columns))
     # output_size spares repeat_interleave a look at the lengths from the host.
     owner = torch.repeat_interleave(run.lengths, output_size=run.numel)
     position = None
-    if needs_noise(flat[0], decision.keys):
+    if decision.keys is not None:
         counted = torch.arange(run.numel, device=owner.device)
         position = (counted - run.starts[owner]).to(torch.int32)
     new = results(flat, equation, _spread(decision, run.slices, owner), position)
@@ -133,34 +135,30 @@ def _update_run(
 
 def _spread(decision: Decision, slices: slice | Tensor, owner: Tensor) -> Decision:
     """Numbers per slice become numbers per entry; those of one dtype take one look-up together."""
-    masks = [decision.learn, decision.move]
-    keys = [] if decision.keys is None else [decision.keys]
-    each = [*decision.coefficients.values(), *masks, *keys]
+    each = [*decision.coefficients.values(), decision.learn, decision.move]
+    if decision.keys is not None:
+        each.append(decision.keys)
     kinds: dict[torch.dtype, list[int]] = {}
     for place, values in enumerate(each):
         if values.dim() > 0:
             kinds.setdefault(values.dtype, []).append(place)
     for places in kinds.values():
-        table = torch.stack([each[place] for place in places])[:, slices]
+        table = torch.stack(list(map(each.__getitem__, places)))[:, slices]
         spread = table.index_select(1, owner).unbind()
         for place, values in zip(places, spread, strict=True):
             each[place] = values
     count = len(decision.coefficients)
     learn, move, *keys = each[count:]
-    coefficients = dict(zip(decision.coefficients, each[:count], strict=True))
+    coefficients = dict(zip(decision.coefficients, each, strict=False))
     return Decision(coefficients, learn, move, keys[0] if keys else None)
 
 
 def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
     """All entries of ``tensors`` in one dimension, as a copy."""
-    # A view is not free: what is flat already needs none.
-    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in tensors])
+    return torch.cat(list(map(torch.ravel, tensors)))
 
 
 def apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of ``flat`` in the shapes of the tensors that were laid end to end in it."""
-    parts = flat.split([tensor.numel() for tensor in like])
-    return [
-        part if tensor.dim() == 1 else part.view(tensor.shape)
-        for part, tensor in zip(parts, like, strict=True)
-    ]
+    parts = flat.split(list(map(Tensor.numel, like)))
+    return list(map(Tensor.view_as, parts, like))

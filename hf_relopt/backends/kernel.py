@@ -6,17 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.part import Decision, Equation
-from hf_relopt.rules.rounding import ROUNDED_DTYPES, noise, stochastic_round
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision the rule runs in: float64 for float64 weights, float32 for all others."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def needs_noise(weight: Tensor, keys: Tensor | None) -> bool:
-    """True if writing into ``weight`` rounds stochastically."""
-    return keys is not None and weight.dtype in ROUNDED_DTYPES
+from hf_relopt.rules.rounding import noise, stochastic_round
 
 
 def write(
@@ -30,8 +20,9 @@ def write(
         position: of each entry in the full tensor; None to round to nearest.
     """
     weight, _, *buffers = tensors
-    for target, new in zip((weight, *buffers), results(tensors, equation, decided, position)):
-        target.copy_(new)
+    new = results(tensors, equation, decided, position)
+    for target, result in zip((weight, *buffers), new, strict=True):
+        target.copy_(result)
 
 
 def results(
@@ -42,7 +33,7 @@ def results(
     torch.where decides, not a factor of 0 or 1: 0 * inf is NaN, and -0.0 - 0 * (-1) is +0.0.
     """
     weight, source, *buffers = tensors
-    wide = compute_dtype(weight.dtype)
+    wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
     gradient = source.to(wide)
     if equation.maximize:
         gradient = -gradient
@@ -53,8 +44,7 @@ def results(
         rounded = stochastic_round(new, weight.dtype, noise(decided.keys, position))
     else:
         rounded = new.to(weight.dtype)
-    kept = [
-        torch.where(decided.learn, new_buffer, buffer)
-        for new_buffer, buffer in zip(new_buffers, buffers, strict=True)
-    ]
-    return [torch.where(decided.move, rounded, weight), *kept]
+    found = [torch.where(decided.move, rounded, weight)]
+    for new_buffer, buffer in zip(new_buffers, buffers, strict=True):
+        found.append(torch.where(decided.learn, new_buffer, buffer))
+    return found

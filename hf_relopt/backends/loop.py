@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_relopt.backends.kernel import needs_noise, write
+from hf_relopt.backends.kernel import write
 from hf_relopt.backends.part import Decision, Equation, Part, piece_size, pieces
 
 
@@ -16,7 +16,7 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
 
 def update_one(part: Part, equation: Equation, decision: Decision) -> None:
     """Step one part in place."""
-    noisy = needs_noise(part.weight, decision.keys)
+    noisy = decision.keys is not None
     for piece in pieces(part.tensors, part.view, piece_size(part.weight.device)):
         decided = decision.shaped(piece.first, piece.count, piece.tensors[0].dim())
         write(piece.tensors, equation, decided, piece.positions() if noisy else None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -19,17 +20,22 @@ _LARGE = 384
 # Rows from which on a CPU with bfloat16 built in multiplies it faster than float32.
 _SMALLEST_LOW = 128
 
+_KIND = attrgetter("shape", "dtype", "device")
+
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
     """The orthogonalized [rows, columns] matrices: in bfloat16 on accelerators, else as given."""
-    alike = [(each.device, each.dtype, each.shape) for each in matrices]
     found = list(matrices)
-    for places in stacks(alike, [each.numel() for each in matrices], _STACKED):
-        with _without_autocast(matrices[places[0]].device):
-            results = _of_one_shape([matrices[place] for place in places])
-        for place, result in zip(places, results, strict=True):
+    for places in _stacked(tuple(map(_KIND, matrices))):
+        some = list(map(matrices.__getitem__, places))
+        for place, result in zip(places, _of_one_shape(some), strict=True):
             found[place] = result
     return found
+
+
+@lru_cache(maxsize=256)  # the same in each step
+def _stacked(kinds: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]) -> list[list[int]]:
+    return list(stacks(kinds, [kind[0].numel() for kind in kinds], _STACKED))
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
@@ -47,24 +53,25 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def _of_one_shape(matrices: list[Tensor]) -> list[Tensor]:
     first = matrices[0]
+    low = multiplies_in_bfloat16(first.device) or _is_faster_in_bfloat16(first)
+    used = torch.bfloat16 if low else first.dtype
     made = torch.bfloat16 if multiplies_in_bfloat16(first.device) else first.dtype
-    if first.device.type == "cpu" and min(first.shape) >= _LARGE:
-        return [
-            polar.orthogonalize(each.to(_dtype(each))).to(made).contiguous() for each in matrices
-        ]
-    stack = torch.stack(matrices)
-    return list(polar.orthogonalize(stack.to(_dtype(stack))).to(made).contiguous().unbind())
+    with _without_autocast(first.device):
+        if first.device.type == "cpu" and min(first.shape) >= _LARGE:
+            return [
+                polar.orthogonalize(each.to(used)).to(made).contiguous() for each in matrices
+            ]
+        stack = torch.stack(matrices).to(used)
+        return list(polar.orthogonalize(stack).to(made).contiguous().unbind())
 
 
-def _dtype(stack: Tensor) -> torch.dtype:
-    """bfloat16 where that multiplies faster: on accelerators, and on CPUs that have it built in.
+def _is_faster_in_bfloat16(matrix: Tensor) -> bool:
+    """Say whether a CPU multiplies it faster so, as one does that has bfloat16 built in.
 
     The momentum is float32 in either case. What does not fill a CPU's units gains nothing there.
     """
-    if multiplies_in_bfloat16(stack.device):
-        return torch.bfloat16
-    fills = stack.device.type == "cpu" and min(stack.shape[-2:]) >= _SMALLEST_LOW
-    return torch.bfloat16 if fills and _cpu_has_bfloat16() else stack.dtype
+    fills = matrix.device.type == "cpu" and min(matrix.shape) >= _SMALLEST_LOW
+    return fills and _cpu_has_bfloat16()
 
 
 @cache

@@ -81,6 +81,12 @@ class Part(NamedTuple):
         return (self.weight, self.source, *self.buffers)
 
 
+def columns_of(parts: Sequence[Part]) -> list[list[Tensor]]:
+    """The weights of all parts, their sources, and each of their buffers."""
+    _, weights, sources, buffers = zip(*parts, strict=True)
+    return list(map(list, (weights, sources, *zip(*buffers, strict=True))))
+
+
 @dataclass(frozen=True)
 class Equation:
     """What a backend computes of each part: a rule's update, or one of moments."""
@@ -96,7 +102,7 @@ class Decision:
 
     ``coefficients`` are 0-dim (the same for all) or [S]; ``learn`` and ``move`` are bool [S]: may
     this slice's buffers, its weights change in this step? ``keys`` are the keys of the rounding
-    noise, int32 [S], or None to round to nearest.
+    noise, int32 [S], or None to round to nearest (or not at all).
     """
 
     coefficients: dict[str, Tensor]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop
-from hf_relopt.backends.kernel import needs_noise, results
-from hf_relopt.backends.part import Decision, Equation, Part, Piece, View
+from hf_relopt.backends.kernel import results
+from hf_relopt.backends.part import Decision, Equation, Part, Piece, View, columns_of
 
 # Entries of a stack. A rule holds up to six float32 temporaries of its size, 400 MB, at a time when
 # the activations of the passes are gone.
@@ -45,7 +45,7 @@ def stacks(alike: Sequence[Hashable], sizes: Sequence[int], limit: int) -> Itera
 def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     """Step every part in place."""
     views = [part.view for part in parts]
-    noisy = bool(parts) and needs_noise(parts[0].weight, decision.keys)
+    noisy = decision.keys is not None
     alike = [
         (view.shape, view.count, (view.origin, view.strides) if noisy else None) for view in views
     ]
@@ -59,7 +59,7 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
 def _update_stack(
     parts: Sequence[Part], equation: Equation, decision: Decision, noisy: bool
 ) -> None:
-    columns = [list(column) for column in zip(*[part.tensors for part in parts], strict=True)]
+    columns = columns_of(parts)
     view = parts[0].view
     pick = _pick(tuple([part.view for part in parts]), parts[0].weight.device)
     shape = (len(parts), view.count, *[1] * (len(view.shape) - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,8 +16,7 @@ from hf_relopt.rules.rule import Sums
 # Entries of a slice on a CPU up to which slices of one length are summed as the rows of a matrix,
 # and of such a matrix.
 _SHORT, _MATRIX = 2**14, 2**18
-# Entries up to which torch's own float64 norm of a float32 tensor is the fastest on a CPU. Beyond
-# the caches it takes three times as long as products of pieces.
+# Entries up to which torch's own float64 norm of a float32 tensor is the fastest on a CPU.
 _CACHED = 2**17
 
 
@@ -26,20 +26,24 @@ def sums(parts: Sequence[Part], what: Sums) -> Tensor:
     U is the parts' source. Where the device has no float64 the tensors are scaled by their largest
     entry first.
     """
-    if parts[0].weight.device.type == "mps":
+    views, weights, sources, _ = zip(*parts, strict=True)
+    device = weights[0].device
+    if device.type == "mps":
         return _scaled_sums(parts, what)
-    if what != "cosine" and all([part.view.count == 1 for part in parts]):
-        columns = [_norms([part.source for part in parts])]
+    plan = _plan(views, device.type == "cpu")
+    if what != "cosine" and plan.large is not None:
+        columns = [_norms(sources, plan.large)]
         if what == "norms":
-            columns.append(_norms([part.weight for part in parts]))
+            columns.append(_norms(weights, plan.large))
         return torch.stack(columns, dim=1)
-    rows: list[Tensor] = [parts[0].weight] * len(parts)
-    on_cpu = parts[0].weight.device.type == "cpu"
-    for places, together in _by_length(tuple([part.view for part in parts]), on_cpu):
-        members = [parts[place] for place in places]
-        found = _sums_of_rows(members, what) if together else _sums_alone(members[0], what)
-        each = found.split([part.view.count for part in members])
-        for place, own in zip(places, each, strict=True):
+    rows = list(weights)
+    for group in plan.groups:
+        if group.together:
+            u = _as_rows(sources, group)
+            found = _row_sums(u if what == "grad" else _as_rows(weights, group), u, what)
+        else:
+            found = _sums_alone(parts[group.places[0]], what)
+        for place, own in zip(group.places, found.split(group.counts), strict=True):
             rows[place] = own
     return torch.cat(rows) if len(rows) > 1 else rows[0]
 
@@ -50,12 +54,39 @@ def cosine(grad_norm: Tensor, param_norm: Tensor, inner: Tensor) -> Tensor:
     return torch.where(product > 0, inner / product, 0.0)
 
 
-@lru_cache(maxsize=256)  # the same in each step
-def _by_length(views: tuple[View, ...], on_cpu: bool) -> list[tuple[list[int], bool]]:
-    """Places of parts that are summed at once, and whether as the rows of one matrix.
+@dataclass(frozen=True)
+class Group:
+    """Parts that are summed at once.
 
-    Slices of one length make a matrix, whose sums are a few launches for all layers of a model.
+    Attributes:
+        places: of the parts among all.
+        counts: their slices.
+        shapes: (slices, length) of each.
+        together: are their slices the rows of one matrix? Else it is one large part.
     """
+
+    places: list[int]
+    counts: list[int]
+    shapes: list[tuple[int, int]]
+    together: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How views are summed.
+
+    Attributes:
+        groups: slices of one length make a matrix, whose sums are a few launches for all layers of
+            a model.
+        large: where each view is one slice, the places of those that are large; None elsewhere.
+    """
+
+    groups: list[Group]
+    large: list[int] | None
+
+
+@lru_cache(maxsize=256)  # the same in each step
+def _plan(views: tuple[View, ...], on_cpu: bool) -> Plan:
     lengths = [view.numel // view.count for view in views]
     longest, most = (_SHORT, _MATRIX) if on_cpu else (stacks.LARGEST, stacks.LARGEST)
     fits = [
@@ -67,24 +98,19 @@ def _by_length(views: tuple[View, ...], on_cpu: bool) -> list[tuple[list[int], b
         (length, None if fit else place)
         for place, (length, fit) in enumerate(zip(lengths, fits, strict=True))
     ]
-    found = stacks.stacks(alike, [view.numel for view in views], most)
-    return [(places, fits[places[0]]) for places in found]
+    groups = []
+    for places in stacks.stacks(alike, [view.numel for view in views], most):
+        counts = [views[place].count for place in places]
+        shapes = [(count, lengths[places[0]]) for count in counts]
+        groups.append(Group(places, counts, shapes, fits[places[0]]))
+    # Beyond a CPU's caches torch's own norm takes three times as long as products of pieces.
+    large = [place for place, view in enumerate(views) if on_cpu and view.numel > _CACHED]
+    return Plan(groups, large if all([view.count == 1 for view in views]) else None)
 
 
-def _sums_of_rows(parts: Sequence[Part], what: Sums) -> Tensor:
-    counts = [part.view.count for part in parts]
-    sources = _end_to_end([part.source for part in parts], counts)
-    if what == "grad":
-        return _row_sums(sources, sources, what)
-    return _row_sums(_end_to_end([part.weight for part in parts], counts), sources, what)
-
-
-def _end_to_end(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """The slices of all tensors as rows: [all slices, length]."""
-    each = [
-        tensor.reshape(count, tensor.numel() // count)
-        for tensor, count in zip(tensors, counts, strict=True)
-    ]
+def _as_rows(tensors: Sequence[Tensor], group: Group) -> Tensor:
+    """The slices of a group's tensors as rows: [all slices, length]."""
+    each = list(map(Tensor.reshape, map(tensors.__getitem__, group.places), group.shapes))
     return torch.cat(each) if len(each) > 1 else each[0]
 
 
@@ -115,26 +141,24 @@ def _sums_alone(part: Part, what: Sums) -> Tensor:
 
 
 def _sums_of_one(weight: Tensor, source: Tensor, what: Sums) -> Tensor:
-    """Of one slice: [1, 1 to 3]."""
-    columns = [_norms([source])]
+    """Of one large slice: [1, 1 to 3]."""
+    large = [0] if weight.device.type == "cpu" and weight.numel() > _CACHED else []
+    columns = [_norms([source], large)]
     if what != "grad":
-        columns.append(_norms([weight]))
+        columns.append(_norms([weight], large))
         if what == "cosine":
             columns.append(cosine(columns[0], columns[1], _dot(weight, source)))
     return torch.stack(columns, dim=1)
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """float64 [T]."""
-    if stacks.are_worthwhile(tensors[0].device):
-        return torch.stack(torch._foreach_norm(tensors, 2, torch.float64))
-    large = [place for place, tensor in enumerate(tensors) if tensor.numel() > _CACHED]
+def _norms(tensors: Sequence[Tensor], large: Sequence[int]) -> Tensor:
+    """float64 [T]; those at the places ``large`` by products of pieces."""
     if not large:
         return torch.stack(torch._foreach_norm(tensors, 2, torch.float64))
-    norms = [tensors[0]] * len(tensors)
+    norms = list(tensors)
     for place in large:
         norms[place] = _dot(tensors[place], tensors[place]).sqrt()
-    small = [place for place, tensor in enumerate(tensors) if tensor.numel() <= _CACHED]
+    small = [place for place in range(len(norms)) if place not in large]
     if small:
         found = torch._foreach_norm([tensors[place] for place in small], 2, torch.float64)
         for place, norm in zip(small, found, strict=True):

@@ -8,13 +8,23 @@ From "Decoupled weight decay regularization" (Loshchilov, Hutter; ICLR 2019; arX
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from hf_relopt.rules.facts import Facts
 
 
 def coefficients(*, lr: Tensor, step: Tensor, betas: tuple[float, float]) -> dict[str, Tensor]:
     """The bias corrections of T tensors (float64, shape [T]) and ``lr`` (0-dim)."""
     return {"lr": lr, "correction1": 1 - betas[0] ** step, "correction2": 1 - betas[1] ** step}
+
+
+def of_tensors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The coefficients of full tensors."""
+    return coefficients(lr=facts.lr, step=facts.step, betas=options["betas"])
 
 
 def update(

@@ -34,8 +34,13 @@ Its anchor is -T: the sign says which parts these are. A tensor that is all zero
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from hf_relopt.rules.facts import Facts
 
 # Rows are many and alike. Of MiniLM's 30,522 those below half are the tokens that were never
 # trained, all at one place; rows that are drawn at random are all above it.
@@ -92,6 +97,39 @@ def coefficients(
         shrink = torch.where(zero_start, 0.0, shrink)
         move = torch.where(zero_start, lr * reference, move)
     return {"shrink": shrink, "move": move, "grad_norm": grad_norm}
+
+
+def of_tensors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The coefficients of full tensors along their gradients, the paper's rule."""
+    return of_slices(facts, options, framed=options["bound"] == "sphere")
+
+
+def of_slices(
+    facts: Facts, options: Mapping[str, Any], framed: bool = True
+) -> dict[str, Tensor]:
+    """The coefficients of tensors, rows or blocks along any direction."""
+    assert facts.param_norm is not None
+    return coefficients(
+        lr=facts.lr,
+        param_norm=facts.param_norm,
+        grad_norm=facts.grad_norm,
+        cosine=facts.cosine,
+        anchor_norm=facts.anchor_norm,
+        floor=options["min_scale"] * facts.numel.sqrt(),
+        p_bound=facts.p_bound,
+        sphere=options["bound"] == "sphere",
+        framed=framed,
+    )
+
+
+def of_vectors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The coefficients of vectors beside matrices with a direction of their own."""
+    return vector_coefficients(
+        lr=facts.lr,
+        anchor_norm=facts.anchor_norm,
+        numel=facts.numel,
+        min_scale=options["min_scale"],
+    )
 
 
 def bound_scale(

@@ -14,10 +14,14 @@ that started at zero follows W <- W - eta * min_scale * ghat: no multiplication 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hf_relopt.rules.elementwise import exp, times_sign
+from hf_relopt.rules.facts import Facts
 
 # Below this g^2 has no full-precision float32: such gradients count as zero (|g| < 1e-19).
 SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
@@ -47,6 +51,18 @@ def coefficients(
         "max_abs": p_scale * anchor_norm / torch.sqrt(numel),
         "additive": anchor_norm == 0,
     }
+
+
+def of_tensors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The coefficients of full tensors."""
+    return coefficients(
+        lr=facts.lr,
+        step=facts.step,
+        anchor_norm=facts.anchor_norm,
+        numel=facts.numel,
+        beta=options["beta"],
+        p_scale=options["p_scale"],
+    )
 
 
 def update(

@@ -10,36 +10,12 @@ import torch
 from torch import Tensor
 
 from hf_relopt.rules import adamw, fromage, madam, moments
+from hf_relopt.rules.facts import Facts
 
 # (param, grad, *buffers, **coefficients, **constants) -> (new param, *new buffers)
 Update = Callable[..., tuple[Tensor, ...]]
 # What a step sums of each slice: |U|; |U| and |W|; these and <W,U>/(|W||U|).
 Sums = Literal["grad", "norms", "cosine"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """S slices at the moment of a step (float64, shape [S], on their device).
-
-    Attributes:
-        grad_norm: |U|, of the gradient or of what a step follows in its place.
-        param_norm: |W|, if the rule or a missing anchor needs it.
-        cosine: <W,U>/(|W||U|), if the rule needs it.
-        anchor_norm: |W0|; see rules/fromage.py for placeholders.
-        step: t, this step included.
-        numel: entries of the full slice, at least 1.
-        lr: learning rate.
-        p_bound: the bound in force, if the rule has one.
-    """
-
-    grad_norm: Tensor
-    param_norm: Tensor | None
-    cosine: Tensor | None
-    anchor_norm: Tensor
-    step: Tensor
-    numel: Tensor
-    lr: Tensor
-    p_bound: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,50 +66,6 @@ class Moments:
 _LARGEST_WITH_SQUARE = torch.finfo(torch.float32).max ** 0.5
 
 
-def _fromage(facts: Facts, options: Mapping[str, Any], framed: bool = False) -> dict[str, Tensor]:
-    assert facts.param_norm is not None
-    sphere = options["bound"] == "sphere"
-    return fromage.coefficients(
-        lr=facts.lr,
-        param_norm=facts.param_norm,
-        grad_norm=facts.grad_norm,
-        cosine=facts.cosine,
-        anchor_norm=facts.anchor_norm,
-        floor=options["min_scale"] * facts.numel.sqrt(),
-        p_bound=facts.p_bound,
-        sphere=sphere,
-        framed=framed or sphere,
-    )
-
-
-def _directed(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    return _fromage(facts, options, framed=True)
-
-
-def _elementwise(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    return fromage.vector_coefficients(
-        lr=facts.lr,
-        anchor_norm=facts.anchor_norm,
-        numel=facts.numel,
-        min_scale=options["min_scale"],
-    )
-
-
-def _madam(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    return madam.coefficients(
-        lr=facts.lr,
-        step=facts.step,
-        anchor_norm=facts.anchor_norm,
-        numel=facts.numel,
-        beta=options["beta"],
-        p_scale=options["p_scale"],
-    )
-
-
-def _adamw(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    return adamw.coefficients(lr=facts.lr, step=facts.step, betas=options["betas"])
-
-
 def _fromage_sums(options: Mapping[str, Any]) -> Sums:
     return "norms" if options["p_bound"] is None and options["bound"] is None else "cosine"
 
@@ -161,7 +93,7 @@ RULES: dict[str, Rule] = {
         largest_grad=float("inf"),
         constants=(),
         sums=_fromage_sums,
-        coefficients=_fromage,
+        coefficients=fromage.of_tensors,
         update=fromage.update,
         largest_norm=_fromage_largest_norm,
         largest_entry=no_bound,
@@ -172,7 +104,7 @@ RULES: dict[str, Rule] = {
         largest_grad=_LARGEST_WITH_SQUARE,
         constants=("beta", "g_bound", "min_scale"),
         sums=lambda options: "grad",
-        coefficients=_madam,
+        coefficients=madam.of_tensors,
         update=madam.update,
         largest_norm=no_bound,
         largest_entry=_madam_largest_entry,
@@ -183,7 +115,7 @@ RULES: dict[str, Rule] = {
         largest_grad=_LARGEST_WITH_SQUARE,
         constants=("betas", "eps", "weight_decay"),
         sums=lambda options: "grad",
-        coefficients=_adamw,
+        coefficients=adamw.of_tensors,
         update=adamw.update,
         largest_norm=no_bound,
         largest_entry=no_bound,
@@ -197,7 +129,7 @@ DIRECTED = Rule(
     largest_grad=float("inf"),
     constants=(),
     sums=_fromage_sums,
-    coefficients=_directed,
+    coefficients=fromage.of_slices,
     update=fromage.update,
     largest_norm=_fromage_largest_norm,
     largest_entry=no_bound,
@@ -208,7 +140,7 @@ ELEMENTWISE = Rule(
     largest_grad=float("inf"),
     constants=(),
     sums=lambda options: "norms",
-    coefficients=_elementwise,
+    coefficients=fromage.of_vectors,
     update=fromage.update,
     largest_norm=no_bound,
     largest_entry=no_bound,

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.kernel import compute_dtype
 from hf_relopt.backends.part import Decision
 from hf_relopt.options.method import Method
 from hf_relopt.rules import fromage
 from hf_relopt.rules.rounding import noise_keys
-from hf_relopt.rules.rule import Facts
+from hf_relopt.rules.facts import Facts
 
 # A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
 _FLOAT32_RANGE = (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
@@ -24,6 +23,11 @@ class Judged(NamedTuple):
 
     finite: Tensor
     learn: Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision the rule runs in: float64 for float64 weights, float32 for all others."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:
@@ -44,12 +48,12 @@ def largest_grad(method: Method, dtype: torch.dtype) -> float:
 
 
 def decide(
-    method: Method, dtype: torch.dtype, facts: Facts, learn: Tensor, number: Tensor | None
+    method: Method, wide: torch.dtype, facts: Facts, learn: Tensor, number: Tensor | None
 ) -> Decision:
     """What a step does with S slices, whose gradients are usable where ``learn`` is.
 
     Args:
-        dtype: of the weights.
+        wide: the precision that the rule runs in.
         facts: what is known of the slices; a cosine is with what the step follows.
         number: int64 [S], each slice's weight by its place in the optimizer; None to round to
             nearest.
@@ -58,11 +62,10 @@ def decide(
     if not method.direct:
         # Momenta of several steps may cancel to nothing, which has no direction.
         move = move & (facts.grad_norm > 0) & (facts.grad_norm < torch.inf)
-    wide = compute_dtype(dtype)
-    coefficients = {
-        name: value if value.dtype is torch.bool else value.to(wide)
-        for name, value in method.rule.coefficients(facts, method.options).items()
-    }
+    coefficients = method.rule.coefficients(facts, method.options)
+    for name, value in coefficients.items():
+        if value.dtype is not torch.bool:
+            coefficients[name] = value.to(wide)
     keys = None if number is None else noise_keys(method.options["seed"], number, facts.step)
     return Decision(coefficients, learn, move, keys)
 
@@ -95,7 +98,8 @@ class DecideOne:
             norms.grad, norms.param, norms.cosine, anchor, step, numel, lr,
             self.method.options.get("p_bound"),
         )  # fmt: skip
-        return after, decide(self.method, self.dtype, facts, judged.learn, number)
+        wide = compute_dtype(self.dtype)
+        return after, decide(self.method, wide, facts, judged.learn, number)
 
 
 class Norms(NamedTuple):

@@ -20,6 +20,7 @@ from hf_relopt.backends.part import Backend, Equation, Part, View
 from hf_relopt.options.method import Method
 from hf_relopt.rules.rounding import rounds_stochastically
 from hf_relopt.sharding.layout import Layout, local, local_grad
+from hf_relopt.step.decide import compute_dtype
 from hf_relopt.step.numbers import Numbers, SomeNumbers
 from hf_relopt.step.slot import Slot, refuse_gradient, slot_of
 from hf_relopt.step.state import has_state, new_buffers
@@ -63,6 +64,11 @@ class Bundle:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.slots[0].dtype
+
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """What the rule runs in."""
+        return compute_dtype(self.dtype)
 
     @cached_property
     def is_noisy(self) -> bool:
@@ -135,8 +141,13 @@ class Bundle:
 
     @cached_property
     def _buffers(self) -> list[tuple[Tensor, ...]]:
-        """Those that the rule's update writes, which stay the same tensors."""
-        return self.buffers(self.method.rule.buffers)
+        """Those that the rule's update writes."""
+        return self._shards_of(self.method.rule.buffers)
+
+    @cached_property
+    def moments(self) -> list[tuple[Tensor, ...]]:
+        """Those that the direction keeps. Like all state they stay the same tensors."""
+        return self._shards_of(self.method.moments.buffers if self.method.moments else ())
 
     def weights(self) -> list[Tensor]:
         """The shards on this rank."""
@@ -146,8 +157,8 @@ class Bundle:
         """Their gradients."""
         return list(map(local_grad if self.layout.sharded else _GRAD, self._params))
 
-    def buffers(self, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
-        """Each slot's state tensors of these names, as shards."""
+    def _shards_of(self, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
+        """Each slot's state tensors of these names."""
         return [tuple([local(slot.state[name]) for name in names]) for slot in self.slots]
 
     def parts(self, sources: Sequence[Tensor] | None = None) -> list[Part]:
@@ -160,12 +171,12 @@ class Bundle:
             own = map(_GRAD, self._params) if sources is None else sources
             return list(map(Part, self.whole_views, self._params, own, self._buffers))
         sources = self.grads() if sources is None else sources
+        parts: list[Part] = []
         each = zip(self.views, self.weights(), sources, self._buffers, strict=True)
-        return [
-            Part(view, view.of(weight), view.of(source), buffers)
-            for views, weight, source, buffers in each
-            for view in views
-        ]
+        for views, weight, source, buffers in each:
+            for view in views:
+                parts.append(Part(view, view.of(weight), view.of(source), buffers))
+        return parts
 
     def parts_to_judge(self) -> list[Part]:
         """Shards and gradients as they are, whatever slices there are."""
@@ -206,6 +217,10 @@ class Lineup:
             bundle
             for bundle in self.direct
             if bundle.backend.step_alone and not bundle.layout.sharded
+        ]
+        self.on_devices = [
+            (each, [bundle for bundle in self.bundles if bundle.numbers is each])
+            for each in numbers
         ]
         self.copies = [each for each in numbers if isinstance(each, SomeNumbers)]
         self.members = frozenset([slot.number for each in numbers for slot in each.slots])

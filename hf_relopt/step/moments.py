@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import repeat
 
 from torch import Tensor
 
@@ -23,13 +24,9 @@ def take_in(bundle: Bundle, learn: Tensor) -> None:
     """
     method = bundle.method
     assert method.moments is not None
-    each = zip(
-        bundle.whole_views,
-        bundle.grads(),
-        bundle.buffers(method.moments.buffers),
-        strict=True,
-    )
-    parts = [Part(view, momentum, grad, others) for view, grad, (momentum, *others) in each]
+    momenta, *others = zip(*bundle.moments, strict=True)
+    buffers = zip(*others, strict=True) if others else repeat(())
+    parts = list(map(Part, bundle.whole_views, momenta, bundle.grads(), buffers))
     keys = None
     if parts[0].weight.dtype in ROUNDED_DTYPES:
         numbers = bundle.numbers

@@ -8,7 +8,7 @@ through the rest of the pipeline in portions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
-from hf_relopt.rules.rule import Facts, Sums
+from hf_relopt.rules.facts import Facts
+from hf_relopt.rules.rule import Sums
 from hf_relopt.sharding.reduce import all_reduced, full_norms
 from hf_relopt.step.lineup import Bundle, Lineup, Slots
 from hf_relopt.step.decide import (
@@ -63,10 +64,8 @@ def step(slots: Slots, probe: Measurement | None) -> None:
         lineup = slots.taking_part(beside=_step_alone(lineup.alone, slots, probe))
     for numbers in lineup.copies:
         numbers.fetch()
-    verdicts: dict[Numbers, Verdict] = {}
     parts, rows = _sums_of_gradients(lineup, slots)
-    for numbers in lineup.numbers:
-        verdicts[numbers] = _judge(numbers, [rows[b] for b in lineup.bundles if b.numbers is numbers])
+    verdicts = _judge(lineup, rows)
     for bundle in lineup.direct:
         verdict, row = verdicts[bundle.numbers], rows[bundle]
         if not slots.are_anchored(bundle):
@@ -143,18 +142,22 @@ def _asked(bundle: Bundle, slots: Slots) -> Sums:
     return asked
 
 
-def _judge(numbers: Numbers, rows: Sequence[Tensor]) -> Verdict:
-    """Judge the gradients by their norms, and count."""
-    judged = judge(_joined([row[:, 0] for row in rows]), numbers.largest)
-    numbers.step.add_(judged.learn)
-    numbers.skipped.add_(~judged.finite)
-    param_norm = None
-    if any([row.size(1) > 1 for row in rows]):
-        param_norm = _joined([row[:, 1 if row.size(1) > 1 else 0] for row in rows])
-    learn, lr = judged.learn, _learning_rates(numbers)
-    if numbers.owner is not None:
-        learn, lr = learn.index_select(0, numbers.owner), lr.index_select(0, numbers.owner)
-    return Verdict(judged, param_norm, learn, lr)
+def _judge(lineup: Lineup, rows: dict[Bundle, Tensor]) -> dict[Numbers, Verdict]:
+    """Judge the gradients by their norms, and count, on each device."""
+    verdicts: dict[Numbers, Verdict] = {}
+    for numbers, bundles in lineup.on_devices:
+        own = list(map(rows.__getitem__, bundles))
+        grad_norm, param_norm = _joined([row[:, 0] for row in own]), None
+        if any([row.size(1) > 1 for row in own]):
+            param_norm = _joined([row[:, -1 if row.size(1) == 1 else 1] for row in own])
+        judged = judge(grad_norm, numbers.largest)
+        numbers.step.add_(judged.learn)
+        numbers.skipped.add_(~judged.finite)
+        learn, lr = judged.learn, _learning_rates(numbers)
+        if numbers.owner is not None:
+            learn, lr = learn.index_select(0, numbers.owner), lr.index_select(0, numbers.owner)
+        verdicts[numbers] = Verdict(judged, param_norm, learn, lr)
+    return verdicts
 
 
 def _learning_rates(numbers: Numbers) -> Tensor:
@@ -165,61 +168,75 @@ def _learning_rates(numbers: Numbers) -> Tensor:
         if isinstance(lr, Tensor):
             lr = lr.detach().view(()).to(numbers.numel, non_blocking=True)
         rates.append(lr if factor is None else lr * factor)
-    if any([isinstance(rate, Tensor) for rate in rates]):
-        each = [torch.as_tensor(rate).to(numbers.numel, non_blocking=True) for rate in rates]
+    if numbers.rates is not None and numbers.rates[0] == rates:
+        return numbers.rates[1]
+    found = numbers.numel.new_zeros(len(numbers.slots))
+    if Tensor in map(type, rates):
+        each = [torch.as_tensor(rate).to(found, non_blocking=True) for rate in rates]
         return torch.stack(each).index_select(0, numbers.group)
-    if numbers.rates is None or numbers.rates[0] != rates:
-        made = torch.tensor(rates, dtype=numbers.numel.dtype)
-        made = made.to(numbers.numel.device, non_blocking=True)
-        numbers.rates = rates, made.index_select(0, numbers.group)
-    return numbers.rates[1]
+    if len(set(rates)) == 1:
+        found.fill_(rates[0])
+    else:
+        made = torch.tensor(rates, dtype=found.dtype).to(found.device, non_blocking=True)
+        found = made.index_select(0, numbers.group)
+    numbers.rates = rates, found
+    return found
 
 
 def _step_portion(
-    portion: Sequence[Bundle],
+    portion: tuple[Bundle, ...],
     verdicts: dict[Numbers, Verdict],
     slots: Slots,
     probe: Measurement | None,
 ) -> None:
     """Directions live no longer than this."""
-    sources = directions(portion)
-    found = [bundle.parts(own) for bundle, own in zip(portion, sources, strict=True)]
-    # A tensor of no experts has no slices, and a rank may have no rows.
-    work = [(bundle, parts) for bundle, parts in zip(portion, found, strict=True) if parts]
-    bundles = [bundle for bundle, _ in work]
-    rows = [bundle.backend.sums(parts, bundle.method.sums) for bundle, parts in work]
-    if any([bundle.layout.sharded for bundle in bundles]):
-        rows = full_norms(rows, [bundle.slice_layout for bundle in bundles])
-    learns = []
-    for bundle, row in zip(bundles, rows, strict=True):
+    parts: dict[Bundle, list[Part]] = {}
+    for bundle, sources in zip(portion, directions(portion), strict=True):
+        parts[bundle] = bundle.parts(sources)
+        if not parts[bundle]:
+            del parts[bundle]  # a tensor of no experts has no slices, and a rank may have no rows
+    rows = _sums_of_directions(parts)
+    learns: dict[Bundle, Tensor] = {}
+    for bundle, row in rows.items():
         verdict = verdicts[bundle.numbers]
         if not slots.are_anchored(bundle):
             _make_anchors(bundle, row, verdict)
         learn = verdict.learn[bundle.slices]
-        learns.append(learn & _touched(bundle) if bundle.rests_untouched else learn)
-    for first, last in _decided_together(tuple(bundles)):
-        some = slice(first, last)
-        verdict = verdicts[bundles[first].numbers]
-        decisions = _decide(bundles[some], rows[some], learns[some], verdict)
-        for (bundle, parts), decision in zip(work[some], decisions, strict=True):
-            _apply(bundle, parts, decision, probe)
+        learns[bundle] = learn & _touched(bundle) if bundle.rests_untouched else learn
+    for bundles in _decided_together(tuple(rows)):
+        own, learn = (list(map(each.__getitem__, bundles)) for each in (rows, learns))
+        decisions = _decide(bundles, own, learn, verdicts[bundles[0].numbers])
+        for bundle, decision in zip(bundles, decisions, strict=True):
+            _apply(bundle, parts[bundle], decision, probe)
+
+
+def _sums_of_directions(parts: Mapping[Bundle, Sequence[Part]]) -> dict[Bundle, Tensor]:
+    rows: dict[Bundle, Tensor] = {}
+    sharded = False
+    for bundle, own in parts.items():
+        rows[bundle] = bundle.backend.sums(own, bundle.method.sums)
+        sharded |= bundle.layout.sharded
+    if sharded:
+        layouts = [bundle.slice_layout for bundle in rows]
+        rows = dict(zip(rows, full_norms(list(rows.values()), layouts), strict=True))
+    return rows
 
 
 @lru_cache(maxsize=256)
-def _decided_together(bundles: tuple[Bundle, ...]) -> list[tuple[int, int]]:
+def _decided_together(bundles: tuple[Bundle, ...]) -> list[list[Bundle]]:
     """Runs of bundles of one formula, whose packed numbers follow each other."""
-    runs: list[tuple[int, int]] = []
-    for place, bundle in enumerate(bundles):
-        before = bundles[place - 1] if place else None
+    runs: list[list[Bundle]] = []
+    for bundle in bundles:
+        before = runs[-1][-1] if runs else None
         if (
             before is not None
             and before.numbers is bundle.numbers
             and before.end == bundle.begin
             and before.slots[0].formula == bundle.slots[0].formula
         ):
-            runs[-1] = (runs[-1][0], place + 1)
+            runs[-1].append(bundle)
         else:
-            runs.append((place, place + 1))
+            runs.append([bundle])
     return runs
 
 
@@ -229,27 +246,31 @@ def _decide(
     """What the step does with each slice of bundles of one formula that follow each other."""
     first, numbers = bundles[0], bundles[0].numbers
     slices = slice(first.slices.start, bundles[-1].slices.stop)
-    norms, method, dtype = norms_of(_joined(rows), first.method), first.method, first.dtype
-    wide, step, number = norms.grad.dtype, numbers.step, numbers.number
+    norms, step, number = norms_of(_joined(rows), first.method), numbers.step, numbers.number
     if numbers.owner is not None:
-        step, number = step[numbers.owner], number[numbers.owner]
+        owner = numbers.owner[slices]
+        step, number = step[owner], number[owner] if first.is_noisy else None
+    else:
+        step, number = step[slices], number[slices] if first.is_noisy else None
+    wide = norms.grad.dtype
     facts = Facts(
         grad_norm=norms.grad,
         param_norm=norms.param,
         cosine=norms.cosine,
         anchor_norm=numbers.anchor_norm[slices].to(wide),
-        step=step[slices].to(wide),
+        step=step.to(wide),
         numel=numbers.numel[slices],
         lr=verdict.lr[slices],
         p_bound=_p_bounds(tuple(bundles)),
     )
-    together = decide(
-        method, dtype, facts, _joined(learns), number[slices] if first.is_noisy else None
-    )
+    together = decide(first.method, first.precision, facts, _joined(learns), number)
     if len(bundles) == 1:
         return [together]
-    each = [(bundle.slices.start, bundle.slices.stop) for bundle in bundles]
-    return [together.narrow(begin - slices.start, end - begin) for begin, end in each]
+    found = []
+    for bundle in bundles:
+        begin, end = bundle.slices.start, bundle.slices.stop
+        found.append(together.narrow(begin - slices.start, end - begin))
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -16,13 +16,13 @@ _SHARED_PORTION = 1 / 8
 
 
 @lru_cache(maxsize=256)  # the same in each step
-def portions(bundles: tuple[Bundle, ...]) -> list[list[Bundle]]:
+def portions(bundles: tuple[Bundle, ...]) -> list[tuple[Bundle, ...]]:
     """Cut ``bundles`` by the slots' numbers, so that every rank cuts alike.
 
     Sharded weights come first and by themselves: of plain tensors a rank has those that it saw a
     gradient of, and these must not decide where a collective begins.
     """
-    found: list[list[Bundle]] = []
+    found: list[tuple[Bundle, ...]] = []
     for sharded in (True, False):
         some = [bundle for bundle in bundles if bundle.layout.sharded is sharded]
         members = sorted(
@@ -35,7 +35,9 @@ def portions(bundles: tuple[Bundle, ...]) -> list[list[Bundle]]:
             for _, b, t in members[places]:
                 chosen.setdefault(b, []).append(t)
             # By their numbers in a row, since a bundle's slots are in that order.
-            found.append([some[b].only(t[0], t[-1] + 1) for b, t in sorted(chosen.items())])
+            found.append(
+                tuple([some[b].only(t[0], t[-1] + 1) for b, t in sorted(chosen.items())])
+            )
     return found
 
 
