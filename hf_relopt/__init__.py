@@ -14,13 +14,13 @@ from hf_relopt.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
-    from hf_relopt.plan.plan import Plan
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
     from hf_relopt.optim.create import create_optimizer, plan
     from hf_relopt.optim.current_plan import plan_of
     from hf_relopt.optim.fromage import Fromage
     from hf_relopt.optim.madam import Madam
+    from hf_relopt.plans.plan import Plan
 
 __all__ = [
     "ConfigError",
@@ -45,7 +45,7 @@ _HOMES = {
     "FormatError": "hf_relopt.errors",
     "Fromage": "hf_relopt.optim.fromage",
     "Madam": "hf_relopt.optim.madam",
-    "Plan": "hf_relopt.plan.plan",
+    "Plan": "hf_relopt.plans.plan",
     "RelOptError": "hf_relopt.errors",
     "RelOptMixin": "hf_relopt.hf.trainer",
     "RelOptTrainer": "hf_relopt.hf.trainer",

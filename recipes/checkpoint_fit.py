@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.presets import rule_of_name
+from hf_relopt.plans.presets import rule_of_name
 
 REMEDY = "Pass the arguments it was trained with, or start without it."
 

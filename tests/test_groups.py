@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hf_relopt import ConfigError, Fromage, create_optimizer, plan
-from hf_relopt.plan.plan import looks_pretrained
-from hf_relopt.plan.roles import ROLES
+from hf_relopt.plans.plan import looks_pretrained
+from hf_relopt.plans.roles import ROLES
 
 
 class Body(nn.Module):

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from hf_relopt import create_optimizer, plan
-from hf_relopt.plan.plan import followed_lr
-from hf_relopt.plan.presets import PRESETS, follows_spectral, rule_of_name
+from hf_relopt.plans.plan import followed_lr
+from hf_relopt.plans.presets import PRESETS, follows_spectral, rule_of_name
 
 PRESET = "fromage_spectral"
 EMBEDDING = {

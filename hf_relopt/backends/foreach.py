@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop, stacks
-from hf_relopt.backends.kernel import results
-from hf_relopt.backends.part import Decision, Equation, Part, View, columns_of, piece_size
+from hf_relopt.backends.kernel import columns_of, results
+from hf_relopt.backends.part import Decision, Equation, Part, View, piece_size
 
 _VIEW = attrgetter("view")
 
@@ -71,7 +71,8 @@ class Arrangement:
 @lru_cache(maxsize=256)  # the same in each step, and its tensors take longer to make than to use
 def _arrange(views: tuple[View, ...], device: torch.device, noisy: bool) -> Arrangement:
     limit = small_size(device)
-    large, small = [], []
+    large: list[int] = []
+    small: list[int] = []
     for place, view in enumerate(views):
         # Without a run there is no counting on from a first position, by which noise is drawn.
         together = view.numel <= limit and (view.in_one_run or not noisy)
@@ -134,23 +135,17 @@ def _update_run(run: Run, parts: Sequence[Part], equation: Equation, decision: D
 
 
 def _spread(decision: Decision, slices: slice | Tensor, owner: Tensor) -> Decision:
-    """Numbers per slice become numbers per entry; those of one dtype take one look-up together."""
-    each = [*decision.coefficients.values(), decision.learn, decision.move]
-    if decision.keys is not None:
-        each.append(decision.keys)
-    kinds: dict[torch.dtype, list[int]] = {}
-    for place, values in enumerate(each):
+    """Numbers per slice become numbers per entry."""
+    coefficients = dict(decision.coefficients)
+    for name, values in coefficients.items():
         if values.dim() > 0:
-            kinds.setdefault(values.dtype, []).append(place)
-    for places in kinds.values():
-        table = torch.stack(list(map(each.__getitem__, places)))[:, slices]
-        spread = table.index_select(1, owner).unbind()
-        for place, values in zip(places, spread, strict=True):
-            each[place] = values
-    count = len(decision.coefficients)
-    learn, move, *keys = each[count:]
-    coefficients = dict(zip(decision.coefficients, each, strict=False))
-    return Decision(coefficients, learn, move, keys[0] if keys else None)
+            coefficients[name] = values[slices].index_select(0, owner)
+    learn = decision.learn[slices].index_select(0, owner)
+    move = (
+        learn if decision.move is decision.learn else decision.move[slices].index_select(0, owner)
+    )
+    keys = None if decision.keys is None else decision.keys[slices].index_select(0, owner)
+    return Decision(coefficients, learn, move, keys)
 
 
 def end_to_end(tensors: Sequence[Tensor]) -> Tensor:

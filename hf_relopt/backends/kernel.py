@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.part import Decision, Equation
+from hf_relopt.backends.part import Decision, Equation, Part
 from hf_relopt.rules.rounding import noise, stochastic_round
+
+
+def columns_of(parts: Sequence[Part]) -> list[list[Tensor]]:
+    """The weights of all parts, their sources, and each of their buffers."""
+    _, weights, sources, buffers = zip(*parts, strict=True)
+    return list(map(list, (weights, sources, *zip(*buffers, strict=True))))
 
 
 def write(

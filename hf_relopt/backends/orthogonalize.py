@@ -58,9 +58,7 @@ def _of_one_shape(matrices: list[Tensor]) -> list[Tensor]:
     made = torch.bfloat16 if multiplies_in_bfloat16(first.device) else first.dtype
     with _without_autocast(first.device):
         if first.device.type == "cpu" and min(first.shape) >= _LARGE:
-            return [
-                polar.orthogonalize(each.to(used)).to(made).contiguous() for each in matrices
-            ]
+            return [polar.orthogonalize(each.to(used)).to(made).contiguous() for each in matrices]
         stack = torch.stack(matrices).to(used)
         return list(polar.orthogonalize(stack).to(made).contiguous().unbind())
 

@@ -27,8 +27,8 @@ class View:
         shape: of the view.
         origin, strides: an entry's position in the full tensor, row by row, is the origin plus its
             indices times the strides. Stochastic rounding draws its noise by it.
-        split: (dim, count, size): the tensor is cut evenly along a dimension, and the count of blocks
-            becomes the first.
+        split: (dim, count, size): the tensor is cut into blocks of one size along a dimension, and
+            their count becomes the first.
         narrow: (dim, begin, length): the tensor is cut to a part of a dimension.
     """
 
@@ -55,7 +55,7 @@ class View:
 
     @cached_property
     def in_one_run(self) -> bool:
-        """Is each entry's position the one before it plus one?"""
+        """True if each entry's position is the one before it plus one."""
         stride = 1
         for size, own in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size > 1 and own != stride:
@@ -79,12 +79,6 @@ class Part(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them."""
         return (self.weight, self.source, *self.buffers)
-
-
-def columns_of(parts: Sequence[Part]) -> list[list[Tensor]]:
-    """The weights of all parts, their sources, and each of their buffers."""
-    _, weights, sources, buffers = zip(*parts, strict=True)
-    return list(map(list, (weights, sources, *zip(*buffers, strict=True))))
 
 
 @dataclass(frozen=True)
@@ -169,25 +163,6 @@ class Direct:
             number=None if self.number is None else self.number[pick],
             lr=self.lr[pick],
         )
-
-
-@dataclass(frozen=True)
-class Backend:
-    """The verbs of the step, each for parts of one device, dtype and method.
-
-    Attributes:
-        sums: norms and cosines of every slice, [S, 1 to 3].
-        update: an equation on every part, in place: the rule's, or that of the moments.
-        orthogonalize: [rows, columns] matrices -> the orthogonalized ones.
-        step_alone: if there is one, it comes first where nothing is sharded and the method is
-            direct: it takes parts one by one from their sums to the new weights, while what the
-            sums have read is still in the cache, and returns the places of those it left.
-    """
-
-    sums: Callable[[Sequence[Part], Sums], Tensor]
-    update: Callable[[Sequence[Part], Equation, Decision], None]
-    orthogonalize: Callable[[Sequence[Tensor]], list[Tensor]]
-    step_alone: Callable[[Direct], list[int]] | None = None
 
 
 @dataclass(frozen=True)

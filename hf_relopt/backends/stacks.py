@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends import loop
-from hf_relopt.backends.kernel import results
-from hf_relopt.backends.part import Decision, Equation, Part, Piece, View, columns_of
+from hf_relopt.backends.kernel import columns_of, results
+from hf_relopt.backends.part import Decision, Equation, Part, Piece, View
 
 # Entries of a stack. A rule holds up to six float32 temporaries of its size, 400 MB, at a time when
 # the activations of the passes are gone.

@@ -143,15 +143,15 @@ def _sums_alone(part: Part, what: Sums) -> Tensor:
 def _sums_of_one(weight: Tensor, source: Tensor, what: Sums) -> Tensor:
     """Of one large slice: [1, 1 to 3]."""
     large = [0] if weight.device.type == "cpu" and weight.numel() > _CACHED else []
-    columns = [_norms([source], large)]
+    columns = [_norms((source,), large)]
     if what != "grad":
-        columns.append(_norms([weight], large))
+        columns.append(_norms((weight,), large))
         if what == "cosine":
             columns.append(cosine(columns[0], columns[1], _dot(weight, source)))
     return torch.stack(columns, dim=1)
 
 
-def _norms(tensors: Sequence[Tensor], large: Sequence[int]) -> Tensor:
+def _norms(tensors: tuple[Tensor, ...], large: Sequence[int]) -> Tensor:
     """float64 [T]; those at the places ``large`` by products of pieces."""
     if not large:
         return torch.stack(torch._foreach_norm(tensors, 2, torch.float64))

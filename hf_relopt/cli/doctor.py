@@ -11,9 +11,9 @@ from hf_relopt.cli.doctor_report import lines
 from hf_relopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hf_relopt.plan.plan import Plan
     from hf_relopt.hf.launch_mode import Launch
     from hf_relopt.hf.optim_args import OptimArgs
+    from hf_relopt.plans.plan import Plan
 
 EXACT, REFUSED, USAGE = 0, 1, 2
 Facts = dict[str, Any]
@@ -129,7 +129,7 @@ def _add_model(
 
 
 def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
-    from hf_relopt.plan.plan import followed_lr, follows
+    from hf_relopt.plans.plan import followed_lr, follows
 
     rows = [
         {

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from hf_relopt.plan.plan import Plan, peak_lr
 from hf_relopt.hf import learning_rate
 from hf_relopt.hf.learning_rate import Choice
 from hf_relopt.hf.log import logger
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.tables import OPTIONS
+from hf_relopt.plans.plan import Plan, peak_lr
 
 
 @dataclass

@@ -11,7 +11,7 @@ from hf_relopt.hf import guards, learning_rate, optim_args
 from hf_relopt.hf.log import logger, say_once
 from hf_relopt.optim.create import OPTIMIZERS
 from hf_relopt.options.checks import check_options
-from hf_relopt.plan.presets import PRESETS, rule_of_name
+from hf_relopt.plans.presets import PRESETS, rule_of_name
 
 # In the messages about weight decay. Presets are bounded as they stand, embeddings closely.
 _BOUNDS = {"fromage": "p_bound=1.0", "madam": "p_scale=3.0"}

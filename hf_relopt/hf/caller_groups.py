@@ -16,11 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.plan import Entry, Overrides, Plan
 from hf_relopt.optim import inputs
 from hf_relopt.optim.create import plan as make_plan
 from hf_relopt.options.checks import is_no_decay
-from hf_relopt.plan.roles import role_of
+from hf_relopt.plans.plan import Entry, Overrides, Plan
+from hf_relopt.plans.roles import role_of
 
 INSTEAD = (
     "A trainer also takes a finished optimizer: "

@@ -18,8 +18,8 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_relopt.plan.plan import followed_lr, follows
 from hf_relopt.hf.optimizer_words import RULES, peak_lr_of, rule_words, rules_in_use
+from hf_relopt.plans.plan import followed_lr, follows
 from hf_relopt.version import __version__
 
 if TYPE_CHECKING:

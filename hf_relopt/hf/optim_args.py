@@ -11,8 +11,8 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.optim.create import OPTIMIZERS, check_override, check_request
 from hf_relopt.options.checks import bad_value, parse_value
 from hf_relopt.options.tables import OPTIONS
+from hf_relopt.plans.presets import rule_of_name
 from hf_relopt.rules.rule import RULES
-from hf_relopt.plan.presets import rule_of_name
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.plan import Plan
 from hf_relopt.hf import arguments, guards, learning_rate, optim_args, trainers
 from hf_relopt.hf.announcement import Announcement, announce, light
 from hf_relopt.hf.caller_groups import (
@@ -35,7 +34,8 @@ from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.create import OPTIMIZERS, from_plan
 from hf_relopt.optim.create import plan as make_plan
 from hf_relopt.optim.learning_rates import Look, look_at
-from hf_relopt.plan.presets import PRESETS, follows_spectral
+from hf_relopt.plans.plan import Plan
+from hf_relopt.plans.presets import PRESETS, follows_spectral
 
 
 def class_and_options(args: Any, model: nn.Module | None) -> tuple[type, dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_relopt.plan.plan import peak_lr
-from hf_relopt.options.method import FRAME_OPTIONS, frame_of
-from hf_relopt.plan.roles import steps_as_vector
+from hf_relopt.options.method import group_method
+from hf_relopt.options.tables import DIRECTION_OPTIONS
+from hf_relopt.plans.plan import peak_lr
+from hf_relopt.plans.roles import steps_as_vector
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -57,14 +58,20 @@ def _directions(optimizer: Any) -> str:
 
 def _bounds(optimizer: Any) -> list[str]:
     """The values of ``p_bound`` that Fromage's matrices are held by, most parameters first."""
-    held = ((frame_of(group).p_bound, param) for group, param in _matrices(optimizer))
+    held = (
+        (group_method(group).options["p_bound"], param) for group, param in _matrices(optimizer)
+    )
     return _by_size((str(bound), param) for bound, param in held if bound is not None)
 
 
 def _momenta(optimizer: Any) -> list[str]:
     """Decays of the momenta of Fromage's matrices, those of most parameters first."""
-    read = ((frame_of(group), param) for group, param in _matrices(optimizer))
-    return _by_size((f"{f.momentum:g}", param) for f, param in read if f.direction != "gradient")
+    read = ((group_method(group), param) for group, param in _matrices(optimizer))
+    return _by_size(
+        (f"{method.options['momentum']:g}", param)
+        for method, param in read
+        if method.direction != "gradient"
+    )
 
 
 def _matrices(optimizer: Any) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
@@ -110,14 +117,15 @@ def _in_force(group: Mapping[str, Any]) -> dict[str, Any]:
     """A group's options; of Fromage's frame, what its steps read, with defaults filled in."""
     if group.get("rule") != "fromage":
         return dict(group)
-    frame = frame_of(group)
-    read = {**group, **dict.fromkeys(FRAME_OPTIONS), "p_bound": frame.p_bound}
+    method = group_method(group)
+    given = method.options
+    read = {**group, **dict.fromkeys(DIRECTION_OPTIONS), "p_bound": given["p_bound"]}
     read["bound"] = group["bound"]
-    if frame.direction != "gradient":
-        read |= {"momentum": frame.momentum, "momentum_dtype": group["momentum_dtype"]}
+    if method.direction != "gradient":
+        read |= {"momentum": given["momentum"], "momentum_dtype": group["momentum_dtype"]}
         read["nesterov"] = group["nesterov"]
-    if frame.direction == "adam":
-        read["beta"] = frame.beta
+    if method.direction == "adam":
+        read["beta"] = given["beta"]
     return read
 
 

@@ -13,16 +13,21 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.plan import peak_lr
 from hf_relopt.optim import changes, checkpoint, inputs
 from hf_relopt.optim.current_plan import plan_of
-from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle, unknown_option
+from hf_relopt.options.checks import (
+    check_options,
+    check_together,
+    refuse_swallowed,
+    require_rule,
+    settle,
+    unknown_option,
+)
 from hf_relopt.options.tables import OPTIONS
-from hf_relopt.options.checks import require_rule
+from hf_relopt.plans.plan import peak_lr
 from hf_relopt.sharding.layout import refuse_inexact
 from hf_relopt.step import pipeline
 from hf_relopt.step.lineup import Slots
@@ -44,6 +49,10 @@ class RelativeOptimizer(torch.optim.Optimizer):
     # All values in the groups as the last step saw them, and of each group those of its options.
     _given: list[Any]
     _watched: list[tuple[Any, ...]]
+    # The weights as the step sees them, and what those that were made before have learned of the
+    # state; None until they are made.
+    _slots: Slots | None
+    _before: Slots | None
 
     def __init__(self, params: Any, unknown: Mapping[str, Any], **options: Any) -> None:
         for name in unknown:
@@ -251,6 +260,4 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Resolve options, shapes and slots again in the next step."""
         self._given = []
         self._watched = []
-        self._slots: Slots | None = None
-        # What the slots that were made last have learned of the state.
-        self._before: Slots | None = None
+        self._slots = self._before = None

@@ -10,10 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle
-from hf_relopt.options.tables import OPTIONS
-from hf_relopt.options.checks import require_rule
+from hf_relopt.options.checks import (
+    check_options,
+    check_together,
+    refuse_swallowed,
+    require_rule,
+    settle,
+)
 from hf_relopt.options.method import method_of
+from hf_relopt.options.tables import OPTIONS
 from hf_relopt.rules.rule import RULES
 from hf_relopt.step.state import state_fault
 

@@ -15,11 +15,11 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.optim import names
 from hf_relopt.optim.inputs import shape_of, shapes_crc32
 from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle
-from hf_relopt.options.tables import OPTIONS
 from hf_relopt.options.method import method_of
+from hf_relopt.options.tables import OPTIONS
 from hf_relopt.rules.rule import RULES
-from hf_relopt.step.state import SCALARS, has_state, state_fault
 from hf_relopt.sharding.layout import local
+from hf_relopt.step.state import SCALARS, has_state, state_fault
 
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
 OWN = {"backend", "share_work"}

@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_relopt.plan import plan as groups
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.plan import Overrides, Plan
 from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.options.method import check_spectral, require_shapes
 from hf_relopt.optim.fromage import Fromage
 from hf_relopt.optim.madam import Madam
 from hf_relopt.options.checks import check_options, check_together, unknown_option
+from hf_relopt.options.method import check_spectral, require_shapes
 from hf_relopt.options.tables import OPTIONS
+from hf_relopt.plans import plan as groups
+from hf_relopt.plans.plan import Overrides, Plan
+from hf_relopt.plans.presets import PRESETS, rule_of_name
 from hf_relopt.rules.rule import RULES
-from hf_relopt.plan.presets import PRESETS, rule_of_name
 
 OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
     "fromage": Fromage,

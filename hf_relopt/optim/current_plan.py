@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.plan import Entry, Plan, peak_lr
 from hf_relopt.optim.inputs import names
 from hf_relopt.options.tables import OPTIONS
-from hf_relopt.plan.roles import is_vector
+from hf_relopt.plans.plan import Entry, Plan, peak_lr
+from hf_relopt.plans.roles import is_vector
 from hf_relopt.sharding.layout import is_sharded, local
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.plan.plan import CUTTING, Plan
-from hf_relopt.options.tables import OPTIONS
 from hf_relopt.options.method import method_of
+from hf_relopt.options.tables import OPTIONS
+from hf_relopt.plans.plan import CUTTING, Plan
+from hf_relopt.plans.presets import PRESETS, rule_of_name
 from hf_relopt.step.state import SCALARS, anchors
-from hf_relopt.plan.presets import PRESETS, rule_of_name
 
 STATE_BYTES = 4  # float32, whatever the weights are
 

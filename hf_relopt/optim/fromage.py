@@ -54,7 +54,7 @@ class Fromage(RelativeOptimizer):
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
             "nearest". Other dtypes ignore it.
         seed: seed of the rounding noise.
-        backend: "loop", "foreach" or "compiled".
+        backend: "auto" (the fastest for the device), "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
 
     Raises:
@@ -86,7 +86,7 @@ class Fromage(RelativeOptimizer):
         min_scale: float = 1e-1,
         rounding: str | None = None,
         seed: int = 0,
-        backend: str = "foreach",
+        backend: str = "auto",
         maximize: bool = False,
         **unknown: Any,
     ) -> None:

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from hf_relopt.plan import plan as groups
-from hf_relopt.plan.plan import FINE_TUNING_LR, Overrides, Plan
 from hf_relopt.options.method import require_shapes
-from hf_relopt.plan.presets import PRESETS, rule_of_name
+from hf_relopt.plans import plan as groups
+from hf_relopt.plans.plan import FINE_TUNING_LR, Overrides, Plan
+from hf_relopt.plans.presets import PRESETS, rule_of_name
 
 _logger = logging.getLogger("hf_relopt")
 

@@ -27,7 +27,7 @@ class Madam(RelativeOptimizer):
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
             "nearest". Other dtypes ignore it.
         seed: seed of the rounding noise.
-        backend: "loop", "foreach" or "compiled".
+        backend: "auto" (the fastest for the device), "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
 
     Entries that are exactly zero in a tensor that is not stay zero, and gradients below 1e-19 count
@@ -53,7 +53,7 @@ class Madam(RelativeOptimizer):
         min_scale: float = 1e-1,
         rounding: str | None = None,
         seed: int = 0,
-        backend: str = "foreach",
+        backend: str = "auto",
         maximize: bool = False,
         **unknown: Any,
     ) -> None:

@@ -23,7 +23,7 @@ from hf_relopt.options.tables import (
     VECTOR_BETA,
     VECTOR_DECAY,
 )
-from hf_relopt.plan.roles import steps_as_vector
+from hf_relopt.plans.roles import steps_as_vector
 from hf_relopt.rules.rule import DIRECTED, ELEMENTWISE, MOMENTS, RULES, Moments, Rule, Sums
 
 # Options that a method does not hold: they belong to a group's learning rate.
@@ -36,12 +36,13 @@ _DEFAULTS: dict[str, Any] = {"momentum": MOMENTUM, "beta": 0.999, "split_dim": 0
 
 @dataclass(frozen=True)
 class Method:
-    """What a weight follows: a rule with its options, what is None filled in. Equal ones step alike.
+    """What a weight follows: a rule with its options. Equal ones step alike.
 
     Attributes:
         name: of the rule, a key of RULES.
         elementwise: is it a vector beside directed matrices? It follows m/sqrt(v) then.
-        values: the rule's options, sorted by name; without what belongs to the learning rate.
+        values: the rule's options, sorted by name, with what is None filled in; without what
+            belongs to the learning rate.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Method:
 
     @cached_property
     def direct(self) -> bool:
-        """Does the step follow the gradient of the full tensor? One look at it is enough then."""
+        """True if a step follows the gradient of the full tensor: one look at it is enough."""
         return self.direction == "gradient" and self.scale == "tensor"
 
     @cached_property
@@ -88,7 +89,9 @@ class Method:
         momentum, beta = self.options["momentum"], self.options["beta"]
         if self.elementwise:
             momentum, beta = VECTOR_DECAY, VECTOR_BETA
-        return {"decay": momentum, "beta": beta} if self.direction == "adam" else {"decay": momentum}
+        return (
+            {"decay": momentum, "beta": beta} if self.direction == "adam" else {"decay": momentum}
+        )
 
     @cached_property
     def sums(self) -> Sums:
@@ -122,7 +125,7 @@ class Method:
 
     @property
     def in_experts(self) -> bool:
-        """Is each index of the first dimension a matrix of its own?"""
+        """True if each index of the first dimension is a matrix of its own."""
         return self.scale == "block" and self.options["split_sizes"] is None
 
     def blocks(self, shape: Sequence[int], name: str = "a weight") -> list[int]:

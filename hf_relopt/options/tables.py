@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hf_relopt.backends import BACKENDS
+from hf_relopt.backends.backend import BACKENDS
 from hf_relopt.options.schema import (
     Option,
     flag,
@@ -100,7 +100,6 @@ READ_BY = {
     "beta": ("adam",),
     "momentum_dtype": ("momentum", "spectral", "adam"),
 }
-
 
 
 def _is_lr(value: Any) -> bool:

@@ -18,7 +18,9 @@ class Facts:
         anchor_norm: |W0|; see rules/fromage.py for placeholders.
         step: t, this step included.
         numel: entries of the full slice, at least 1.
-        lr: learning rate.
+        lr: learning rate, one for all or one for each.
+        moves: is it known on the host that no learning rate is zero?
+        from_zero: may a tensor have started at zero, as far as the host knows?
         p_bound: the bound in force, if the rule has one.
     """
 
@@ -29,4 +31,6 @@ class Facts:
     step: Tensor
     numel: Tensor
     lr: Tensor
-    p_bound: Tensor | None = None
+    p_bound: float | Tensor | None = None
+    moves: bool = False
+    from_zero: bool = True

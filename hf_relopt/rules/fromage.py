@@ -104,9 +104,7 @@ def of_tensors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
     return of_slices(facts, options, framed=options["bound"] == "sphere")
 
 
-def of_slices(
-    facts: Facts, options: Mapping[str, Any], framed: bool = True
-) -> dict[str, Tensor]:
+def of_slices(facts: Facts, options: Mapping[str, Any], framed: bool = True) -> dict[str, Tensor]:
     """The coefficients of tensors, rows or blocks along any direction."""
     assert facts.param_norm is not None
     return coefficients(

@@ -35,6 +35,7 @@ def coefficients(
     numel: Tensor,
     beta: float,
     p_scale: float,
+    from_zero: bool = True,
 ) -> dict[str, Tensor]:
     """What one step multiplies with, for T tensors at once (float64, shape [T]; ``lr`` 0-dim).
 
@@ -44,13 +45,14 @@ def coefficients(
         numel: entries of each tensor.
         beta: decay of the second moment, in [0, 1).
         p_scale: bound of an entry in units of RMS(W0).
+        from_zero: may one of them have started at zero?
     """
-    return {
+    found = {
         "lr": lr,
         "inverse_correction": 1 / (1 - beta**step),
         "max_abs": p_scale * anchor_norm / torch.sqrt(numel),
-        "additive": anchor_norm == 0,
     }
+    return {**found, "additive": anchor_norm == 0} if from_zero else found
 
 
 def of_tensors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -62,6 +64,7 @@ def of_tensors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
         numel=facts.numel,
         beta=options["beta"],
         p_scale=options["p_scale"],
+        from_zero=facts.from_zero,
     )
 
 
@@ -73,7 +76,7 @@ def update(
     lr: Tensor,
     inverse_correction: Tensor,
     max_abs: Tensor,
-    additive: Tensor,
+    additive: Tensor | None = None,
     beta: float,
     g_bound: float,
     min_scale: float,
@@ -87,4 +90,6 @@ def update(
     factor = exp(-times_sign(length, param))
     multiplied = torch.minimum(magnitude * factor, torch.maximum(magnitude, max_abs))
     multiplied = times_sign(multiplied, param)
-    return torch.where(additive, param - min_scale * length, multiplied), second_moment
+    if additive is not None:
+        multiplied = torch.where(additive, param - min_scale * length, multiplied)
+    return multiplied, second_moment

@@ -150,7 +150,5 @@ ELEMENTWISE = Rule(
 MOMENTS: dict[str, Moments] = {
     "momentum": Moments(("momentum",), moments.take_in),
     "spectral": Moments(("momentum",), moments.take_in),
-    "adam": Moments(
-        ("momentum", "second_moment"), moments.take_in_square, _LARGEST_WITH_SQUARE
-    ),
+    "adam": Moments(("momentum", "second_moment"), moments.take_in_square, _LARGEST_WITH_SQUARE),
 }

@@ -39,7 +39,7 @@ class Layout:
 
     @property
     def is_whole(self) -> bool:
-        """Does this rank hold all of the weight?"""
+        """True if this rank holds all of the weight."""
         return self.local_shape == self.shape
 
     def reachable(self, tensor: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class _Copies:
         if own:
             torch.cat(own, out=send[: sizes[self._rank]])
         everything = like.new_empty(self._ranks * most)
-        torch.distributed.all_gather_into_tensor(everything, send)
+        torch.distributed.all_gather(list(everything.split(most)), send)
         begins = [rank * most for rank in range(self._ranks)]
         result = []
         for matrix, owner in zip(self._matrices, self._owner, strict=True):

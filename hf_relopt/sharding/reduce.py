@@ -24,9 +24,7 @@ def full_norms(rows: Sequence[Tensor], layouts: Sequence[Layout | None]) -> list
         layouts: how those of each member of ``rows`` lie; None for slices that are on one rank.
     """
     full = list(rows)
-    sharded = [
-        (place, layout) for place, layout in enumerate(layouts) if layout and layout.groups
-    ]
+    sharded = [(place, layout) for place, layout in enumerate(layouts) if layout and layout.groups]
     if sharded:
         squares = [_squares(rows[place]) for place, _ in sharded]
         sums = all_reduced(squares, [layout for _, layout in sharded])

@@ -11,15 +11,15 @@ from torch import Tensor
 from hf_relopt.backends.part import Decision
 from hf_relopt.options.method import Method
 from hf_relopt.rules import fromage
-from hf_relopt.rules.rounding import noise_keys
 from hf_relopt.rules.facts import Facts
+from hf_relopt.rules.rounding import noise_keys
 
 # A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
 _FLOAT32_RANGE = (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
 
 
 class Judged(NamedTuple):
-    """What T gradients are good for, bool [T]: are they finite, and not all zero either?"""
+    """Which of T gradients are finite, and which are not all zero either, bool [T]."""
 
     finite: Tensor
     learn: Tensor
@@ -44,6 +44,8 @@ def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:
 
 def largest_grad(method: Method, dtype: torch.dtype) -> float:
     """The norm from which on a gradient is not usable for weights of ``dtype``."""
+    if method.moments is not None:
+        dtype = method.buffers[method.moments.buffers[0]]  # which is what takes it in
     return min(method.largest_grad, torch.finfo(compute_dtype(dtype)).max)
 
 
@@ -58,7 +60,7 @@ def decide(
         number: int64 [S], each slice's weight by its place in the optimizer; None to round to
             nearest.
     """
-    move = learn & (facts.lr != 0)
+    move = learn if facts.moves else learn & (facts.lr != 0)
     if not method.direct:
         # Momenta of several steps may cancel to nothing, which has no direction.
         move = move & (facts.grad_norm > 0) & (facts.grad_norm < torch.inf)
@@ -112,10 +114,10 @@ class Norms(NamedTuple):
 
 def norms_of(rows: Tensor, method: Method) -> Norms:
     """The columns of [S, 1 to 3] sums. Where a method ascends, it follows -g and not g."""
-    grad, param, cosine = (*rows.unbind(dim=1), None, None)[:3]
-    if cosine is not None and method.direct and method.options["maximize"]:
-        cosine = -cosine
-    return Norms(grad, param, cosine)
+    columns = list(rows.unbind(dim=1))
+    if len(columns) == 3 and method.direct and method.options["maximize"]:
+        columns[2] = -columns[2]
+    return Norms(*columns, *[None] * (3 - len(columns)))
 
 
 def with_anchors(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.backends.orthogonalize import multiplies_in_bfloat16
-from hf_relopt.plan.roles import is_vector
+from hf_relopt.plans.roles import is_vector
 from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import Cut, cut_of
 from hf_relopt.sharding.matrices import Matrix, processes, transform_whole
@@ -38,8 +38,8 @@ def _direction(bundle: Bundle) -> list[Tensor]:
     ascents = list(torch._foreach_neg(grads)) if method.options["maximize"] else grads
     if method.direction == "gradient":
         return ascents
-    (momenta,) = zip(*bundle.moments, strict=True)
-    momenta = list(map(Tensor.float, momenta))
+    (kept,) = zip(*bundle.moments, strict=True)
+    momenta: list[Tensor] = list(map(Tensor.float, kept))
     if not method.options["nesterov"]:
         return momenta
     decay = method.options["momentum"]
@@ -137,7 +137,7 @@ class Spectral:
 
     @property
     def travels(self) -> bool:
-        """Do other ranks have a part in it?"""
+        """True if other ranks have a part in it."""
         return self.cut is not None or self.shared
 
     def on_its_way(self, momentum: Tensor) -> Matrix:
@@ -161,7 +161,7 @@ class Spectral:
         return [part if part.dim() == 2 else part.reshape(part.size(0), -1) for part in parts]
 
     def put_together(self, blocks: list[Tensor], like: Tensor) -> Tensor:
-        """A tensor of the shape of ``like`` from its blocks; a rank may have none of the experts."""
+        """A tensor of the shape of ``like``. Of experts a rank may have none."""
         if not blocks:
             return like
         if len(blocks) == 1:

@@ -5,6 +5,7 @@ Slots of one method, dtype and device are a bundle: a backend works on all of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from hf_relopt.backends import backend_of
-from hf_relopt.backends.part import Backend, Equation, Part, View
+from hf_relopt.backends.backend import Backend, backend_of
+from hf_relopt.backends.part import Equation, Part, View
 from hf_relopt.options.method import Method
 from hf_relopt.rules.rounding import rounds_stochastically
 from hf_relopt.sharding.layout import Layout, local, local_grad
@@ -72,7 +73,7 @@ class Bundle:
 
     @cached_property
     def is_noisy(self) -> bool:
-        """Are the weights rounded stochastically?"""
+        """True if the weights are rounded stochastically."""
         return rounds_stochastically(self.dtype, self.method.options["rounding"])
 
     @cached_property
@@ -87,7 +88,7 @@ class Bundle:
 
     @cached_property
     def rests_untouched(self) -> bool:
-        """Does a slice rest in a step that has no gradient for it, whatever its moments say?"""
+        """True if a slice rests in a step that has no gradient for it, whatever its moments say."""
         method = self.method
         return method.moments is not None and (method.scale == "row" or method.in_experts)
 
@@ -247,7 +248,7 @@ class Slots:
         self._signature = [] if self._lazy else list(map(_SIGNED, self._params))
         members = [(group, param) for group in param_groups for param in group["params"]]
         self.all = [
-            slot_of(number, param, group, state[param] if param in state else {})
+            slot_of(number, param, group, state.get(param, {}))
             for number, (group, param) in enumerate(members)
             if not is_lazy(param)
         ]
@@ -265,6 +266,7 @@ class Slots:
         }
         self._lineups: dict[tuple[int, ...], Lineup] = {}
         anchored = set() if before is None else before._still_anchored(self.all)
+        self._from_zero: set[int] = set() if before is None else before._from_zero
         self._unanchored = {
             slot.number for slot in self.all if slot.method.rule.anchored
         } - anchored
@@ -274,7 +276,7 @@ class Slots:
         self._adopt([slot for slot in self.all if has_state(slot.state)])
 
     def are_current(self) -> bool:
-        """Are weights and state still the tensors that these slots were made for?"""
+        """True if weights and state are still the tensors that these slots were made for."""
         params: list[Tensor] = []
         for group in self._groups:
             params += group["params"]
@@ -318,8 +320,13 @@ class Slots:
         return self._lineups[key]
 
     def are_anchored(self, bundle: Bundle) -> bool:
-        """Are all anchors of a bundle known to be made?"""
+        """True if all anchors of a bundle are known to be made."""
         return not self._unanchored or self._unanchored.isdisjoint(bundle.members)
+
+    def may_start_at_zero(self, bundle: Bundle) -> bool:
+        """True unless it is known that no weight of the bundle started at zero."""
+        known = self.are_anchored(bundle)
+        return not known or not self._from_zero.isdisjoint(bundle.members)
 
     def note_anchors(self, lineup: Lineup) -> None:
         """Remember on the host which anchors are made: waits for the device if some were not."""
@@ -328,10 +335,13 @@ class Slots:
         for numbers in lineup.numbers:
             if numbers.anchor_norm.is_meta:
                 continue
-            made = (~numbers.anchor_norm.isnan()).tolist()
+            anchors = numbers.anchor_norm.tolist()
             for place, slot in enumerate(numbers.slots):
-                if all(made[numbers.first[place] : numbers.first[place + 1]]):
+                own = anchors[numbers.first[place] : numbers.first[place + 1]]
+                if not any(map(math.isnan, own)):
                     self._unanchored.discard(slot.number)
+                    if 0 in own:
+                        self._from_zero.add(slot.number)
 
     def _still_anchored(self, slots: Sequence[Slot]) -> set[int]:
         """Numbers of those new ``slots`` whose anchors are known here to be made."""

@@ -59,8 +59,8 @@ class Numbers:
             if places.setdefault(id(slot.group), len(places)) == len(self.groups):
                 self.groups.append(slot.group)
         self.group = _on(device, [places[id(slot.group)] for slot in slots], torch.int64)
-        # Learning rates of the last step, by the numbers that they were made from.
-        self.rates: tuple[list[float], Tensor] | None = None
+        # Learning rates of the last step, and what was made of them.
+        self.rates: tuple[list[float], tuple[Tensor, bool]] | None = None
 
     def adopt(self, place: int) -> None:
         """Make the state of a slot an alias of the numbers here, which take its values over."""

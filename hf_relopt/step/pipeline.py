@@ -21,7 +21,6 @@ from hf_relopt.rules import fromage
 from hf_relopt.rules.facts import Facts
 from hf_relopt.rules.rule import Sums
 from hf_relopt.sharding.reduce import all_reduced, full_norms
-from hf_relopt.step.lineup import Bundle, Lineup, Slots
 from hf_relopt.step.decide import (
     DecideOne,
     Judged,
@@ -31,6 +30,7 @@ from hf_relopt.step.decide import (
     with_anchors,
 )
 from hf_relopt.step.direction import directions
+from hf_relopt.step.lineup import Bundle, Lineup, Slots
 from hf_relopt.step.moments import take_in
 from hf_relopt.step.numbers import Numbers
 from hf_relopt.step.portions import portions
@@ -44,13 +44,16 @@ class Verdict:
     Attributes:
         judged: [T]: which gradients are usable.
         param_norm: [T], |W| where an anchor is missing.
-        learn, lr: whether its slot's gradient is usable, and the learning rate, of each slice, [S].
+        learn: [S], whether the gradient of its slot is usable, of each slice.
+        lr: the learning rate, one for all or one for each slice.
+        moves: is it known that none is zero?
     """
 
     judged: Judged
     param_norm: Tensor | None
     learn: Tensor
     lr: Tensor
+    moves: bool
 
 
 def step(slots: Slots, probe: Measurement | None) -> None:
@@ -70,7 +73,7 @@ def step(slots: Slots, probe: Measurement | None) -> None:
         verdict, row = verdicts[bundle.numbers], rows[bundle]
         if not slots.are_anchored(bundle):
             _make_anchors(bundle, row, verdict)
-        [decision] = _decide([bundle], [row], [verdict.learn[bundle.slices]], verdict)
+        [decision] = _decide([bundle], [row], [verdict.learn[bundle.slices]], verdict, slots)
         _apply(bundle, parts[bundle], decision, probe)
     for bundle in lineup.directed:
         if bundle.method.moments is not None:
@@ -97,9 +100,7 @@ def _sums_of_gradients(
     return parts, rows
 
 
-def _step_alone(
-    bundles: Sequence[Bundle], slots: Slots, probe: Measurement | None
-) -> list[int]:
+def _step_alone(bundles: Sequence[Bundle], slots: Slots, probe: Measurement | None) -> list[int]:
     """Step what a backend takes from its sums to the new weights; return these slots' numbers."""
     stepped: list[int] = []
     for bundle in bundles:
@@ -128,7 +129,7 @@ def _direct(bundle: Bundle, asked: Sums) -> Direct:
         states=[{name: slot.state[name] for name in names} for slot in bundle.slots],
         numel=numbers.numel[bundle.slices],
         number=numbers.number[bundle.places] if bundle.is_noisy else None,
-        lr=_learning_rates(numbers)[bundle.places],
+        lr=_learning_rates(numbers)[0].expand(len(numbers.slots))[bundle.places],
         decide=DecideOne(method, bundle.dtype),
     )
 
@@ -153,34 +154,38 @@ def _judge(lineup: Lineup, rows: dict[Bundle, Tensor]) -> dict[Numbers, Verdict]
         judged = judge(grad_norm, numbers.largest)
         numbers.step.add_(judged.learn)
         numbers.skipped.add_(~judged.finite)
-        learn, lr = judged.learn, _learning_rates(numbers)
+        learn, (lr, moves) = judged.learn, _learning_rates(numbers)
         if numbers.owner is not None:
-            learn, lr = learn.index_select(0, numbers.owner), lr.index_select(0, numbers.owner)
-        verdicts[numbers] = Verdict(judged, param_norm, learn, lr)
+            learn = learn.index_select(0, numbers.owner)
+            lr = lr.index_select(0, numbers.owner) if lr.dim() else lr
+        verdicts[numbers] = Verdict(judged, param_norm, learn, lr, moves)
     return verdicts
 
 
-def _learning_rates(numbers: Numbers) -> Tensor:
-    """The slots' learning rates, [T]. Those that are tensors stay on their device unread."""
+def _learning_rates(numbers: Numbers) -> tuple[Tensor, bool]:
+    """The learning rate of all slots, or [T]; and whether it is known that none is zero.
+
+    Those that are tensors stay on their device unread.
+    """
     rates: list[Any] = []
     for group in numbers.groups:
         lr, factor = group["lr"], group.get("lr_factor")
         if isinstance(lr, Tensor):
             lr = lr.detach().view(()).to(numbers.numel, non_blocking=True)
         rates.append(lr if factor is None else lr * factor)
+    like = numbers.numel
+    if any([isinstance(rate, Tensor) for rate in rates]):
+        each = [torch.as_tensor(rate).to(like, non_blocking=True) for rate in rates]
+        return torch.stack(each).index_select(0, numbers.group), False
     if numbers.rates is not None and numbers.rates[0] == rates:
         return numbers.rates[1]
-    found = numbers.numel.new_zeros(len(numbers.slots))
-    if Tensor in map(type, rates):
-        each = [torch.as_tensor(rate).to(found, non_blocking=True) for rate in rates]
-        return torch.stack(each).index_select(0, numbers.group)
     if len(set(rates)) == 1:
-        found.fill_(rates[0])
+        found = like.new_full((), rates[0])
     else:
-        made = torch.tensor(rates, dtype=found.dtype).to(found.device, non_blocking=True)
+        made = torch.tensor(rates, dtype=like.dtype).to(like.device, non_blocking=True)
         found = made.index_select(0, numbers.group)
-    numbers.rates = rates, found
-    return found
+    numbers.rates = rates, (found, 0 not in rates)
+    return numbers.rates[1]
 
 
 def _step_portion(
@@ -201,11 +206,13 @@ def _step_portion(
         verdict = verdicts[bundle.numbers]
         if not slots.are_anchored(bundle):
             _make_anchors(bundle, row, verdict)
-        learn = verdict.learn[bundle.slices]
-        learns[bundle] = learn & _touched(bundle) if bundle.rests_untouched else learn
+        learns[bundle] = verdict.learn[bundle.slices]
+        if bundle.rests_untouched:
+            learns[bundle] = learns[bundle] & _touched(bundle)
     for bundles in _decided_together(tuple(rows)):
-        own, learn = (list(map(each.__getitem__, bundles)) for each in (rows, learns))
-        decisions = _decide(bundles, own, learn, verdicts[bundles[0].numbers])
+        own = list(map(rows.__getitem__, bundles))
+        learn = list(map(learns.__getitem__, bundles))
+        decisions = _decide(bundles, own, learn, verdicts[bundles[0].numbers], slots)
         for bundle, decision in zip(bundles, decisions, strict=True):
             _apply(bundle, parts[bundle], decision, probe)
 
@@ -241,28 +248,32 @@ def _decided_together(bundles: tuple[Bundle, ...]) -> list[list[Bundle]]:
 
 
 def _decide(
-    bundles: Sequence[Bundle], rows: Sequence[Tensor], learns: Sequence[Tensor], verdict: Verdict
+    bundles: Sequence[Bundle],
+    rows: Sequence[Tensor],
+    learns: Sequence[Tensor],
+    verdict: Verdict,
+    slots: Slots,
 ) -> list[Decision]:
     """What the step does with each slice of bundles of one formula that follow each other."""
     first, numbers = bundles[0], bundles[0].numbers
     slices = slice(first.slices.start, bundles[-1].slices.stop)
-    norms, step, number = norms_of(_joined(rows), first.method), numbers.step, numbers.number
-    if numbers.owner is not None:
-        owner = numbers.owner[slices]
-        step, number = step[owner], number[owner] if first.is_noisy else None
-    else:
-        step, number = step[slices], number[slices] if first.is_noisy else None
+    norms = norms_of(_joined(rows), first.method)
+    # Where each slot has one slice they have the same places.
+    owner = slices if numbers.owner is None else numbers.owner[slices]
     wide = norms.grad.dtype
     facts = Facts(
         grad_norm=norms.grad,
         param_norm=norms.param,
         cosine=norms.cosine,
         anchor_norm=numbers.anchor_norm[slices].to(wide),
-        step=step.to(wide),
+        step=numbers.step[owner].to(wide),
         numel=numbers.numel[slices],
-        lr=verdict.lr[slices],
+        lr=verdict.lr[slices] if verdict.lr.dim() else verdict.lr,
         p_bound=_p_bounds(tuple(bundles)),
+        moves=verdict.moves,
+        from_zero=slots.may_start_at_zero(first),
     )
+    number = numbers.number[owner] if first.is_noisy else None
     together = decide(first.method, first.precision, facts, _joined(learns), number)
     if len(bundles) == 1:
         return [together]
@@ -276,13 +287,15 @@ def _decide(
 @lru_cache(maxsize=256)
 def _p_bounds(bundles: tuple[Bundle, ...]) -> float | Tensor | None:
     """The bound in force: one for all slices, or one for each."""
-    bounds = [bundle.method.options.get("p_bound") for bundle in bundles]
+    bounds: list[Any] = [bundle.method.options.get("p_bound") for bundle in bundles]
     if len(set(bounds)) == 1:
         return bounds[0]
-    counts = [bundle.slices.stop - bundle.slices.start for bundle in bundles]
     like = bundles[0].numbers.numel
-    each = zip(counts, bounds, strict=True)
-    return torch.cat([like.new_full((count,), bound) for count, bound in each])
+    each = [
+        like.new_full((bundle.slices.stop - bundle.slices.start,), float(bound))
+        for bundle, bound in zip(bundles, bounds, strict=True)
+    ]
+    return torch.cat(each)
 
 
 def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:

@@ -26,7 +26,9 @@ def portions(bundles: tuple[Bundle, ...]) -> list[tuple[Bundle, ...]]:
     for sharded in (True, False):
         some = [bundle for bundle in bundles if bundle.layout.sharded is sharded]
         members = sorted(
-            (slot.number, b, t) for b, bundle in enumerate(some) for t, slot in enumerate(bundle.slots)
+            (slot.number, b, t)
+            for b, bundle in enumerate(some)
+            for t, slot in enumerate(bundle.slots)
         )
         sizes = [_entries(some[b].slots[t]) for _, b, t in members]
         limit = _PORTION if sharded else _copies_at_once(some, sum(sizes))
@@ -35,9 +37,7 @@ def portions(bundles: tuple[Bundle, ...]) -> list[tuple[Bundle, ...]]:
             for _, b, t in members[places]:
                 chosen.setdefault(b, []).append(t)
             # By their numbers in a row, since a bundle's slots are in that order.
-            found.append(
-                tuple([some[b].only(t[0], t[-1] + 1) for b, t in sorted(chosen.items())])
-            )
+            found.append(tuple([some[b].only(t[0], t[-1] + 1) for b, t in sorted(chosen.items())]))
     return found
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.part import View
-from hf_relopt.options.method import Method, method_of
 from hf_relopt.errors import ConfigError, UnsupportedSetup
+from hf_relopt.options.method import Method, method_of
 from hf_relopt.sharding.layout import Layout, cut_of, layout_of, rows_are_whole
 
 

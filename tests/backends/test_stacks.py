@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_relopt import create_optimizer
-from hf_relopt.backends import foreach, loop, stacks, sums
+from hf_relopt.backends import foreach, loop, stacks
 from tests.batches import SHAPES, batch_of
 from tests.tensors import same_bits, set_gradients
 
@@ -18,36 +18,28 @@ from tests.tensors import same_bits, set_gradients
 @pytest.mark.parametrize("limit", [1, 70, 10**6])
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("by_row", [(), (0, 1, 4)], ids=["tensors", "rows"])
 def test_a_stack_steps_as_the_loop_does(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, noisy: bool, limit: int
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    noisy: bool,
+    limit: int,
+    by_row: tuple[int, ...],
 ) -> None:
     monkeypatch.setattr(stacks, "LARGEST", limit)
-    one, other = (batch_of(dtype, SHAPES, noisy) for _ in "ab")
-    before = [param.clone() for param in one.params]
-    loop.apply(one)
-    stacks.apply(other, range(len(SHAPES)))
-    for start, param, twin in zip(before, one.params, other.params, strict=True):
-        assert same_bits(param, twin)
-        assert same_bits(start, param) == (start is before[2])
+    one, other = (batch_of(dtype, SHAPES, noisy, by_row) for _ in "ab")
+    before = [weight.clone() for weight in one.weights()]
+    loop.update(*one.given())
+    stacks.update(*other.given())
+    for start, weight, twin in zip(before, one.weights(), other.weights(), strict=True):
+        assert same_bits(weight, twin)
+        assert same_bits(start, weight) == (start is before[2])
 
 
 def test_what_is_alike_is_put_together_up_to_a_limit() -> None:
     found = list(stacks.stacks(["a", "b", "a", "a", "b"], [4, 9, 4, 4, 9], 8))
     assert found == [[0, 2], [3], [1], [4]]
     assert list(stacks.stacks(["none"] * 2, [0, 0], 8)) == [[0, 1]]
-
-
-def test_inner_products_of_stacks_are_those_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(1)
-    shapes = [*SHAPES, (), (0,), (40, 40)]
-    pairs = [[torch.randn(s, generator=generator) for s in shapes] for _ in "ab"]
-    # Columns cut from a larger tensor, as the blocks of a fused projection are.
-    pairs[0][2] = torch.randn(6, 15, generator=generator)[:, 5:10]
-    expected = sums.local_sums(*pairs, "cosine")
-    monkeypatch.setattr(stacks, "are_worthwhile", lambda device: True)
-    monkeypatch.setattr(stacks, "LARGEST", 100)
-    found = sums.local_sums(*pairs, "cosine")
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_momentum", "fromage_spectral"])

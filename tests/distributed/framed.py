@@ -27,8 +27,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from hf_relopt import Fromage, create_optimizer
 from hf_relopt.errors import UnsupportedSetup
-from hf_relopt.optim import frame_step, spectral
-from hf_relopt.sharding.layout import place_of
+from hf_relopt.rules import orthogonalize as polar
+from hf_relopt.sharding.layout import layout_of
+from hf_relopt.step import portions as cutting
 from tests.distributed.ranks import run_checks
 from tests.distributed.sharded import compare, cut_both_ways, same_training, train_both, world
 
@@ -101,16 +102,16 @@ def blocks_lie_across_ranks() -> None:
 def factors_counted(portion: int | None = None) -> Iterator[list[int]]:
     """How many matrices this rank stacks, each time; in portions of so many entries, if given."""
     seen: list[int] = []
-    original = spectral.orthogonal_factor
+    original = polar.orthogonalize
 
     def counted(stack: torch.Tensor) -> torch.Tensor:
         seen.append(len(stack))
         return original(stack)
 
-    entries = frame_step._PORTION if portion is None else portion
+    entries = cutting._PORTION if portion is None else portion
     with (
-        mock.patch.object(spectral, "orthogonal_factor", counted),
-        mock.patch.object(frame_step, "_PORTION", entries),
+        mock.patch.object(polar, "orthogonalize", counted),
+        mock.patch.object(cutting, "_PORTION", entries),
     ):
         yield seen
 
@@ -328,9 +329,9 @@ def rows_are_whole_under_fsdp_with_tensor_parallelism() -> None:
     weight, (whole, own) = many[0].weight, [each.state_dict()["state"][0] for each in pair]
     torch.testing.assert_close(own["anchor_norm"].full_tensor(), whole["anchor_norm"])
     # Noise and blocks go by where a part begins.
-    part, place = weight.to_local(), place_of(weight)
-    assert place is not None and len(part) in (2, 3)
-    assert torch.equal(weight.full_tensor()[place.first[0] :][: len(part)], part)
+    part, layout = weight.to_local(), layout_of(weight)
+    assert not layout.is_whole and len(part) in (2, 3)
+    assert torch.equal(weight.full_tensor()[layout.offset[0] :][: len(part)], part)
 
 
 ON_ANY = (

@@ -26,7 +26,8 @@ from torch.distributed.tensor.parallel import (
 )
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_relopt import Fromage, Madam, create_optimizer, groups
+from hf_relopt import Fromage, Madam, create_optimizer
+from hf_relopt.plans.plan import build
 from tests.distributed.ranks import run_checks
 
 STEPS = 20
@@ -283,7 +284,7 @@ def the_plan_sees_whole_tensors() -> None:
         found = create_optimizer(fully_shard(model), "fromage")
         assert found.param_groups[0]["lr"] == expected.param_groups[0]["lr"]
         assert expected.param_groups[0]["lr"] == (0.001 if pretrained else 0.01)
-        plan = groups.build(model, "fromage", 0.01)
+        plan = build(model, "fromage", 0.01)
         zero = sorted(entry.name for entry in plan.entries if entry.zero_start)
         assert zero == ["1.bias", "2.bias"], zero
 

@@ -49,7 +49,7 @@ def test_model_and_loss_are_trained(optim, mapping, rates, folder, tmp_path, sai
     )
     from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 
-    from hf_relopt.plan.plan import followed_lr
+    from hf_relopt.plans.plan import followed_lr
 
     model = SentenceTransformer(str(folder), device="cpu")
     loss = SoftmaxLoss(model, 16, num_labels=2)

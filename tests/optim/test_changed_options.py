@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_relopt import ConfigError, Fromage, Madam, create_optimizer
+from hf_relopt.optim import changes
 from tests.refusals import refused
 from tests.tensors import run, same_bits, set_gradients, snapshot, weights
 
@@ -199,9 +200,7 @@ def test_betas_as_json_leaves_them_do_what_a_tuple_does() -> None:
 
 def test_unchanged_options_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     params, optimizer = started(Fromage)
-    from hf_relopt.options import checks
-
-    monkeypatch.setattr(options, "check_together", lambda *_: pytest.fail("looked at again"))
+    monkeypatch.setattr(changes, "check_together", lambda *_: pytest.fail("looked at again"))
     run(optimizer, params, (3, 4))
     for group in optimizer.param_groups:
         group["lr"] = 0.003  # a schedule

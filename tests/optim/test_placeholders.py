@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from hf_relopt import Fromage, create_optimizer
-from hf_relopt.plan.presets import task_head_lr_factor
+from hf_relopt.plans.presets import task_head_lr_factor
 from hf_relopt.rules.fromage import untrained_lr
 from tests.frames import each_backend
 from tests.tensors import gradient, norm, run, same_bits, state_of

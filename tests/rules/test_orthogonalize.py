@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_relopt.rules.orthogonalize import orthogonal_factor
+from hf_relopt.rules.orthogonalize import orthogonalize
 from tests.oracles.frame import POLYNOMIALS, exact_factor, polar_express
 from tests.tensors import same_bits, to_numpy
 
@@ -43,7 +43,7 @@ def _values(matrices: torch.Tensor) -> np.ndarray:
 @each_shape
 def test_singular_values_end_near_one(shape: tuple[int, int], kind: str) -> None:
     matrix = _matrix(shape, _spectrum(kind, min(shape)))
-    found = orthogonal_factor(matrix)
+    found = orthogonalize(matrix)
     assert found.shape == shape
     values = _values(found)
     assert values.min() >= LEAST and values.max() <= LARGEST, values
@@ -54,11 +54,11 @@ def test_singular_vectors_are_those_of_the_decomposition(shape: tuple[int, int])
     """U^T M V is diagonal: what came out is the factor but for its singular values."""
     matrix = _matrix(shape, np.geomspace(0.1, 1.0, min(shape)))
     left, _, right = np.linalg.svd(to_numpy(matrix), full_matrices=False)
-    turned = left.T @ to_numpy(orthogonal_factor(matrix)) @ right.T
+    turned = left.T @ to_numpy(orthogonalize(matrix)) @ right.T
     assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-4
     assert np.diag(turned).min() >= LEAST
     # A singular value that is off by 16 % turns the whole by less than 8 %.
-    found, exact = to_numpy(orthogonal_factor(matrix)), exact_factor(to_numpy(matrix))
+    found, exact = to_numpy(orthogonalize(matrix)), exact_factor(to_numpy(matrix))
     cosine = np.sum(found * exact) / np.linalg.norm(found) / np.linalg.norm(exact)
     assert cosine > 0.99
 
@@ -82,13 +82,13 @@ def test_each_polynomial_is_the_best_for_what_the_one_before_leaves() -> None:
 def test_the_steps_are_those_of_the_oracle(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     expected = polar_express(to_numpy(matrix))
-    gap = np.linalg.norm(to_numpy(orthogonal_factor(matrix)) - expected)
+    gap = np.linalg.norm(to_numpy(orthogonalize(matrix)) - expected)
     assert gap <= 3e-5 * np.linalg.norm(expected)
 
 
 def test_a_transposed_matrix_has_the_transposed_factor() -> None:
     matrix = torch.randn(7, 4)
-    found, turned = orthogonal_factor(matrix), orthogonal_factor(matrix.t())
+    found, turned = orthogonalize(matrix), orthogonalize(matrix.t())
     assert torch.allclose(found.t(), turned, atol=1e-6)
 
 
@@ -97,35 +97,35 @@ def test_a_transposed_matrix_has_the_transposed_factor() -> None:
 def test_a_batch_is_each_matrix_alone(shape: tuple[int, int], lead: tuple[int, ...]) -> None:
     matrices = torch.randn(*lead, *shape)
     kept = matrices.clone()
-    together = orthogonal_factor(matrices)
+    together = orthogonalize(matrices)
     assert together.shape == matrices.shape and same_bits(matrices, kept)
     for place in np.ndindex(*lead):
-        alone = orthogonal_factor(matrices[place])
+        alone = orthogonalize(matrices[place])
         assert torch.allclose(together[place], alone, atol=2e-5)
 
 
 def test_a_zero_matrix_gives_zeros_and_disturbs_no_neighbour() -> None:
     matrices = torch.randn(3, 4, 5)
     matrices[1] = 0.0
-    found = orthogonal_factor(matrices)
+    found = orthogonalize(matrices)
     assert (found[1] == 0).all()
-    assert torch.allclose(found[[0, 2]], orthogonal_factor(matrices[[0, 2]]), atol=2e-5)
+    assert torch.allclose(found[[0, 2]], orthogonalize(matrices[[0, 2]]), atol=2e-5)
     for shape in ((4, 4), (1, 3), (3, 1)):
-        assert (orthogonal_factor(torch.zeros(shape)) == 0).all()
-        assert (orthogonal_factor(-torch.zeros(shape)) == 0).all()
+        assert (orthogonalize(torch.zeros(shape)) == 0).all()
+        assert (orthogonalize(-torch.zeros(shape)) == 0).all()
 
 
 def test_a_bad_matrix_spoils_none_beside_it() -> None:
     matrices = torch.randn(3, 4, 5)
     matrices[1, 2, 2] = float("nan")
-    found = orthogonal_factor(matrices)
+    found = orthogonalize(matrices)
     assert torch.isfinite(found[[0, 2]]).all()
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)], ids=str)
 def test_what_a_deficient_matrix_lacks_stays_small(shape: tuple[int, int], rank: int) -> None:
-    found = orthogonal_factor(_matrix(shape, np.geomspace(0.5, 1.0, rank)))
+    found = orthogonalize(_matrix(shape, np.geomspace(0.5, 1.0, rank)))
     assert torch.isfinite(found).all()
     values = _values(found)
     assert values[:rank].min() >= LEAST and values.max() <= LARGEST
@@ -136,7 +136,7 @@ def test_what_a_deficient_matrix_lacks_stays_small(shape: tuple[int, int], rank:
 def test_numbers_that_are_hardly_any_have_a_factor_too() -> None:
     """float32 has fewer digits below 1e-38, and none of the products may be of such numbers."""
     matrix = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)) * 1e-40
-    values = torch.linalg.svdvals(orthogonal_factor(matrix))
+    values = torch.linalg.svdvals(orthogonalize(matrix))
     assert values.min() > 0.8 and values.max() < 1.2
 
 
@@ -144,5 +144,5 @@ def test_numbers_that_are_hardly_any_have_a_factor_too() -> None:
 def test_the_size_of_the_matrix_does_not_matter(power: int) -> None:
     """Also where its squares are no float32 numbers."""
     matrix = torch.randn(5, 8)
-    found = orthogonal_factor(matrix * 2.0**power)
-    assert torch.allclose(found, orthogonal_factor(matrix), atol=2e-5)
+    found = orthogonalize(matrix * 2.0**power)
+    assert torch.allclose(found, orthogonalize(matrix), atol=2e-5)

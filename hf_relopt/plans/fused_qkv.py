@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_relopt.plan.roles import bare
+from hf_relopt.plans.roles import bare
 
 _QKV = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn")
 _GATE_UP = ("gate_up_proj", "w1w3")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.plan.fused_qkv import split_of
-from hf_relopt.plan.presets import PROMPTS, PROMPTS_HEAD, TASK_HEAD, Preset, rule_of_name
-from hf_relopt.plan.roles import (
+from hf_relopt.plans.fused_qkv import split_of
+from hf_relopt.plans.presets import PROMPTS, PROMPTS_HEAD, TASK_HEAD, Preset, rule_of_name
+from hf_relopt.plans.roles import (
     adapted_part,
     adapter_of,
     home_of,
