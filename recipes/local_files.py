@@ -1,4 +1,4 @@
-"""Checks of local files: does the file exist, is it empty, is it text?"""
+"""Checks of local files and folders: are they there, are they empty, are they text?"""
 
 from __future__ import annotations
 
@@ -176,3 +176,22 @@ def text_files(folder: Path) -> list[Path]:
             f"{fault.partition('. ')[0]}. Move them elsewhere, or name a directory with only text."
         )
     return files
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: names on the hub have one slash, and not in front."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+
+
+def check_is_folder(name: str, what: str) -> None:
+    """Raise a ConfigError unless a path that was given for a model or a data set is a folder."""
+    try:
+        if Path(name).is_dir():
+            return
+        there = "is a file" if Path(name).exists() else "there is no such folder"
+    except (OSError, ValueError) as error:
+        there = _words(error)
+    raise ConfigError(
+        f"cannot load the {what} {name}: {there}. Name a folder, or a {what} on the hub as in "
+        "OWNER/NAME."
+    )

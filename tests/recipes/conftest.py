@@ -44,8 +44,8 @@ def tiny_table(tmp_path_factory) -> Path:
 def tiny_classifier(tmp_path_factory, tiny_table) -> Path:
     """A saved BERT of one layer with its tokenizer, as a stand-in for a pretrained model."""
     import torch
+    from causal_text import learn_tokenizer
     from datasets import Dataset
-    from token_blocks import learn_tokenizer
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("bert")

@@ -8,10 +8,10 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-from answer_spans import QuestionSource, answers_of, encode, load_questions
-from finetune_squad import main
+from finetune_squad import QuestionSource, main
 from huggingface_hub import ModelCard
 from run_folder import RunFolder
+from squad_training import answers_of, encode, load_questions
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from tests.distributed.ranks import forked

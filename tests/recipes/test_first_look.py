@@ -13,10 +13,8 @@ import finetune_squad
 import pretrain_clm
 import pytest
 import sft_chat
-from first_look import _Parser, first_look, require_extras
-from recipe_arguments import RecipeParser
-from recipe_work import machine_defaults
-from training_flags import training_flags
+from command_line import RecipeParser, machine_defaults
+from first_look import _Parser, first_look, require_extras, training_flags
 from transformers import TrainingArguments, trainer_utils
 from trl import SFTConfig
 

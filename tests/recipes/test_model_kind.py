@@ -11,7 +11,7 @@ import pytest
 import sft_chat
 import torch
 import transformers
-from model_kind import CAUSAL, require_causal, require_class
+from model_loading import CAUSAL, require_causal, require_class
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_relopt.errors import ConfigError

@@ -36,8 +36,8 @@ TEMPLATE = (
 def chat_model(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
     """A saved GPT-2 of one layer with a tokenizer that has a chat template."""
     import torch
+    from causal_text import learn_tokenizer
     from datasets import Dataset
-    from token_blocks import learn_tokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("chat")

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from one_clear_message import one_clear_message
+from clear_messages import Stopped, mendable, one_clear_message
 from run_folder import RunFolder
-from stopping import Stopped, mendable
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf.launcher import _of_one, _of_several, launch
@@ -254,7 +253,7 @@ def test_a_bug_keeps_its_stack_trace():
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_one_process_of_several_speaks_first(rank, monkeypatch, capsys):
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("stopping.PATIENCE", 0.01)
+    monkeypatch.setattr("clear_messages.PATIENCE", 0.01)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit), one_clear_message():

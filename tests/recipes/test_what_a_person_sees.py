@@ -8,8 +8,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from closing_summary import print_summary
-from loss_curve import draw_loss_curve
+from closing_summary import draw_loss_curve, print_summary
 from matplotlib import image
 from progress_lines import Bar, ProgressLines, duration, is_terminal, seconds_trained
 from run_folder import RunFolder
