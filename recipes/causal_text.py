@@ -203,14 +203,7 @@ def learn_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerF
     Args:
         documents: with a column "text"; evenly spaced ones are read, up to 3 million characters.
         vocab_size: entries in all; at least 257 (every byte, and the end of a text).
-
-    Raises:
-        ConfigError: if vocab_size is too small.
     """
-    if vocab_size < 257:
-        raise ConfigError(
-            f"vocab_size is {vocab_size}; it must be 257 or more: 256 bytes and one end token."
-        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

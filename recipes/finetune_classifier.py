@@ -8,15 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipe import (
-    DEFAULTS,
-    PretrainedSource,
-    Recipe,
-    RunArguments,
-    TableSource,
-    option,
-    pretrained,
-)
+from recipe import DEFAULTS, PretrainedSource, Recipe, TableSource, option, pretrained
 
 from hf_relopt.errors import ConfigError
 
@@ -51,7 +43,7 @@ class LabelledSource(TableSource):
 
 RECIPE = Recipe(
     about=__doc__,
-    kinds=(ClassifierModel, LabelledSource, RunArguments),
+    own_kinds=(ClassifierModel, LabelledSource),
     defaults={
         **DEFAULTS,
         "run_name": "finetune_classifier",

@@ -10,15 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipe import (
-    DEFAULTS,
-    PretrainedSource,
-    Recipe,
-    RunArguments,
-    TableSource,
-    option,
-    pretrained,
-)
+from recipe import DEFAULTS, PretrainedSource, Recipe, TableSource, option, pretrained
 
 from hf_relopt.errors import ConfigError
 
@@ -59,7 +51,7 @@ class QuestionSource(TableSource):
 
 RECIPE = Recipe(
     about=__doc__,
-    kinds=(AnswererModel, QuestionSource, RunArguments),
+    own_kinds=(AnswererModel, QuestionSource),
     defaults={
         **DEFAULTS,
         "run_name": "finetune_squad",

@@ -41,7 +41,7 @@ def check_is_there(path: Path) -> None:
         with path.open("rb") if is_file else io.BytesIO() as file:
             empty = not file.read(1 << 16).strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {_words(error)}.") from error
+        raise ConfigError(f"cannot read {path}: {system_words(error)}.") from error
     if not is_file:
         if not path.exists():
             raise ConfigError(f"there is no file {path}.")
@@ -149,7 +149,8 @@ def _stray_bytes(chunk: bytes) -> int:
         return controls + sum("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def _words(error: Exception) -> str:
+def system_words(error: Exception) -> str:
+    """What the file system says of an error."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -190,7 +191,7 @@ def check_is_folder(name: str, what: str) -> None:
             return
         there = "is a file" if Path(name).exists() else "there is no such folder"
     except (OSError, ValueError) as error:
-        there = _words(error)
+        there = system_words(error)
     raise ConfigError(
         f"cannot load the {what} {name}: {there}. Name a folder, or a {what} on the hub as in "
         "OWNER/NAME."

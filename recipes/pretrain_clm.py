@@ -12,16 +12,7 @@ from pathlib import Path
 
 from first_look import optimizer_name
 from local_files import TABLE_KINDS, check_table, check_text, text_files
-from recipe import (
-    DEFAULTS,
-    DataSource,
-    ModelSource,
-    Recipe,
-    Request,
-    RunArguments,
-    check_limits,
-    option,
-)
+from recipe import DEFAULTS, DataSource, ModelSource, Recipe, Request, check_limits, option
 
 from hf_relopt.errors import ConfigError
 
@@ -172,7 +163,7 @@ def complete(request: PretrainRequest, given: set[str]) -> None:
 
 RECIPE = Recipe(
     about=__doc__,
-    kinds=(LanguageModel, TextSource, BlockArguments, RunArguments),
+    own_kinds=(LanguageModel, TextSource, BlockArguments),
     defaults={
         **DEFAULTS,
         "run_name": "pretrain_clm",

@@ -190,8 +190,7 @@ class Recipe:
 
     Attributes:
         about: one paragraph for --help.
-        kinds: the recipe's own argument dataclasses, in the order of the fields of its request;
-            RunArguments, which is the first field, is the last of them.
+        own_kinds: the recipe's own argument dataclasses, in the order of its request's fields.
         defaults: the recipe's values of arguments that the user does not give.
         metric: the evaluation metric of the summary, as in "eval_accuracy".
         work: the module whose ``train(request, run)`` does the run.
@@ -203,7 +202,7 @@ class Recipe:
     """
 
     about: str
-    kinds: tuple[type, ...]
+    own_kinds: tuple[type, ...]
     defaults: Mapping[str, Any]
     metric: str
     work: str
@@ -211,6 +210,11 @@ class Recipe:
     training: tuple[str, str] = ("transformers", "TrainingArguments")
     extras: Callable[[Any], Mapping[str, str]] = lambda _: {}
     complete: Callable[[Any, set[str]], None] = lambda _request, _given: None
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """All argument dataclasses but the training arguments."""
+        return (*self.own_kinds, RunArguments)
 
     def start(self, argv: Sequence[str] | None = None) -> None:
         """Read the arguments, train unless the run is finished, print the summary.

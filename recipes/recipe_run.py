@@ -19,7 +19,7 @@ from command_line import (
     read_request,
 )
 from datasets import DatasetDict, load_from_disk
-from first_look import optimizer_name
+from first_look import optimizer_name, run_folder_of
 from recipe import Recipe, Request
 from run_folder import FolderLock, RunFolder, whole_folder
 from transformers import (
@@ -94,7 +94,7 @@ class RecipeRun:
         args = request.args
         check_training_arguments(args)
         if "output_dir" not in given:
-            args.output_dir = str(Path("runs") / (args.run_name or "run"))
+            args.output_dir = str(run_folder_of({"run_name": args.run_name}))
         elif "run_name" not in given:
             args.run_name = Path(args.output_dir).name
         if "max_grad_norm" not in given and clips_for_nothing(args):

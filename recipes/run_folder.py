@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from local_files import system_words
+
 from hf_relopt.errors import ConfigError
 
 try:
@@ -69,7 +71,7 @@ class RunFolder:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return {}  # what is wrong is the folder's name, see check_place
             raise ConfigError(
-                f"cannot read {place}: {error.strerror or error}. Fix that, or use another "
+                f"cannot read {place}: {system_words(error)}. Fix that, or use another "
                 "--output_dir."
             ) from error
         except (ValueError, RecursionError) as error:
@@ -94,9 +96,9 @@ class RunFolder:
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
-            words = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"cannot write into the output directory {shortened(self.path)}: {words}. Use "
+                f"cannot write into the output directory {shortened(self.path)}: "
+                f"{system_words(error)}. Use "
                 "another --output_dir (or --run_name)."
             ) from error
         if strange:

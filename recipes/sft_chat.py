@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipe import DEFAULTS, ModelSource, Recipe, RunArguments, TableSource, option, pretrained
+from recipe import DEFAULTS, ModelSource, Recipe, TableSource, option, pretrained
 
 from hf_relopt.errors import ConfigError
 
@@ -60,7 +60,7 @@ def extras(parts: tuple[object, ...]) -> Mapping[str, str]:
 
 RECIPE = Recipe(
     about=__doc__,
-    kinds=(ChatModel, ChatSource, RunArguments),
+    own_kinds=(ChatModel, ChatSource),
     defaults={
         **DEFAULTS,
         "run_name": "sft_chat",
