@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
@@ -298,6 +299,7 @@ class TrainingFlag:
     choices: tuple[str, ...] = ()
 
 
+@cache  # the source stays as it is while a script runs
 def training_flags(module: str, name: str) -> dict[str, TrainingFlag]:
     """The fields of a dataclass and of those it inherits from, read from its source.
 
