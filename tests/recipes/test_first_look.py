@@ -119,8 +119,18 @@ MISTAKES = {
         ("--text_pair_column b", "--text_column"),
         ("--model_name_or_path /nosuch", "cannot load the model"),
     ],
-    "finetune_squad.py": [("--doc_stride 999", "doc_stride is 999")],
-    "sft_chat.py": [("--lora_rank -1", "lora_rank is -1"), ("--max_length x", "invalid int")],
+    "finetune_squad.py": [
+        ("--train_file nosuch.json", "there is no file"),
+        ("--doc_stride 999", "doc_stride is 999"),
+        ("--max_answer_length 0", "max_answer_length is 0"),
+        ("--validation_share 0", "validation_share is 0"),
+    ],
+    "sft_chat.py": [
+        ("--train_file nosuch.jsonl", "there is no file"),
+        ("--lora_rank -1", "lora_rank is -1"),
+        ("--lora_alpha 8", "--lora_rank"),
+        ("--max_length x", "invalid int"),
+    ],
 }
 # All in one process, which must not have loaded anything heavy in the end.
 DRIVER = """
@@ -154,7 +164,7 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path):
         text=True,
     )
     assert (done.stdout, done.stderr) == ("loaded: []\n", "")
-    # 34 of them; one alone used to take longer.
+    # 40 of them; one alone used to take longer.
     assert time.monotonic() - begun < 20
     assert list(tmp_path.iterdir()) == []
 

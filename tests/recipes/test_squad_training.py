@@ -119,22 +119,6 @@ def test_two_processes(nested: Path, tiny_classifier: Path, tmp_path: Path) -> N
     assert RunFolder(tmp_path / "run").record["finished"]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"train_file": "nosuch.json"}, "there is no file"),
-        ({"doc_stride": 32}, "doc_stride is 32"),
-        ({"validation_share": 0}, "validation_share is 0"),
-    ],
-)
-def test_bad_input_is_one_message(change, words, table, tiny_classifier, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
-    arguments = tiny(
-        **{"data": table, "model": tiny_classifier, "output": tmp_path / "run", **change}
-    )
-    assert words in refusal(main, arguments, capsys)
-    assert not (tmp_path / "run").exists()
-
-
 def test_unanswerable_questions_are_refused(tiny_classifier, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     rows = questions(8)
     rows[3]["answers"] = {"text": [], "answer_start": []}
