@@ -13,17 +13,15 @@ from command_line import check_optimizer
 from datasets import Dataset, DatasetDict
 from model_loading import (
     CAUSAL,
-    named_config_of,
     named_model,
     padding_tokenizer,
     require_causal,
-    require_class,
     require_vocabulary,
 )
 from recipe import Request
 from recipe_run import Prepared, RecipeRun, say_main
-from text_tables import limit, load_tables
-from training_session import card_details, make_trainer, train_and_finish
+from text_tables import load_tables
+from training_session import card_details, make_trainer, read_data, train_and_finish
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 from typed_command import Rates, next_steps, typed_command
@@ -57,11 +55,8 @@ class RelOptSFTTrainer(RelOptMixin, SFTTrainer):
 
 def prepare(request: ChatRequest) -> Prepared:
     """Make examples, tokenizer and model; every mistake of the user shows up here."""
+    splits = read_data(request, CAUSAL, load_examples)
     name = request.model.model_name_or_path
-    require_class(named_config_of(name), name, CAUSAL)
-    say_main(request.args, f"reading {request.data.words}")
-    splits = load_examples(request.data, request.args.seed)
-    limit(splits, request.data.max_train_samples, request.data.max_eval_samples)
     tokenizer = padding_tokenizer(name)
     if "messages" in splits["train"].column_names and not tokenizer.chat_template:
         raise ConfigError(

@@ -6,7 +6,6 @@ The texts come from the hub or from local tables, with labels as numbers or word
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,17 +14,21 @@ from command_line import check_optimizer
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from model_loading import (
     CLASSIFIER,
-    named_config_of,
     named_model,
     padding_tokenizer,
-    require_class,
     require_one_batch,
     require_vocabulary,
 )
 from recipe import Request
 from recipe_run import Prepared, RecipeRun, say_main
-from text_tables import limit, load_tables, text_columns
-from training_session import card_details, load_metric, make_trainer, train_and_finish
+from text_tables import load_tables, text_columns
+from training_session import (
+    card_details,
+    load_metric,
+    make_trainer,
+    read_data,
+    train_and_finish,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -61,13 +64,10 @@ USUAL_LABELS = ("label", "labels")
 
 def prepare(request: ClassifierRequest) -> Prepared:
     """Make texts, tokenizer and model; every mistake of the user shows up here."""
+    texts = read_data(request, CLASSIFIER, load_labelled_text)
     source = request.model.model_name_or_path
-    require_class(named_config_of(source), source, CLASSIFIER)
-    say_main(request.args, f"reading {request.data.words}")
-    texts = load_labelled_text(request.data, request.args.seed)
-    limit(texts.splits, request.data.max_train_samples, request.data.max_eval_samples)
     tokenizer = padding_tokenizer(request.model.tokenizer_name or source)
-    model = build_classifier(request, tokenizer, class_names(texts.splits))
+    model = build_classifier(request, tokenizer, class_names(texts))
     require_vocabulary(model, tokenizer, source)
     check_optimizer(request.args, model)
     splits = encode(texts, tokenizer, request.data.max_length)
@@ -162,25 +162,15 @@ def some_answers(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, names: li
     )
 
 
-@dataclass(frozen=True)
-class LabelledText:
-    """Texts with classes numbered from 0.
-
-    Args:
-        splits: "train" and "validation", with the text columns and "labels" (a ClassLabel).
-        text: one or two column names.
-    """
-
-    splits: DatasetDict
-    text: tuple[str, ...]
-
-
-def load_labelled_text(source: LabelledSource, seed: int) -> LabelledText:
+def load_labelled_text(source: LabelledSource, seed: int) -> DatasetDict:
     """Read the tables, find the columns and number the classes.
 
     Args:
         source: where from.
         seed: of the split, where there is no validation data.
+
+    Returns:
+        "train" and "validation", with one or two text columns and "labels" (a ClassLabel).
 
     Raises:
         ConfigError: a missing or empty file, no such column, labels that are no classes.
@@ -196,23 +186,25 @@ def load_labelled_text(source: LabelledSource, seed: int) -> LabelledText:
     for name, table in tables.items():
         numbered = _numbered(table, text, label, values, f"{name} data of {source.words}")
         splits[name] = numbered.cast_column("labels", classes)
-    return LabelledText(splits, text)
+    return splits
 
 
-def encode(texts: LabelledText, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+def encode(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
     """Token ids beside the labels; the texts are left out.
 
     Args:
-        texts: with one or two text columns.
+        texts: of load_labelled_text.
         tokenizer: of the model.
         max_length: tokens of a text (or pair) at most; the rest is cut off.
     """
 
+    names = [name for name in texts["train"].column_names if name != "labels"]
+
     def encoded(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        columns = [[text or "" for text in batch[name]] for name in texts.text]
+        columns = [[text or "" for text in batch[name]] for name in names]
         return {**tokenizer(*columns, truncation=True, max_length=max_length)}
 
-    return texts.splits.map(encoded, batched=True, remove_columns=list(texts.text))
+    return texts.map(encoded, batched=True, remove_columns=names)
 
 
 def _text_columns(source: LabelledSource, table: Dataset) -> tuple[str, ...]:

@@ -19,17 +19,21 @@ from datasets import Dataset, DatasetDict
 from local_files import check_table
 from model_loading import (
     ANSWERER,
-    named_config_of,
     named_model,
     padding_tokenizer,
-    require_class,
     require_one_batch,
     require_vocabulary,
 )
 from recipe import Request
 from recipe_run import Prepared, RecipeRun, say_main
-from text_tables import limit, load_tables, read_table
-from training_session import card_details, load_metric, make_trainer, train_and_finish
+from text_tables import load_tables, read_table
+from training_session import (
+    card_details,
+    load_metric,
+    make_trainer,
+    read_data,
+    train_and_finish,
+)
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
@@ -61,11 +65,8 @@ BEST_ENDS = 20
 
 def prepare(request: SquadRequest) -> Prepared:
     """Make questions, tokenizer and model; every mistake of the user shows up here."""
+    questions = read_data(request, ANSWERER, load_questions)
     source = request.model.model_name_or_path
-    require_class(named_config_of(source), source, ANSWERER)
-    say_main(request.args, f"reading {request.data.words}")
-    questions = load_questions(request.data, request.args.seed)
-    limit(questions, request.data.max_train_samples, request.data.max_eval_samples)
     name = request.model.tokenizer_name or source
     tokenizer = padding_tokenizer(name)
     if not tokenizer.is_fast:

@@ -19,10 +19,12 @@ from closing_summary import draw_loss_curve
 from datasets import DatasetDict
 from first_look import optimizer_name
 from huggingface_hub import upload_folder
+from model_loading import named_config_of, require_class
 from progress_lines import ProgressLines, seconds_trained
 from recipe import Request
-from recipe_run import RecipeRun
+from recipe_run import RecipeRun, say_main
 from safetensors import safe_open
+from text_tables import limit
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -45,6 +47,28 @@ from hf_relopt.shipped import OPTIMIZER_NAMES
 
 CURVE = "loss_curve.png"
 REMEDY = "Pass the arguments it was trained with, or start without it."
+
+
+def read_data(
+    request: Request[Any, Any], kind: str, load: Callable[[Any, int], DatasetDict]
+) -> DatasetDict:
+    """What a pretrained model is fine-tuned on, as many rows of it as were asked for.
+
+    Args:
+        request: which model, which data.
+        kind: what the model must be, see model_loading.require_class.
+        load: reads "train" and "validation" from a source and a seed.
+
+    Raises:
+        ConfigError: no such model, a model of another kind, data that cannot be used.
+    """
+    name, data = request.model.model_name_or_path, request.data
+    # First the model: none of another kind waits for long data to be read.
+    require_class(named_config_of(name), name, kind)
+    say_main(request.args, f"reading {data.words}")
+    splits = load(data, request.args.seed)
+    limit(splits, data.max_train_samples, data.max_eval_samples)
+    return splits
 
 
 def load_metric(name: str, args: TrainingArguments) -> evaluate.EvaluationModule:
