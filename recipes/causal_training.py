@@ -21,7 +21,7 @@ from model_loading import (
 )
 from recipe_run import Prepared, RecipeRun, say_main
 from text_tables import limit
-from training_session import card_details, load_metric, make_trainer, train_and_finish
+from training_session import load_metric, make_trainer, train_and_finish
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -105,17 +105,13 @@ def train(request: PretrainRequest, run: RecipeRun) -> None:
         preprocess_logits_for_metrics=next_token_log_probabilities,
         compute_metrics=perplexity_of(load_metric("token_perplexity", args)),
     )
-    card = card_details(
-        request,
-        summary=f"A causal language model ({request.model.words}) trained on {request.data.words}.",
-        tasks="text-generation",
-        limits=LIMITS,
-    )
     train_and_finish(
         trainer,
         run,
         sample=lambda: write_samples(trainer, tokenizer, request),
-        card=card,
+        summary=f"A causal language model ({request.model.words}) trained on {request.data.words}.",
+        tasks="text-generation",
+        limits=LIMITS,
         hints=[
             *next_steps(args, Rates(request.rates), "your own text", ["--train_file", "notes.txt"]),
             OWN_SCRIPT,

@@ -21,7 +21,7 @@ from model_loading import (
 from recipe import Request
 from recipe_run import Prepared, RecipeRun, say_main
 from text_tables import load_tables
-from training_session import card_details, make_trainer, read_data, train_and_finish
+from training_session import make_trainer, read_data, train_and_finish
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 from typed_command import Rates, next_steps, typed_command
@@ -102,17 +102,13 @@ def train(request: ChatRequest, run: RecipeRun) -> None:
     )
     trainer = make_trainer(run, model, splits, tokenizer, unit="examples", kind=RelOptSFTTrainer)
     how = f" with LoRA of rank {request.model.lora_rank}" if request.model.lora_rank else ""
-    card = card_details(
-        request,
-        summary=f"{request.model.model_name_or_path} fine-tuned{how} on {request.data.words}.",
-        tasks="text-generation",
-        limits=LIMITS,
-    )
     train_and_finish(
         trainer,
         run,
         sample=lambda: an_answer(trainer, tokenizer, splits["validation"]),
-        card=card,
+        summary=f"{request.model.model_name_or_path} fine-tuned{how} on {request.data.words}.",
+        tasks="text-generation",
+        limits=LIMITS,
         hints=hints(request),
     )
 

@@ -23,7 +23,6 @@ from recipe import Request
 from recipe_run import Prepared, RecipeRun, say_main
 from text_tables import load_tables, text_columns
 from training_session import (
-    card_details,
     load_metric,
     make_trainer,
     read_data,
@@ -117,19 +116,15 @@ def train(request: ClassifierRequest, run: RecipeRun) -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy_of(load_metric("accuracy_and_f1", args)),
     )
-    card = card_details(
-        request,
-        summary=f"{request.model.model_name_or_path} fine-tuned to classify texts of "
-        f"{request.data.words}.",
-        tasks="text-classification",
-        limits=LIMITS,
-    )
     table = ["--train_file", "mine.csv", "--text_column", "TEXT"]
     train_and_finish(
         trainer,
         run,
         sample=lambda: some_answers(trainer, tokenizer, names),
-        card=card,
+        summary=f"{request.model.model_name_or_path} fine-tuned to classify texts of "
+        f"{request.data.words}.",
+        tasks="text-classification",
+        limits=LIMITS,
         hints=[*next_steps(args, RATES, "your own table", table), OWN_SCRIPT],
     )
 

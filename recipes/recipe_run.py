@@ -82,6 +82,8 @@ class RecipeRun:
         given: names of the arguments the user gave.
 
     Attributes:
+        request: of the command line.
+        args: its training arguments.
         step: optimizer steps that are done; None before the training.
         bar: the progress bar, which is in the way of last words; None before the training.
         leaves_in_haste: a signal ended it, so other ranks may never reach the end.
@@ -99,7 +101,7 @@ class RecipeRun:
             args.run_name = Path(args.output_dir).name
         if "max_grad_norm" not in given and clips_for_nothing(args):
             args.max_grad_norm = 0.0
-        self.args = args
+        self.request, self.args = request, args
         self.overwrite = request.run.overwrite_output_dir
         self.settings = _settings(args, request.sources, given)
         self.step: int | None = None
@@ -230,10 +232,13 @@ def _settings(args: TrainingArguments, sources: Sequence[Any], given: set[str]) 
     merged["optim"] = optimizer_name(args)
     merged["learning_rate"] = _learning_rate(args, given)
     merged["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", ""))
-    merged["sequences_per_step"] = (
-        args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    )
+    merged["sequences_per_step"] = samples_per_step(args)
     return merged
+
+
+def samples_per_step(args: TrainingArguments) -> int:
+    """Training samples of one optimizer step, over all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def _learning_rate(args: TrainingArguments, given: set[str]) -> float | None:

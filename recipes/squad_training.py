@@ -28,7 +28,6 @@ from recipe import Request
 from recipe_run import Prepared, RecipeRun, say_main
 from text_tables import load_tables, read_table
 from training_session import (
-    card_details,
     load_metric,
     make_trainer,
     read_data,
@@ -100,11 +99,11 @@ def train(request: SquadRequest, run: RecipeRun) -> None:
     args = request.args
     splits, tokenizer, model = run.prepare(lambda: prepare(request))
     model = model or build_model(request)
-    windows = f"{len(splits['train']):,} windows to train on"
     say_main(
         args,
-        f"{request.model.model_name_or_path}: {model.num_parameters():,} parameters; {windows}, "
-        f"{len(splits['questions']):,} questions to validate on",
+        f"{request.model.model_name_or_path}: {model.num_parameters():,} parameters; "
+        f"{len(splits['train']):,} windows to train on, {len(splits['questions']):,} questions to "
+        "validate on",
     )
     last: dict[str, list[str]] = {}
     trainer = make_trainer(
@@ -122,19 +121,15 @@ def train(request: SquadRequest, run: RecipeRun) -> None:
             last,
         ),
     )
-    card = card_details(
-        request,
-        summary=f"{request.model.model_name_or_path} fine-tuned to answer the questions of "
-        f"{request.data.words}.",
-        tasks="question-answering",
-        limits=LIMITS,
-    )
     file = ["--train_file", "mine.json"]
     train_and_finish(
         trainer,
         run,
         sample=lambda: some_answers(splits["questions"], last["answers"]) if last else None,
-        card=card,
+        summary=f"{request.model.model_name_or_path} fine-tuned to answer the questions of "
+        f"{request.data.words}.",
+        tasks="question-answering",
+        limits=LIMITS,
         hints=[*next_steps(args, RATES, "your own questions", file), OWN_SCRIPT],
     )
 
@@ -245,7 +240,6 @@ def encode(
     ``question_number`` is the row of ``questions``; ``spans`` are for each token its first and last
     character in the context, or -1 for tokens of the question and special ones.
     """
-
     # Not the source itself: its class is the script's, which `map` would have to hash.
     max_length, stride = source.max_length, source.doc_stride
 
@@ -260,17 +254,16 @@ def encode(
             return_offsets_mapping=True,
         )
         belongs = windows.pop("overflow_to_sample_mapping")
-        offsets = windows.pop("offset_mapping")
-        result = {**windows, "question_number": [rows[number] for number in belongs]}
-        result["spans"] = [
+        spans = [
             [list(span) if part == 1 else [-1, -1] for span, part in zip(each, parts, strict=True)]
-            for each, parts in zip(
-                offsets, map(windows.sequence_ids, range(len(offsets))), strict=True
-            )
+            for number, each in enumerate(windows.pop("offset_mapping"))
+            for parts in [windows.sequence_ids(number)]
         ]
+        result = {**windows, "question_number": [rows[number] for number in belongs]}
+        result["spans"] = spans
         ends = [
-            _positions(spans, batch["answers"][number])
-            for spans, number in zip(result["spans"], belongs, strict=True)
+            _positions(window, batch["answers"][number])
+            for window, number in zip(spans, belongs, strict=True)
         ]
         result["start_positions"], result["end_positions"] = map(list, zip(*ends, strict=True))
         return result

@@ -22,7 +22,7 @@ from huggingface_hub import upload_folder
 from model_loading import named_config_of, require_class
 from progress_lines import ProgressLines, seconds_trained
 from recipe import Request
-from recipe_run import RecipeRun, say_main
+from recipe_run import RecipeRun, samples_per_step, say_main
 from safetensors import safe_open
 from text_tables import limit
 from transformers import (
@@ -106,44 +106,19 @@ def make_trainer(
     Raises:
         ConfigError: something the Trainer lacks, as a package for --report_to.
     """
-    args = run.args
     with blamed_on("the Trainer cannot be made", "Fix that, or install what is missing."):
         trainer = kind(
-            args=args,
+            args=run.args,
             model=model,
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
             processing_class=tokenizer,
             **parts,
         )
-    samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLines(unit, samples * units_per_sample, run))
+    trainer.add_callback(ProgressLines(unit, units_per_sample * samples_per_step(run.args), run))
     return trainer
-
-
-def card_details(
-    request: Request[Any, Any], *, summary: str, tasks: str, limits: str
-) -> dict[str, Any]:
-    """What the card says that the trainer does not know.
-
-    Args:
-        request: which model was trained on what.
-        summary, tasks, limits: fields of hf_relopt.hf.model_card.CardDetails.
-    """
-    dataset, configuration = request.data.hub_names or (None, None)
-    return {
-        "model_name": request.args.run_name,
-        "summary": summary,
-        "tasks": tasks,
-        "finetuned_from": request.model.model_name_or_path,
-        "dataset": request.data.words,
-        "dataset_tags": dataset,
-        "dataset_args": configuration,
-        "command": str(typed_command()),
-        "limits": limits,
-    }
 
 
 def train_and_finish(
@@ -151,8 +126,8 @@ def train_and_finish(
     run: RecipeRun,
     *,
     sample: Callable[[], str | None],
-    card: dict[str, Any],
     hints: Sequence[tuple[str, str]],
+    **card: str,
 ) -> None:
     """Train, measure and write everything into the run folder.
 
@@ -160,8 +135,8 @@ def train_and_finish(
         trainer: of make_trainer.
         run: whose folder it is.
         sample: makes some of the trained model's output, to be shown.
-        card: of card_details.
         hints: what to try next, as pairs of words and command.
+        card: "summary", "tasks" and "limits" of hf_relopt.hf.model_card.CardDetails.
 
     Raises:
         ConfigError: the checkpoint is of another model or another optimizer.
@@ -169,7 +144,7 @@ def train_and_finish(
     results = train_and_measure(trainer, run)
     # On every rank: where weights are sharded, a forward pass needs all of them.
     results["sample"] = sample()
-    finish(trainer, run, results, card=card, hints=hints)
+    finish(trainer, run, {**results, "hints": hints}, {**card, **card_details(run, results)})
 
 
 def train_and_measure(trainer: Trainer, run: RecipeRun) -> dict[str, Any]:
@@ -208,39 +183,44 @@ def train_and_measure(trainer: Trainer, run: RecipeRun) -> dict[str, Any]:
     }
 
 
-def finish(
-    trainer: Trainer,
-    run: RecipeRun,
-    results: dict[str, Any],
-    *,
-    card: dict[str, Any],
-    hints: Sequence[tuple[str, str]],
-) -> None:
-    """Write model, tokenizer, trainer state, loss curve and card; last of all, that it is finished.
-
-    Killed anywhere in here, the next start finds the last checkpoint and does all of it again.
-
-    Args:
-        trainer: after training.
-        results: what `train_and_measure` returned, with a "sample".
-        run, card, hints: as in train_and_finish.
-    """
-    folder = run.folder
-    title = f"{run.args.run_name}: {optimizer_name(run.args)} on {card['dataset']}"
-    trainer.save_model()
-    card = {
-        **card,
+def card_details(run: RecipeRun, results: dict[str, Any]) -> dict[str, Any]:
+    """What every recipe's card says that the trainer does not know."""
+    model, data = run.request.model, run.request.data
+    dataset, configuration = data.hub_names or (None, None)
+    return {
+        "model_name": run.args.run_name,
+        "finetuned_from": model.model_name_or_path,
+        "dataset": data.words,
+        "dataset_tags": dataset,
+        "dataset_args": configuration,
+        "command": str(typed_command()),
         "metrics_before": results["before"],
         "metrics": results["after"],
         "seconds": results["seconds"],
         "sample": results["sample"],
         "curve": CURVE,
     }
+
+
+def finish(trainer: Trainer, run: RecipeRun, results: dict[str, Any], card: dict[str, Any]) -> None:
+    """Write model, tokenizer, trainer state, loss curve and card; last of all, that it is finished.
+
+    Killed anywhere in here, the next start finds the last checkpoint and does all of it again.
+
+    Args:
+        trainer: after training.
+        run: whose folder it is.
+        results: for its record.
+        card: for write_model_card.
+    """
+    folder, name = run.folder, f"{run.args.run_name}: {optimizer_name(run.args)}"
+    trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()
+        title = f"{name} on {run.request.data.words}"
         draw_loss_curve(trainer.state.log_history, folder.path / CURVE, title=title)
         write_model_card(trainer, **card)
-        folder.note(**results, hints=hints, finished=True)
+        folder.note(**results, finished=True)
         if trainer.args.push_to_hub:
             # Not trainer.push_to_hub(): it would write another card, and upload the data as well.
             with blamed_on("cannot upload the result", "The model is saved in the run's folder."):
