@@ -1,25 +1,38 @@
-"""Fine-tuning a chat model: conversations, TRL's SFTTrainer, all weights or LoRA adapters."""
+"""Fine-tuning a chat model with TRL's SFTTrainer, all weights or LoRA adapters.
+
+The examples are conversations, prompts with answers, or plain texts: from the hub or local files.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from chat_arguments import ChatRequest
-from chat_examples import load_examples
-from datasets import Dataset
-from model_kind import CAUSAL, require_causal, require_class, require_vocabulary
-from next_steps import Rates, longer, other_optimizers, own_data
-from one_clear_message import blamed_on
-from pretrained import CHECK_NAME, fine_tuning_card, named_config_of, padding_tokenizer
-from recipe_run import Prepared, RecipeRun, limited, say_main
-from training_session import check_optimizer, finish, make_trainer, train_and_measure
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, set_seed
+from clear_messages import blamed_on
+from command_line import check_optimizer
+from datasets import Dataset, DatasetDict
+from model_loading import (
+    CAUSAL,
+    named_model,
+    padding_tokenizer,
+    require_causal,
+    require_vocabulary,
+)
+from recipe import Request
+from recipe_run import Prepared, RecipeRun, say_main
+from text_tables import load_tables
+from training_session import make_trainer, read_data, train_and_finish
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
-from typed_command import typed_command
+from typed_command import Rates, next_steps, typed_command
 
 from hf_relopt import RelOptMixin
 from hf_relopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sft_chat import ChatModel, ChatSource
+
+    ChatRequest = Request[ChatModel, ChatSource]
 
 NEW_TOKENS = 48
 LIMITS = (
@@ -32,6 +45,8 @@ LORA_RATES = Rates(
     {"fromage_spectral": 0.03, "adamw_torch": 2e-4, "fromage": 0.03, "madam": 0.03},
     said=("adamw_torch",),
 )
+# What TRL's SFTTrainer knows, in the order in which it is looked for.
+FORMS = (("messages",), ("prompt", "completion"), ("text",))
 
 
 class RelOptSFTTrainer(RelOptMixin, SFTTrainer):
@@ -40,12 +55,8 @@ class RelOptSFTTrainer(RelOptMixin, SFTTrainer):
 
 def prepare(request: ChatRequest) -> Prepared:
     """Make examples, tokenizer and model; every mistake of the user shows up here."""
+    splits = read_data(request, CAUSAL, load_examples)
     name = request.model.model_name_or_path
-    require_class(named_config_of(name), name, CAUSAL)
-    say_main(request.args, f"reading {request.data.words}")
-    splits = load_examples(request.data, request.args.seed)
-    splits["train"] = limited(splits["train"], request.data.max_train_samples)
-    splits["validation"] = limited(splits["validation"], request.data.max_eval_samples)
     tokenizer = padding_tokenizer(name)
     if "messages" in splits["train"].column_names and not tokenizer.chat_template:
         raise ConfigError(
@@ -61,10 +72,8 @@ def prepare(request: ChatRequest) -> Prepared:
 
 def build_model(request: ChatRequest) -> Any:
     """The chat model, with new LoRA adapters if the user wants them."""
-    source = request.model.model_name_or_path
-    set_seed(request.args.seed)
-    with blamed_on(f"cannot load the model {source}", CHECK_NAME):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    name, seed = request.model.model_name_or_path, request.args.seed
+    model = named_model(AutoModelForCausalLM, name, seed, dtype=torch.float32)
     if not request.model.lora_rank:
         return model
     from peft import LoraConfig, get_peft_model
@@ -91,25 +100,15 @@ def train(request: ChatRequest, run: RecipeRun) -> None:
         f"{request.model.model_name_or_path}: {trained:,} parameters to train; "
         f"{len(splits['train']):,} examples, {len(splits['validation']):,} to validate on",
     )
-    trainer = make_trainer(
-        run,
-        "examples",
-        1,
-        kind=RelOptSFTTrainer,
-        model=model,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        processing_class=tokenizer,
-    )
-    results = train_and_measure(trainer, run)
-    if trainer.is_world_process_zero():
-        results["sample"] = an_answer(trainer, tokenizer, splits["validation"])
-    finish(
+    trainer = make_trainer(run, model, splits, tokenizer, unit="examples", kind=RelOptSFTTrainer)
+    how = f" with LoRA of rank {request.model.lora_rank}" if request.model.lora_rank else ""
+    train_and_finish(
         trainer,
         run,
-        results,
-        data=request.data.words,
-        card=card_details(request),
+        sample=lambda: an_answer(trainer, tokenizer, splits["validation"]),
+        summary=f"{request.model.model_name_or_path} fine-tuned{how} on {request.data.words}.",
+        tasks="text-generation",
+        limits=LIMITS,
         hints=hints(request),
     )
 
@@ -147,26 +146,36 @@ def an_answer(
     return f"{shown}\n-> {answer}"
 
 
-def card_details(request: ChatRequest) -> dict[str, Any]:
-    """What the card says that the trainer does not know."""
-    how = f" with LoRA of rank {request.model.lora_rank}" if request.model.lora_rank else ""
-    return fine_tuning_card(
-        request.args,
-        request.model.model_name_or_path,
-        request.data,
-        summary=f"{request.model.model_name_or_path} fine-tuned{how} on {request.data.words}.",
-        tasks="text-generation",
-        limits=LIMITS,
-    )
-
-
 def hints(request: ChatRequest) -> list[tuple[str, str]]:
     """What to try next, each with the command for it."""
-    lora = request.model.lora_rank > 0
+    lora, chats = request.model.lora_rank > 0, ["--train_file", "chats.jsonl"]
     with_lora = typed_command().changed("lora", ["--lora_rank", "16"], without=("learning_rate",))
     return [
         *([] if lora else [("with LoRA", str(with_lora))]),
-        *other_optimizers(request.args, LORA_RATES if lora else RATES),
-        longer(request.args),
-        *own_data("your own chats", ["--train_file", "chats.jsonl"]),
+        *next_steps(request.args, LORA_RATES if lora else RATES, "your own chats", chats),
     ]
+
+
+def load_examples(source: ChatSource, seed: int) -> DatasetDict:
+    """Read "train" and "validation", with the columns of one of FORMS.
+
+    Raises:
+        ConfigError: a missing or empty file, or none of the forms.
+    """
+    tables = load_tables(source, seed)
+    form = form_of(tables["train"], source.words)
+    missing = set(form) - set(tables["validation"].column_names)
+    if missing:
+        raise ConfigError(f"the validation data of {source.words} has no column {missing.pop()!r}.")
+    return DatasetDict({name: table.select_columns(form) for name, table in tables.items()})
+
+
+def form_of(table: Dataset, words: str) -> list[str]:
+    """The columns to train on."""
+    for form in FORMS:
+        if set(form) <= set(table.column_names):
+            return list(form)
+    raise ConfigError(
+        f"{words} has the columns {', '.join(table.column_names)}; it needs messages (lists of "
+        "role and content), or prompt and completion, or text. Rename a column."
+    )

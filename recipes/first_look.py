@@ -7,22 +7,25 @@ a folder that cannot be written. Everything is checked again later, and more tho
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
-from recipe import Recipe
 from run_folder import RunFolder
-from trackers import TRACKERS
-from training_flags import TrainingFlag, training_flags
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import OPTIMIZER_NAMES
+
+if TYPE_CHECKING:
+    from recipe import Recipe
+    from transformers import TrainingArguments
 
 # The least that a training argument may be.
 _AT_LEAST = {
@@ -31,6 +34,12 @@ _AT_LEAST = {
     "max_grad_norm": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+# Trackers for --report_to, and the package of each.
+TRACKERS = {
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow",
+    "comet_ml": "comet_ml", "clearml": "clearml", "dvclive": "dvclive", "neptune": "neptune",
+    "swanlab": "swanlab", "codecarbon": "codecarbon",
+}  # fmt: skip
 HELP = {"-h", "--help", "--help_all", "--help-all"}
 _BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # HfArgumentParser's
 
@@ -133,6 +142,11 @@ def require_extras(packages: Mapping[str, str]) -> None:
                 f"{package} is not installed, but needed here. Install it: pip install "
                 f"'hf_relopt[{extra}]'"
             )
+
+
+def optimizer_name(args: TrainingArguments) -> str:
+    """The word the user gave for --optim."""
+    return str(getattr(args.optim, "value", args.optim))
 
 
 def check_optimizer_words(said: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -268,3 +282,91 @@ def _boolean(text: str) -> bool:
     if text.lower() not in _BOOLEANS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return _BOOLEANS.index(text.lower()) < 5
+
+
+@dataclass(frozen=True)
+class TrainingFlag:
+    """One field.
+
+    Attributes:
+        name: with underscores.
+        kind: "int", "float", "bool", "words" (some of them) or "word" (any text).
+        choices: what it takes; empty for any.
+    """
+
+    name: str
+    kind: str
+    choices: tuple[str, ...] = ()
+
+
+@cache  # the source stays as it is while a script runs
+def training_flags(module: str, name: str) -> dict[str, TrainingFlag]:
+    """The fields of a dataclass and of those it inherits from, read from its source.
+
+    To import it takes seconds. Only what is certain is used: where a release keeps the fields
+    otherwise, the result is empty, and the real parser finds a mistake some seconds later.
+
+    Args:
+        module: its package, as in "transformers".
+        name: the class, as in "TrainingArguments".
+    """
+    try:
+        return _fields_of(name, _Sources(module))
+    except (OSError, SyntaxError, LookupError, ValueError, ImportError):
+        return {}
+
+
+# The files of a package that may hold training arguments.
+_FILES = {
+    "transformers": ("training_args.py", "trainer_utils.py", "debug_utils.py"),
+    "trl": ("trainer/sft_config.py", "trainer/base_config.py"),
+}
+
+
+class _Sources:
+    """The classes of the files that may hold training arguments, of transformers and of TRL."""
+
+    def __init__(self, package: str) -> None:
+        self.classes: dict[str, ast.ClassDef] = {}
+        for needed in dict.fromkeys(("transformers", package)):
+            found = importlib.util.find_spec(needed)
+            (folder,) = list(found.submodule_search_locations or ()) if found else [""]
+            for file in _FILES[needed]:
+                path = Path(folder, file)
+                tree = ast.parse(path.read_text("utf-8")) if path.is_file() else ast.Module([], [])
+                classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+                self.classes.update((node.name, node) for node in classes)
+
+    def words_of(self, name: str) -> tuple[str, ...]:
+        """The values of an enum; empty if there is none of this name."""
+        found = self.classes.get(name)
+        if found is None or "Enum" not in " ".join(map(ast.unparse, found.bases)):
+            return ()
+        values = [node.value for node in found.body if isinstance(node, ast.Assign)]
+        return tuple(str(value.value) for value in values if isinstance(value, ast.Constant))
+
+
+def _fields_of(name: str, sources: _Sources) -> dict[str, TrainingFlag]:
+    own = sources.classes[name]
+    fields: dict[str, TrainingFlag] = {}
+    for base in own.bases:
+        if isinstance(base, ast.Name) and base.id in sources.classes:
+            fields |= _fields_of(base.id, sources)
+    for node in own.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            field = _flag(node.target.id, ast.unparse(node.annotation), sources)
+            fields[field.name] = field
+    return fields
+
+
+def _flag(name: str, annotation: str, sources: _Sources) -> TrainingFlag:
+    words = set(re.findall(r"\w+", annotation)) - {"None", "Optional", "Union"}
+    if words & {"list", "List"}:
+        return TrainingFlag(name, "words")
+    choices = [value for word in words for value in sources.words_of(word)]
+    if choices:
+        return TrainingFlag(name, "word", tuple(choices))
+    for kind in ("int", "float", "bool"):
+        if words == {kind}:
+            return TrainingFlag(name, kind)
+    return TrainingFlag(name, "word")

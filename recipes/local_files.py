@@ -1,4 +1,4 @@
-"""Checks of local files: does the file exist, is it empty, is it text?"""
+"""Checks of local files and folders: are they there, are they empty, are they text?"""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_is_there(path: Path) -> None:
         with path.open("rb") if is_file else io.BytesIO() as file:
             empty = not file.read(1 << 16).strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {_words(error)}.") from error
+        raise ConfigError(f"cannot read {path}: {system_words(error)}.") from error
     if not is_file:
         if not path.exists():
             raise ConfigError(f"there is no file {path}.")
@@ -149,7 +149,8 @@ def _stray_bytes(chunk: bytes) -> int:
         return controls + sum("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def _words(error: Exception) -> str:
+def system_words(error: Exception) -> str:
+    """What the file system says of an error."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -176,3 +177,22 @@ def text_files(folder: Path) -> list[Path]:
             f"{fault.partition('. ')[0]}. Move them elsewhere, or name a directory with only text."
         )
     return files
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: names on the hub have one slash, and not in front."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+
+
+def check_is_folder(name: str, what: str) -> None:
+    """Raise a ConfigError unless a path that was given for a model or a data set is a folder."""
+    try:
+        if Path(name).is_dir():
+            return
+        there = "is a file" if Path(name).exists() else "there is no such folder"
+    except (OSError, ValueError) as error:
+        there = system_words(error)
+    raise ConfigError(
+        f"cannot load the {what} {name}: {there}. Name a folder, or a {what} on the hub as in "
+        "OWNER/NAME."
+    )

@@ -1,25 +1,27 @@
-"""One start of a recipe: the run it belongs to, and data prepared once for all processes."""
+"""One start of a recipe: the run it belongs to, data prepared once for all processes, training."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch.distributed as dist
-from datasets import Dataset, DatasetDict, load_from_disk
-from folder_lock import FolderLock
-from one_clear_message import reason
-from recipe_arguments import (
-    RELATIVE_OPTIMIZERS,
+from clear_messages import Outcome, Stopped, is_full_disk, reason
+from closing_summary import print_summary
+from command_line import (
     check_training_arguments,
     clips_for_nothing,
-    optimizer_name,
+    read_request,
 )
-from run_folder import RunFolder, whole_folder
-from stopping import is_full_disk
+from datasets import DatasetDict, load_from_disk
+from first_look import optimizer_name, run_folder_of
+from recipe import Recipe, Request
+from run_folder import FolderLock, RunFolder, whole_folder
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -32,6 +34,7 @@ from typed_command import typed_command
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint, require_complete
 from hf_relopt.hf.learning_rate import given_in, said_by
+from hf_relopt.shipped import OPTIMIZER_NAMES
 
 Prepared = tuple[DatasetDict, PreTrainedTokenizerBase, PreTrainedModel | None]
 
@@ -42,16 +45,45 @@ SETTINGS = (
 )  # fmt: skip
 
 
+def work(recipe: Recipe, words: Sequence[str], outcome: Outcome) -> None:
+    """Train unless the run is finished, and print the summary; after the first look.
+
+    Args:
+        recipe: what the script is.
+        words: flags and values.
+        outcome: learns what the last line has to know.
+
+    Raises:
+        ConfigError: arguments that cannot be used.
+        Stopped: a signal; it says how far the run has come.
+    """
+    request, given = read_request(recipe, words)
+    run = RecipeRun(request, given)
+    train = importlib.import_module(recipe.work).train
+    with closing(run):
+        again = run.is_finished
+        outcome.run, outcome.signals.at_once = run, False
+        try:
+            if not again:
+                train(request, run)
+            if request.args.process_index == 0:
+                print_summary(run.folder, recipe.metric, again=again)
+        except Stopped as stopped:
+            stopped.standing = f"stopped {run.standing()}"
+            run.leaves_in_haste = True
+            raise
+
+
 class RecipeRun:
     """The folder, the settings and the prepared data of one run.
 
     Args:
-        args: the training arguments; output_dir is set to runs/<run_name> if it was not given.
-        sources: the recipe's own argument dataclasses, which tell model and data.
-        overwrite: whether to delete the run in the folder.
+        request: of the command line; output_dir is set to runs/<run_name> if it was not given.
         given: names of the arguments the user gave.
 
     Attributes:
+        request: of the command line.
+        args: its training arguments.
         step: optimizer steps that are done; None before the training.
         bar: the progress bar, which is in the way of last words; None before the training.
         leaves_in_haste: a signal ended it, so other ranks may never reach the end.
@@ -60,19 +92,18 @@ class RecipeRun:
         ConfigError: a setting or a folder that cannot be used. Nothing is written yet.
     """
 
-    def __init__(
-        self, args: TrainingArguments, sources: Sequence[Any], *, overwrite: bool, given: set[str]
-    ) -> None:
+    def __init__(self, request: Request[Any, Any], given: set[str]) -> None:
+        args = request.args
         check_training_arguments(args)
         if "output_dir" not in given:
-            args.output_dir = str(Path("runs") / (args.run_name or "run"))
+            args.output_dir = str(run_folder_of({"run_name": args.run_name}))
         elif "run_name" not in given:
             args.run_name = Path(args.output_dir).name
         if "max_grad_norm" not in given and clips_for_nothing(args):
             args.max_grad_norm = 0.0
-        self.args = args
-        self.overwrite = overwrite
-        self.settings = _settings(args, sources, given)
+        self.request, self.args = request, args
+        self.overwrite = request.run.overwrite_output_dir
+        self.settings = _settings(args, request.sources, given)
         self.step: int | None = None
         self.bar: Any = None
         self.leaves_in_haste = False
@@ -82,7 +113,7 @@ class RecipeRun:
             with args.main_process_first(local=False, desc="looking at the run folder"):
                 self._lock_folder()
                 self.folder = RunFolder(args.output_dir)
-            self.folder.check(self.settings, overwrite=overwrite)
+            self.folder.check(self.settings, overwrite=self.overwrite)
             self._check_checkpoint()
         except BaseException:
             self.close()
@@ -201,23 +232,19 @@ def _settings(args: TrainingArguments, sources: Sequence[Any], given: set[str]) 
     merged["optim"] = optimizer_name(args)
     merged["learning_rate"] = _learning_rate(args, given)
     merged["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", ""))
-    merged["sequences_per_step"] = (
-        args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    )
+    merged["sequences_per_step"] = samples_per_step(args)
     return merged
+
+
+def samples_per_step(args: TrainingArguments) -> int:
+    """Training samples of one optimizer step, over all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def _learning_rate(args: TrainingArguments, given: set[str]) -> float | None:
     """The peak learning rate; None where one of ours chooses it."""
-    is_chosen = optimizer_name(args) in RELATIVE_OPTIMIZERS and given_in(args) is None
+    is_chosen = optimizer_name(args) in OPTIMIZER_NAMES and given_in(args) is None
     return None if is_chosen and "learning_rate" not in given else said_by(args)
-
-
-def limited(split: Dataset, most: int | None) -> Dataset:
-    """At most so many rows, evenly spaced over the split."""
-    if most is None or most >= len(split):
-        return split
-    return split.select([row * len(split) // most for row in range(most)])
 
 
 def say_main(args: TrainingArguments, line: str) -> None:

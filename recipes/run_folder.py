@@ -3,6 +3,9 @@
 `run.json` is the record. It is replaced atomically, so a process that is killed while writing
 leaves the old one. "finished" is its last entry to be written: until then a new start resumes from
 the last complete checkpoint, after that a new start changes nothing.
+
+One process per folder: a second start waits until the first has ended. A launcher that is killed
+can leave its worker training.
 """
 
 from __future__ import annotations
@@ -13,12 +16,19 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from local_files import system_words
+
 from hf_relopt.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
 
 RECORD_NAME = "run.json"
 # Learning rates that records of before hold where none was given: the Trainer's and TRL's default.
@@ -61,7 +71,7 @@ class RunFolder:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return {}  # what is wrong is the folder's name, see check_place
             raise ConfigError(
-                f"cannot read {place}: {error.strerror or error}. Fix that, or use another "
+                f"cannot read {place}: {system_words(error)}. Fix that, or use another "
                 "--output_dir."
             ) from error
         except (ValueError, RecursionError) as error:
@@ -86,9 +96,9 @@ class RunFolder:
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
-            words = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"cannot write into the output directory {shortened(self.path)}: {words}. Use "
+                f"cannot write into the output directory {shortened(self.path)}: "
+                f"{system_words(error)}. Use "
                 "another --output_dir (or --run_name)."
             ) from error
         if strange:
@@ -246,3 +256,37 @@ def whole_folder(path: Path) -> Iterator[Path]:
     yield unfinished
     shutil.rmtree(path, ignore_errors=True)
     os.replace(unfinished, path)
+
+
+class FolderLock:
+    """A lock on a directory itself; it leaves no file behind.
+
+    The operating system drops it when the process that holds it ends, however it ends.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def acquire(self, folder: Path, say: Callable[[str], None]) -> None:
+        """Lock the folder, if it exists; say so if that takes waiting.
+
+        Args:
+            folder: the directory.
+            say: gets one line if another process holds it.
+        """
+        if fcntl is None or self._descriptor is not None or not folder.is_dir():
+            return
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is using {folder}: waiting until it ends (Ctrl-C to give up)")
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except OSError:
+            self.release()  # a file system without locks
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

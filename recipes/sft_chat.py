@@ -7,28 +7,75 @@ Capybara, both from the hub. Local models and files work as well. Needs trl, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from chat_arguments import DEFAULTS, ChatModelArguments, ChatRequest, ChatSource, extras
-from recipe import Recipe, RunArguments
-from recipe_start import start_recipe
+from recipe import DEFAULTS, ModelSource, Recipe, TableSource, option, pretrained
+
+from hf_relopt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ChatModel(ModelSource):
+    """Which chat model is trained, and how much of it."""
+
+    model_name_or_path: str = pretrained("Qwen/Qwen2.5-0.5B-Instruct", "chat")
+    lora_rank: int = option(0, "train LoRA adapters of this rank; 0: all weights")
+    lora_alpha: int | None = option(None, "LoRA's alpha (default: twice the rank)")
+    lora_target_modules: str = option(
+        "all-linear",
+        "where to put the adapters: all-linear, or names of modules between commas",
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ConfigError(
+                f"lora_rank is {self.lora_rank}; it is 0 (no LoRA) or more, as in 16."
+            )
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ConfigError("--lora_alpha needs a --lora_rank, as in 16.")
+
+
+@dataclass(frozen=True)
+class ChatSource(TableSource):
+    """Where the examples come from. Default: conversations from the hub."""
+
+    _argument_group_name = "Examples (default: trl-lib/Capybara from the hub)"
+    default_dataset: ClassVar[tuple[str, str | None] | None] = ("trl-lib/Capybara", None)
+
+    train_file: str | None = option(
+        None,
+        "a table (.jsonl, .json, .csv, .parquet) with the columns messages, or prompt and "
+        "completion, or text",
+    )
+    validation_share: float = option(0.02, "share split off where there is no validation data")
+
+
+def extras(parts: tuple[object, ...]) -> Mapping[str, str]:
+    """The packages that a request needs, each with the extra of hf_relopt that installs it."""
+    lora = any(getattr(part, "lora_rank", 0) for part in parts)
+    return {"trl": "trl", **({"peft": "peft"} if lora else {})}
+
 
 RECIPE = Recipe(
     about=__doc__,
-    request=ChatRequest,
-    kinds=(ChatModelArguments, ChatSource, RunArguments),
-    training=("trl", "SFTConfig"),
-    defaults=DEFAULTS,
+    own_kinds=(ChatModel, ChatSource),
+    defaults={
+        **DEFAULTS,
+        "run_name": "sft_chat",
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 10,
+        "eval_steps": 200,
+        "save_steps": 200,
+    },
     metric="eval_loss",
     work="chat_training",
+    training=("trl", "SFTConfig"),
     extras=extras,
 )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe; a problem that the user can fix ends it with one line."""
-    start_recipe(RECIPE, argv)
-
+main = RECIPE.start
 
 if __name__ == "__main__":
     main()

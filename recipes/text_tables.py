@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_source import TableSource
+from clear_messages import blamed_on
 from datasets import Dataset, DatasetDict, Value, load_dataset, logging
 from local_files import TABLE_KINDS, check_table
-from one_clear_message import blamed_on
+from recipe import TableSource
 
 from hf_relopt.errors import ConfigError
 
@@ -98,3 +98,11 @@ def text_columns(table: Dataset) -> list[str]:
 
 def _is_text(kind: object) -> bool:
     return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
+
+
+def limit(splits: DatasetDict, most_train: int | None, most_eval: int | None) -> None:
+    """Keep at most so many rows of "train" and "validation", evenly spaced over each."""
+    for name, most in (("train", most_train), ("validation", most_eval)):
+        split = splits[name]
+        if most is not None and most < len(split):
+            splits[name] = split.select([row * len(split) // most for row in range(most)])

@@ -1,4 +1,8 @@
-"""The command that started this run, as the user typed it, and the same with a few changes."""
+"""The command that started this run, as the user typed it, and the same with a few changes.
+
+A file of arguments in it becomes the same arguments as flags. The changes are what a run suggests
+at its end: another optimizer, data of the user's own, more steps.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,20 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from argument_words import arguments_file
+from first_look import optimizer_name
 
 from hf_relopt.cli import flags
 from hf_relopt.cli.as_typed import from_here, program_word, python_word
 from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import DOOR, OPTIMIZER_NAMES
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # Of other folders or moments than the run that is suggested.
 _OF_THIS_RUN = ("run_name", "output_dir", "overwrite_output_dir", "resume_from_checkpoint")
@@ -27,6 +35,18 @@ _LAUNCHERS = {
     "accelerate", "accelerate-launch", "accelerate.commands.launch", "hf_relopt.cli.launch",
     "torchrun", "torch.distributed.run",
 }  # fmt: skip
+# Words for each, and the name for --optim. In this order: the most useful first.
+OPTIMIZERS = (
+    ("fromage_spectral", "fromage_spectral"),
+    ("AdamW, to compare", "adamw_torch"),
+    ("the paper's Fromage", "fromage"),
+)
+_DATA = (
+    "dataset_name", "dataset_config_name", "train_file", "validation_file", "text_column",
+    "text_pair_column", "label_column",
+)  # fmt: skip
+_LENGTHS = ("max_steps", "num_train_epochs")
+OWN_SCRIPT = ("your own script", "import hf_relopt, then pass --optim fromage_spectral")
 
 
 @dataclass(frozen=True)
@@ -191,3 +211,121 @@ def _words_of_parent() -> list[str]:
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if not set('"\\$`!') & set(text) else shlex.quote(text)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate of each optimizer in a recipe.
+
+    Attributes:
+        by_name: "adamw_torch", "fromage", ... -> peak learning rate.
+        said: names whose learning rate must be given, since the script's default is another one.
+    """
+
+    by_name: Mapping[str, float]
+    said: Collection[str] = ()
+
+
+def next_steps(
+    args: TrainingArguments, rates: Rates, data: str, more: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What to try after a run: another optimizer, more steps, the user's own data.
+
+    Args:
+        args: of the run.
+        rates: what the other optimizers' learning rates are in this recipe.
+        data: what to call the user's own data, as in "your own text".
+        more: flags that name it, as in ["--train_file", "notes.txt"].
+
+    Returns:
+        Pairs of words and command.
+    """
+    return [*other_optimizers(args, rates), longer(args), *own_data(data, more)]
+
+
+def other_optimizers(args: TrainingArguments, rates: Rates) -> list[tuple[str, str]]:
+    """The same run with each of the other optimizers, as pairs of words and command."""
+    current, command = optimizer_name(args), typed_command()
+    found = []
+    for words, name in OPTIMIZERS:
+        if current == name or (current.startswith("adamw") and name.startswith("adamw")):
+            continue
+        run = "adamw" if name.startswith("adamw") else name
+        changed = command.with_optimizer(
+            name, run, rates.by_name[name], implied=name not in rates.said
+        )
+        found.append((words, str(changed)))
+    return found
+
+
+def longer(args: TrainingArguments) -> tuple[str, str]:
+    """The same run with more steps, or passes over the data if those were asked for."""
+    command, steps = typed_command(), ["--max_steps", str(6 * args.max_steps)]
+    if args.max_steps <= 0:
+        steps = ["--num_train_epochs", f"{3 * args.num_train_epochs:g}"]
+    return "longer", str(command.changed("longer", steps, without=_LENGTHS))
+
+
+def own_data(words: str, more: Sequence[str]) -> list[tuple[str, str]]:
+    """The same run on the user's data; nothing where it is already.
+
+    Args:
+        words: what to call it, as in "your own text".
+        more: flags that name it, as in ["--train_file", "notes.txt"].
+    """
+    command: TypedCommand = typed_command()
+    if command.said.get("train_file"):
+        return []
+    return [(words, str(command.changed("mine", more, without=_DATA)))]
+
+
+def expanded(argv: Sequence[str]) -> list[str]:
+    """The flags of a command line, with those of a file in front of them that they do not set.
+
+    Args:
+        argv: ``[FILE.json or FILE.yaml] [--flag value ...]``.
+
+    Raises:
+        ConfigError: a first word that is neither, or a file that cannot be used.
+    """
+    if not argv or argv[0].startswith("-"):
+        return list(argv)
+    written, said = arguments_file(Path(argv[0])), flags.split(argv[1:])
+    kept = flags.without({flag.name for flag in said}, written)
+    words = [word for name, value in kept.items() for word in flags.as_words(name, value)]
+    return [*words, *flags.joined(said)]
+
+
+def arguments_file(path: Path) -> dict[str, Any]:
+    """The names and values in a JSON or YAML file.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise ConfigError(f"{path} is neither a flag (--name value) nor a file of arguments.")
+    import yaml
+
+    try:
+        text = path.read_text("utf-8")
+        written = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, OSError, yaml.YAMLError, RecursionError) as error:
+        words = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(
+            f"cannot read the arguments in {path}: {words or type(error).__name__}."
+        ) from error
+    if not isinstance(written, dict) or not all(isinstance(name, str) for name in written):
+        kind = "names that are not words" if isinstance(written, dict) else _kind(written)
+        raise ConfigError(f"{path} must hold names and values, as in `max_steps: 100`, not {kind}.")
+    for name, value in written.items():
+        if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
+            raise ConfigError(f"{path} has lists in the list {name}; no argument takes them.")
+    return written
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -179,6 +179,15 @@ def test_file_keeps_to_its_floor(path):
     assert faults(path, (PACKAGE / path).read_text(encoding="utf-8")) == []
 
 
+def test_recipes_are_short_and_each_module_has_its_test():
+    recipes = PACKAGE.parent / "recipes"
+    for path in sorted(recipes.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") < 400 and path.stem not in BANNED_NAMES, path
+        test = PACKAGE.parent / "tests" / "recipes" / f"test_{path.stem}.py"
+        assert test.is_file() or "RECIPE = Recipe(" in source, f"{path} has no {test.name}"
+
+
 def test_no_circles():
     modules = {_module(path): path for path in FILES}
     graph = {

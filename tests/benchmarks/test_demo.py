@@ -54,7 +54,7 @@ def finished(record) -> dict:
 
 
 def test_the_quoted_numbers_are_the_record_s(recipe) -> None:
-    quoted = recipe("demo_record")
+    quoted = recipe("closing_summary")
     path = (ROOT / quoted.RECORD).with_suffix(".jsonl")
     runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert quoted.RECORD.startswith("benchmarks/results/") and (ROOT / quoted.RECORD).is_file()
@@ -67,7 +67,7 @@ def test_the_quoted_numbers_are_the_record_s(recipe) -> None:
 
 
 def test_adamw_is_quoted_at_its_best_rate_with_a_worse_one_on_both_sides(recipe) -> None:
-    quoted = recipe("demo_record")
+    quoted = recipe("closing_summary")
     path = (ROOT / quoted.RECORD).with_suffix(".jsonl")
     runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     (row,) = [row for row in quoted.ROWS if row.optim.startswith("adamw")]
@@ -85,11 +85,10 @@ def test_adamw_is_quoted_at_its_best_rate_with_a_worse_one_on_both_sides(recipe)
 def test_the_demo_is_the_run_that_the_record_is_of(recipe, monkeypatch, tmp_path) -> None:
     """The settings of the script without arguments are those of the record."""
     monkeypatch.chdir(tmp_path)
-    work, script = recipe("recipe_work"), recipe("pretrain_clm")
-    quoted = recipe("demo_record")
-    request, given = work.read_request(script.RECIPE, ["--use_cpu", "--run_name", "demo"])
-    sources = (request.model, request.text, request.blocks)
-    run = recipe("recipe_run").RecipeRun(request.args, sources, overwrite=False, given=given)
+    script = recipe("pretrain_clm").RECIPE
+    quoted = recipe("closing_summary")
+    words = ["--use_cpu", "--run_name", "demo"]
+    run = recipe("recipe_run").RecipeRun(*recipe("command_line").read_request(script, words))
     run.close()
     record = {**finished(quoted), "recipe": run.settings}
     lines = quoted.comparison(record)
@@ -108,7 +107,7 @@ def test_the_demo_is_the_run_that_the_record_is_of(recipe, monkeypatch, tmp_path
     ids=str,
 )  # fmt: skip
 def test_another_run_is_not_compared(change, recipe) -> None:
-    quoted = recipe("demo_record")
+    quoted = recipe("closing_summary")
     record = finished(quoted)
     assert quoted.comparison(record)
     other = copy.deepcopy(record)
@@ -118,12 +117,12 @@ def test_another_run_is_not_compared(change, recipe) -> None:
 
 @pytest.mark.parametrize("change", [{"steps": 10}, {"sequences": 9}, {"recipe": {}}])
 def test_a_shorter_run_or_another_text_is_not_compared(change, recipe) -> None:
-    quoted = recipe("demo_record")
+    quoted = recipe("closing_summary")
     assert quoted.comparison({**finished(quoted), **change}) == []
 
 
 def test_each_run_of_the_record_is_compared(recipe) -> None:
-    quoted = recipe("demo_record")
+    quoted = recipe("closing_summary")
     for row in quoted.ROWS:
         record = finished(quoted)
         record["recipe"] |= {"optim": row.optim, "learning_rate": row.lr, "seed": 43,
@@ -132,10 +131,10 @@ def test_each_run_of_the_record_is_compared(recipe) -> None:
 
 
 def test_it_is_quoted_in_the_closing_lines(recipe, tmp_path, capsys) -> None:
-    quoted = recipe("demo_record")
+    quoted = recipe("closing_summary")
     folder = recipe("run_folder").RunFolder(tmp_path)
     folder.note(**finished(quoted), before={}, after={"eval_perplexity": 60.0}, seconds=1.0,
                 finished=True)  # fmt: skip
-    recipe("closing_summary").print_summary(folder, "eval_perplexity", again=False)
+    quoted.print_summary(folder, "eval_perplexity", again=False)
     out = capsys.readouterr().out
     assert quoted.RECORD in out and "AdamW" in out and "Fromage" in out

@@ -44,8 +44,8 @@ def tiny_table(tmp_path_factory) -> Path:
 def tiny_classifier(tmp_path_factory, tiny_table) -> Path:
     """A saved BERT of one layer with its tokenizer, as a stand-in for a pretrained model."""
     import torch
+    from causal_text import learn_tokenizer
     from datasets import Dataset
-    from token_blocks import learn_tokenizer
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("bert")
@@ -59,4 +59,16 @@ def tiny_classifier(tmp_path_factory, tiny_table) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_text) -> Path:
+    """The folder of an unbroken pretraining of 12 steps with a checkpoint after every third."""
+    import pretrain_clm
+
+    from tests.recipes.recipe_calls import tiny_pretraining
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain_clm.main(tiny_pretraining(tiny_text, folder, max_steps=12, eval_steps=6, save_steps=3))
     return folder

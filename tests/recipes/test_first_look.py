@@ -7,16 +7,15 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import finetune_classifier
 import finetune_squad
 import pretrain_clm
 import pytest
 import sft_chat
-from first_look import _Parser, first_look, require_extras
-from recipe_arguments import RecipeParser
-from recipe_work import machine_defaults
-from training_flags import training_flags
+from command_line import RecipeParser, machine_defaults
+from first_look import _Parser, first_look, require_extras, training_flags
 from transformers import TrainingArguments, trainer_utils
 from trl import SFTConfig
 
@@ -121,8 +120,18 @@ MISTAKES = {
         ("--text_pair_column b", "--text_column"),
         ("--model_name_or_path /nosuch", "cannot load the model"),
     ],
-    "finetune_squad.py": [("--doc_stride 999", "doc_stride is 999")],
-    "sft_chat.py": [("--lora_rank -1", "lora_rank is -1"), ("--max_length x", "invalid int")],
+    "finetune_squad.py": [
+        ("--train_file nosuch.json", "there is no file"),
+        ("--doc_stride 999", "doc_stride is 999"),
+        ("--max_answer_length 0", "max_answer_length is 0"),
+        ("--validation_share 0", "validation_share is 0"),
+    ],
+    "sft_chat.py": [
+        ("--train_file nosuch.jsonl", "there is no file"),
+        ("--lora_rank -1", "lora_rank is -1"),
+        ("--lora_alpha 8", "--lora_rank"),
+        ("--max_length x", "invalid int"),
+    ],
 }
 # All in one process, which must not have loaded anything heavy in the end.
 DRIVER = """
@@ -145,37 +154,34 @@ print("loaded:", sorted(heavy & set(sys.modules)))
 """
 
 
-def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path):
-    begun = time.monotonic()
+def driven(mistakes: dict[str, list[tuple[str, str]]], folder: Path) -> str:
+    """What the driver says of mistakes that are made in a folder."""
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
-        input=json.dumps(MISTAKES),
+        input=json.dumps(mistakes),
         env={"RECIPES": str(RECIPES), "PYTHONPATH": str(ROOT), "PATH": ""},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
-    assert (done.stdout, done.stderr) == ("loaded: []\n", "")
-    # 34 of them; one alone used to take longer.
+    assert done.stderr == "" and list(folder.iterdir()) == []
+    return done.stdout
+
+
+def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path):
+    begun = time.monotonic()
+    assert driven(MISTAKES, tmp_path) == "loaded: []\n"
+    # 40 of them; one alone used to take longer.
     assert time.monotonic() - begun < 20
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_optim_args_need_torch_and_no_more():
-    code = DRIVER.replace('"loaded:"', '"also:"')
+def test_optim_args_need_torch_and_no_more(tmp_path):
     mistakes = {"pretrain_clm.py": [
         ("--optim fromage --optim_args p_scale=3", "fromage has no option 'p_scale'"),
         ("--optim_args p_bound=-1", "p_bound is -1"),
         ("--optim madam --optim_args momentum=0.9", "madam has no option 'momentum'"),
     ]}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(mistakes),
-        env={"RECIPES": str(RECIPES), "PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout in ("also: ['torch']\n", "also: ['numpy', 'torch']\n"), done.stdout
+    assert driven(mistakes, tmp_path) in ("loaded: ['torch']\n", "loaded: ['numpy', 'torch']\n")
 
 
 def test_a_missing_package_names_the_extra(monkeypatch, capsys):

@@ -12,10 +12,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from causal_text import load_documents
 from local_files import CHUNK, check_table, check_text, text_fault, text_files
 from matplotlib import pyplot
-from pretrain_arguments import TextSource
-from text_documents import load_documents
+from pretrain_clm import TextSource
 
 from hf_relopt.errors import ConfigError
 

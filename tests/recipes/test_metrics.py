@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from offline_metric import load_metric
 from sklearn.metrics import accuracy_score, f1_score
+from training_session import load_metric
 from transformers import TrainingArguments
 
 

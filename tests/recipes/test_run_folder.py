@@ -7,8 +7,7 @@ import sys
 import threading
 
 import pytest
-from folder_lock import FolderLock
-from run_folder import RunFolder, whole_file, whole_folder
+from run_folder import FolderLock, RunFolder, whole_file, whole_folder
 
 from hf_relopt.errors import ConfigError
 from tests.recipes.recipe_calls import RECIPES
@@ -119,7 +118,7 @@ HOLD = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from folder_lock import FolderLock
+from run_folder import FolderLock
 lock = FolderLock()
 lock.acquire(Path(sys.argv[2]), print)
 print("held", flush=True)

@@ -11,11 +11,11 @@ import pytest
 import sft_chat
 import torch
 import transformers
-from model_kind import CAUSAL, require_causal, require_class
+from model_loading import CAUSAL, require_causal, require_class
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_relopt.errors import ConfigError
-from tests.recipes.recipe_calls import as_arguments, tiny_finetuning, tiny_pretraining
+from tests.recipes.recipe_calls import as_arguments, refusal, tiny_finetuning, tiny_pretraining
 
 SMALL = {
     "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -62,15 +62,6 @@ def test_encoder_decoders_and_pictures_have_no_class(kind):
         require_class(AutoConfig.for_model(kind), kind, CAUSAL)
 
 
-def one_line(main, arguments, capsys, folder) -> str:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == 2 and ": error: " in message
-    assert not folder.exists()
-    return message
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -89,7 +80,7 @@ def test_pretraining_refuses_by_name_shape_and_type(
 ):
     said = {k: str(v).format(tiny_classifier) if v else v for k, v in flags.items()}
     arguments = tiny_pretraining(tiny_text, tmp_path / "run", **said)
-    assert words in one_line(pretrain_clm.main, arguments, capsys, tmp_path / "run")
+    assert words in refusal(pretrain_clm.main, arguments, capsys)
 
 
 def test_a_bert_as_a_decoder_trains(tiny_text, tmp_path):
@@ -114,12 +105,12 @@ def pictures(tmp_path_factory):
 
 def test_the_other_recipes_refuse_a_model_of_images(pictures, tiny_table, tmp_path, capsys):
     arguments = tiny_finetuning(tiny_table, pictures, tmp_path / "run")
-    message = one_line(finetune_classifier.main, arguments, capsys, tmp_path / "run")
+    message = refusal(finetune_classifier.main, arguments, capsys)
     assert "type vit, which cannot be trained as a classifier" in message
     answers = tmp_path / "a.jsonl"
     answers.write_text('{"context": "a b", "question": "c", "answers": {}}\n' * 4)
     words = {"train_file": answers, "model_name_or_path": pictures, "output_dir": tmp_path / "run"}
-    message = one_line(finetune_squad.main, as_arguments(words), capsys, tmp_path / "run")
+    message = refusal(finetune_squad.main, as_arguments(words), capsys)
     assert "type vit, which cannot be trained as a question answerer" in message
 
 
@@ -130,7 +121,7 @@ def test_a_chat_is_not_for_an_encoder(tiny_classifier, tmp_path, capsys):
     table.write_text('{"prompt": "a", "completion": " b"}\n' * 4)
     words = {"train_file": table, "model_name_or_path": tiny_classifier, "use_cpu": True,
              "output_dir": tmp_path / "run", "bf16": False}  # fmt: skip
-    message = one_line(sft_chat.main, as_arguments(words), capsys, tmp_path / "run")
+    message = refusal(sft_chat.main, as_arguments(words), capsys)
     assert "not a causal language model" in message
 
 
@@ -141,7 +132,7 @@ def test_a_tokenizer_of_another_model_is_told(tiny_table, tiny_classifier, tmp_p
     arguments = tiny_finetuning(
         tiny_table, tiny_classifier, tmp_path / "run", tokenizer_name=tmp_path / "more"
     )
-    message = one_line(finetune_classifier.main, arguments, capsys, tmp_path / "run")
+    message = refusal(finetune_classifier.main, arguments, capsys)
     assert "do not belong together" in message
 
 
@@ -152,5 +143,5 @@ def test_a_text_longer_than_the_model_takes_is_told_before_training(
     rows = [f"{'word ' * 600}{n}\t{n % 2}" for n in range(8)]
     table.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     arguments = tiny_finetuning(table, tiny_classifier, tmp_path / "run", max_length=2000)
-    message = one_line(finetune_classifier.main, arguments, capsys, tmp_path / "run")
+    message = refusal(finetune_classifier.main, arguments, capsys)
     assert "cannot be trained on this data" in message

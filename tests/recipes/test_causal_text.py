@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from causal_text import (
+    END_OF_TEXT,
+    PIECE,
+    collate_blocks,
+    goes_to_validation,
+    learn_tokenizer,
+    load_documents,
+    make_blocks,
+    standard_library_files,
+)
 from datasets import Dataset, DatasetDict
-from standard_library import standard_library_files
-from text_documents import PIECE, TextSource, goes_to_validation, load_documents
-from token_blocks import END_OF_TEXT, collate_blocks, learn_tokenizer, make_blocks
+from pretrain_clm import TextSource
 
 from hf_relopt.errors import ConfigError
 

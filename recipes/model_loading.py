@@ -1,22 +1,35 @@
-"""Refuse models of a kind that a recipe cannot train, before anything is written.
+"""Load models and tokenizers by name; refuse those that a recipe cannot train.
 
-Transformers also makes a "causal language model" of a BERT, which then sees the tokens it has to
-predict: its loss falls, but the model is useless.
+Before anything is written: Transformers also makes a "causal language model" of a BERT, which then
+sees the tokens it has to predict. Its loss falls, but the model is useless.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from one_clear_message import reason
-from stopping import is_full_disk
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from clear_messages import blamed_on, is_full_disk, reason
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.models.auto import modeling_auto
 
 from hf_relopt.errors import ConfigError
 
+PROBE = "The quick brown fox, 狐, лиса, 1."
+_OTHER_TOKENIZER = (
+    "Save the model's tokenizer there (tokenizer.save_pretrained), or name another one; "
+    "pretrain_clm.py takes --tokenizer_name."
+)
+CHECK_NAME = "Check the name, and whether the hub can be reached."
 CAUSAL, CLASSIFIER, ANSWERER = "causal language model", "classifier", "question answerer"
 _CLASSES: dict[str, Mapping[str, Any]] = {
     CAUSAL: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -32,6 +45,68 @@ _EXAMPLES = {
 _PROBE, _ROWS = 8, 4
 # What rounding may change of a logit, in units of the largest.
 _ROUNDING = 1e-5
+
+
+def named_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of this name on the hub, or in this directory.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any(map(_is_of_a_tokenizer, folder.iterdir())):
+        raise ConfigError(f"the folder {name} has no tokenizer files. {_OTHER_TOKENIZER}")
+    with blamed_on(f"cannot load the tokenizer {name}", CHECK_NAME):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    # Transformers makes an empty one where files are missing.
+    known = set(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    if known <= {tokenizer.unk_token_id}:
+        raise ConfigError(f"the tokenizer {name} knows no words. {_OTHER_TOKENIZER}")
+    return tokenizer
+
+
+def padding_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The same; where it has no token for padding, the end token takes its place.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    tokenizer = named_tokenizer(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _is_of_a_tokenizer(path: Path) -> bool:
+    words = ("token", "vocab", "merges", "spiece", "sentencepiece", "tekken", "bpe")
+    return path.suffix in (".model", ".spm", ".tiktoken") or any(w in path.name for w in words)
+
+
+def named_config_of(name: str) -> PreTrainedConfig:
+    """The configuration of this name on the hub, or in this directory.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    with blamed_on(f"cannot load the model {name}", CHECK_NAME):
+        return AutoConfig.from_pretrained(name)
+
+
+def named_model(kind: Any, name: str, seed: int, **options: Any) -> PreTrainedModel:
+    """The model of this name on the hub, or in this directory.
+
+    Args:
+        kind: one of transformers' Auto classes.
+        name: of the model.
+        seed: of weights that it does not come with, as those of a new task head.
+        options: more for `from_pretrained`.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    set_seed(seed)
+    with blamed_on(f"cannot load the model {name}", CHECK_NAME):
+        return kind.from_pretrained(name, **options)
 
 
 def require_class(config: PreTrainedConfig, name: str, kind: str) -> None:

@@ -7,10 +7,10 @@ import finetune_squad
 import pretrain_clm
 import pytest
 import sft_chat
-from argument_words import expanded
-from pretrain_arguments import DEFAULTS, FROM_SCRATCH_RATES, SMALL_BLOCK
-from recipe_arguments import clips_for_nothing
-from recipe_work import read_request as read
+from causal_training import SMALL_BLOCK
+from command_line import clips_for_nothing
+from command_line import read_request as read
+from typed_command import expanded
 
 from hf_relopt.errors import ConfigError
 
@@ -24,9 +24,9 @@ def test_defaults_train_the_preset_with_a_decaying_rate():
     args = request.args
     assert given == set()
     assert (args.optim, args.lr_scheduler_type) == ("fromage_spectral", "linear")
-    assert args.max_steps == DEFAULTS["max_steps"]
+    assert args.max_steps == pretrain_clm.RECIPE.defaults["max_steps"]
     assert args.learning_rate == 5e-5  # the Trainer's, for which the preset takes its own
-    assert request.text.is_standard_library and request.model.is_small_gpt2
+    assert request.data.is_standard_library and request.model.is_small_gpt2
     assert (request.blocks.block_size, SMALL_BLOCK) == (None, 128)
 
 
@@ -43,10 +43,9 @@ def test_epochs_that_were_asked_for_are_not_cut_by_our_steps():
     assert read_request(["--num_train_epochs", "2", "--max_steps", "9"])[0].args.max_steps == 9
 
 
-@pytest.mark.parametrize(("optim", "rate"), FROM_SCRATCH_RATES.items())
+@pytest.mark.parametrize(("optim", "rate"), pretrain_clm.FROM_SCRATCH_RATES.items())
 def test_each_optimizer_has_its_own_rate(optim, rate):
-    name = "adamw_torch" if optim == "adamw" else optim
-    assert read_request(["--optim", name])[0].args.learning_rate == rate
+    assert read_request(["--optim", optim])[0].args.learning_rate == rate
 
 
 @pytest.mark.parametrize("optim", ["fromage_spectral", "fromage_momentum"])
@@ -121,7 +120,7 @@ def test_flags_beside_a_file_win(tmp_path):
     assert (args.optim, args.optim_args, args.learning_rate, args.seed) == ("madam", "", 0.03, 7)
     assert (args.use_cpu, args.max_steps) == (True, -1)
     assert args.lr_scheduler_kwargs == {"num_cycles": 2}
-    assert (request.text.dataset_name, request.text.train_file) == (None, "x")
+    assert (request.data.dataset_name, request.data.train_file) == (None, "x")
     assert {"optim", "seed", "train_file"} <= given and "dataset_name" not in given
 
 

@@ -1,4 +1,4 @@
-"""recipes/finetune_squad.py: spans to tokens and back, two real steps, files of several kinds."""
+"""finetune_squad.py trains: spans to tokens and back, two real steps, files of several kinds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-from answer_spans import QuestionSource, answers_of, encode, load_questions
-from finetune_squad import main
+from finetune_squad import QuestionSource, main
 from huggingface_hub import ModelCard
 from run_folder import RunFolder
+from squad_training import answers_of, encode, load_questions
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from tests.distributed.ranks import forked
-from tests.recipes.recipe_calls import RECIPES, as_arguments
+from tests.recipes.recipe_calls import RECIPES, refusal, tiny_finetuning, write_rows
 
 COLOURS = ("grey", "red", "dull green", "blue")
 
@@ -35,9 +35,7 @@ def questions(count: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("questions") / "table.jsonl"
-    path.write_text("\n".join(map(json.dumps, questions(40))))
-    return path
+    return write_rows(tmp_path_factory.mktemp("questions") / "table.jsonl", questions(40))
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +63,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(data: Path, model: Path, output: Path, **more: object) -> list[str]:
-    flags = {
-        "train_file": data, "model_name_or_path": model, "output_dir": output,
-        "per_device_train_batch_size": 4, "max_steps": 2, "logging_steps": 1,
-        "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "validation_share": 0.25,
-        "max_length": 32, "doc_stride": 8, "use_cpu": True, **more,
-    }  # fmt: skip
-    return as_arguments(flags)
+    return tiny_finetuning(data, model, output, **{"max_length": 32, "doc_stride": 8, **more})
 
 
 @pytest.mark.parametrize("max_length", [24, 32, 64])
@@ -127,30 +119,11 @@ def test_two_processes(nested: Path, tiny_classifier: Path, tmp_path: Path) -> N
     assert RunFolder(tmp_path / "run").record["finished"]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"train_file": "nosuch.json"}, "there is no file"),
-        ({"doc_stride": 32}, "doc_stride is 32"),
-        ({"validation_share": 0}, "validation_share is 0"),
-    ],
-)
-def test_bad_input_is_one_message(change, words, table, tiny_classifier, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SystemExit) as stopped:
-        main(tiny(table, tiny_classifier, tmp_path / "run", **change))
-    assert stopped.value.code == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 def test_unanswerable_questions_are_refused(tiny_classifier, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     rows = questions(8)
     rows[3]["answers"] = {"text": [], "answer_start": []}
-    path = tmp_path / "two.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(SystemExit):
-        main(tiny(path, tiny_classifier, tmp_path / "run"))
-    assert "SQuAD 1.1" in capsys.readouterr().err
+    path = write_rows(tmp_path / "two.jsonl", rows)
+    assert "SQuAD 1.1" in refusal(main, tiny(path, tiny_classifier, tmp_path / "run"), capsys)
 
 
 @pytest.mark.parametrize(

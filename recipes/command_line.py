@@ -1,29 +1,35 @@
-"""The command line of a recipe: its own arguments, every TrainingArguments flag, our defaults.
+"""The whole command line: a recipe's own arguments, every TrainingArguments flag, our defaults.
 
-A default never overrides the user.
+A default never overrides the user. What the first look cannot know is checked here: the optimizer's
+options, on the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from first_look import check_optimizer_words, unknown_argument
-from transformers import HfArgumentParser, TrainingArguments
+import torch
+from clear_messages import blamed_on
+from first_look import check_optimizer_words, optimizer_name, unknown_argument
+from recipe import Recipe
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 import hf_relopt  # noqa: F401  (adds fromage and others to the choices of --optim)
+from hf_relopt import plan
 from hf_relopt.errors import ConfigError, RelOptError
 from hf_relopt.hf import optim_args
-from hf_relopt.optim.create import OPTIMIZERS
+from hf_relopt.shipped import OPTIMIZER_NAMES
 
-RELATIVE_OPTIMIZERS = tuple(OPTIMIZERS)
-
+# Values of which every optimizer that reads an option at all makes something of at least one.
+_PROBES = ("1", "0.1234567", "true", "false", "none")
 # What --help shows of the 110 flags of TrainingArguments; --help_all shows the rest.
 OFTEN_USED = {
     "run_name": "the run's name; everything goes to runs/NAME",
     "output_dir": "another folder for the run",
-    "optim": f"{', '.join(RELATIVE_OPTIMIZERS)}, adamw_torch or any other name the Trainer knows",
+    "optim": f"{', '.join(OPTIMIZER_NAMES)}, adamw_torch or any other name the Trainer knows",
     "optim_args": 'options of the optimizer, as in "p_bound=2.0,vector.rule=adamw,vector.lr=1e-3"',
     "learning_rate": "peak learning rate; for hf_relopt's optimizers a fraction of each weight's "
     "norm, as in 0.01 (default: chosen from optimizer and model)",
@@ -125,7 +131,7 @@ def parse_recipe_arguments(
         kinds: the recipe's own argument dataclasses and, last, TrainingArguments.
         defaults: the recipe's values of arguments that the user does not give.
         about: one paragraph for --help.
-        words: flags and values, see argument_words.
+        words: flags and values.
 
     Returns:
         The filled dataclasses, and the names of the arguments the user gave.
@@ -155,6 +161,41 @@ def _giving_way(defaults: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
     return {**defaults, "max_steps": -1} if epochs_asked_for else dict(defaults)
 
 
+def read_request(recipe: Recipe, words: Sequence[str]) -> tuple[Any, set[str]]:
+    """What was asked for, with our defaults where nothing was, and the names of what was given.
+
+    Args:
+        recipe: what the script is.
+        words: flags and values, see typed_command.expanded.
+
+    Raises:
+        ConfigError: arguments that cannot be used.
+    """
+    package, name = recipe.training
+    with blamed_on(f"cannot load {package}", f"Try pip install -U {package}."):
+        training = getattr(importlib.import_module(package), name)
+    parts, given = parse_recipe_arguments(
+        (*recipe.kinds, training),
+        defaults={**machine_defaults(recipe), **recipe.defaults},
+        about=recipe.about,
+        words=words,
+    )
+    *own, run, args = parts
+    request = recipe.request(args, run, *own)
+    recipe.complete(request, given)
+    return request, given
+
+
+def machine_defaults(recipe: Recipe) -> dict[str, Any]:
+    """Defaults that depend on the hardware."""
+    gpu = torch.cuda.is_available()
+    defaults: dict[str, Any] = {"dataloader_pin_memory": gpu}
+    if recipe.training[1] == "SFTConfig":
+        # TRL's own default is bfloat16 everywhere, and an error on a CPU.
+        defaults["bf16"] = gpu and torch.cuda.is_bf16_supported()
+    return defaults
+
+
 def check_training_arguments(args: TrainingArguments) -> None:
     """Refuse a learning rate or optim_args that cannot work, before anything else is done.
 
@@ -178,6 +219,55 @@ def clips_for_nothing(args: TrainingArguments) -> bool:
     )
 
 
-def optimizer_name(args: TrainingArguments) -> str:
-    """The word the user gave for --optim."""
-    return str(getattr(args.optim, "value", args.optim))
+def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
+    """Check --optim and --optim_args on the model before a run folder is changed.
+
+    Raises:
+        ConfigError: if they do not make an optimizer, or if the Trainer would not read an option.
+    """
+    name = optimizer_name(args)
+    if name in OPTIMIZER_NAMES:
+        said = optim_args.parse(name, args.optim_args)
+        plan(model, name, args.learning_rate, overrides=said.overrides, **said.options)
+        return
+    with blamed_on(f"--optim {name} cannot be built", "Check --optim and --optim_args."):
+        maker, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if isinstance(maker, type) and issubclass(maker, torch.optim.Optimizer):
+            options.setdefault("params", list(model.parameters()))
+            maker(**options)
+    for piece in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
+        key, _, value = piece.partition("=")
+        if not _is_read(args, model, key, value):
+            raise ConfigError(
+                f"--optim {name} does not read the option {key!r} from --optim_args. Leave it "
+                "out; AdamW's options are --adam_beta1, --adam_beta2, --adam_epsilon and "
+                "--weight_decay."
+            )
+
+
+def _is_read(args: TrainingArguments, model: torch.nn.Module, key: str, value: str) -> bool:
+    """Whether the Trainer makes anything of an option: it passes over those it does not know."""
+    without = _options(args, model, None)
+    for probe in (value, *_PROBES):
+        try:
+            if _options(args, model, f"{key}={probe}") != without:
+                return True
+        except Exception:  # it was read, and the probe is of the wrong kind
+            return True
+    return False
+
+
+def _options(args: TrainingArguments, model: torch.nn.Module, text: str | None) -> str:
+    maker, options = Trainer.get_optimizer_cls_and_kwargs(_Said(args, text), model)
+    return repr((maker, {name: value for name, value in options.items() if name != "params"}))
+
+
+class _Said:
+    """Training arguments with another optim_args, without their checks and side effects."""
+
+    def __init__(self, args: TrainingArguments, text: str | None) -> None:
+        self._args = args
+        self.optim_args = text
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._args, name)

@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import pretrain_clm
 import pytest
-from one_clear_message import one_clear_message
+from clear_messages import Stopped, mendable, one_clear_message
 from run_folder import RunFolder
-from stopping import Stopped, mendable
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf.launcher import _of_one, _of_several, launch
-from tests.recipes.recipe_calls import RECIPES, ROOT, tiny_pretraining
+from tests.recipes.recipe_calls import RECIPES, ROOT, Background, tiny_pretraining
 
 LAUNCH = [sys.executable, "-m", "hf_relopt.cli.launch", "--num_machines", "1", "--mixed_precision",
           "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
@@ -31,11 +31,9 @@ TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2"]
 # Tests that run in the background ignore SIGINT, and what they start inherits that. Done here and
 # not between fork and exec: another test's library may have threads that a fork would break.
 AS_FROM_A_SHELL = """
-import os, resource, signal, sys
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-if size := int(sys.argv[1]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-os.execv(sys.argv[2], sys.argv[2:])
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -44,20 +42,10 @@ def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a recipe in a group of processes of its own, as a shell does; a failed test ends it."""
     begun: list[subprocess.Popen[str]] = []
 
-    def begin(
-        launcher: list[str], arguments: list[str], largest_file: int = 0
-    ) -> subprocess.Popen[str]:
+    def begin(launcher: list[str], arguments: list[str]) -> subprocess.Popen[str]:
         script = str(RECIPES / "pretrain_clm.py")
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                AS_FROM_A_SHELL,
-                str(largest_file),
-                *launcher,
-                script,
-                *arguments,
-            ],
+            [sys.executable, "-c", AS_FROM_A_SHELL, *launcher, script, *arguments],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,6 +82,10 @@ def until_a_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
 def last_words(process: subprocess.Popen[str]) -> str:
     """The one line about its end; whatever else stands on stderr is of before."""
     out, err = process.communicate(timeout=120)
+    return one_line(out, err)
+
+
+def one_line(out: str, err: str) -> str:
     said = [line for line in err.splitlines() if line.startswith("pretrain_clm.py: ")]
     assert "Traceback" not in out + err, err
     assert len(said) == 1, err
@@ -136,15 +128,13 @@ def listens(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_before_the_first_checkpoint_it_says_so(begin, tiny_text, tmp_path):
-    folder = tmp_path / "run"
-    process = begin([sys.executable], long_run(tiny_text, folder, save_steps=100_000))
-    for line in process.stdout:
-        if line.startswith("step "):
-            break
-    process.send_signal(signal.SIGINT)
-    assert "there is no checkpoint yet, so the same command starts over" in last_words(process)
-    assert process.returncode == 130
+def test_before_the_first_checkpoint_it_says_so(tiny_text, tmp_path):
+    arguments = long_run(tiny_text, tmp_path / "run", save_steps=100_000)
+    background = Background("pretrain_clm.py", arguments, tmp_path)
+    background.until(lambda: "\nstep " in background.out)
+    assert background.end(signal.SIGINT) == 130
+    words = one_line(background.out, background.errors)
+    assert "there is no checkpoint yet, so the same command starts over" in words
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -198,20 +188,19 @@ def test_of_several_the_one_that_failed_by_itself_counts():
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_costs_nothing(begin, tiny_text, tmp_path):
+def test_a_full_disk_is_one_line_and_costs_nothing(tiny_text, tmp_path, capsys):
     """Files cannot grow: the data fits and the weights do not, so a checkpoint is half written."""
     folder = tmp_path / "run"
     wide = {"config_overrides": "n_layer=1,n_embd=64,n_head=2", "save_steps": 2, "max_steps": 4}
     arguments = tiny_pretraining(tiny_text, folder, **wide)
-    process = begin([sys.executable], arguments, largest_file=200_000)
-    words = last_words(process)
-    assert process.returncode == 1
+    background = Background("pretrain_clm.py", arguments, tmp_path, largest_file=200_000)
+    assert background.end() == 1
+    words = one_line(background.out, background.errors)
     assert f"cannot read or write {folder}" in words and "File too large" in words
     assert "It failed at step 2; there is no checkpoint yet" in words
     # With room, the same command does what it would have done.
-    process = begin([sys.executable], arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    pretrain_clm.main(arguments)
+    out = capsys.readouterr().out
     assert "Done: 4 steps" in out and "resuming the run" in out
 
 
@@ -254,7 +243,7 @@ def test_a_bug_keeps_its_stack_trace():
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_one_process_of_several_speaks_first(rank, monkeypatch, capsys):
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("stopping.PATIENCE", 0.01)
+    monkeypatch.setattr("clear_messages.PATIENCE", 0.01)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit), one_clear_message():
