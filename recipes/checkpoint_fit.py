@@ -17,8 +17,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_relopt.entries import rule_of_name
 from hf_relopt.errors import ConfigError
-from hf_relopt.presets import rule_of_name
 
 REMEDY = "Pass the arguments it was trained with, or start without it."
 

@@ -121,7 +121,7 @@ def known_faults(
             "torch",
             "handled" if sharded else "absent",
             "Loading full optimizer state needs a state tensor with a dimension (pytorch#192225).",
-            "Fromage and Madam keep one.",
+            "Our optimizers keep one.",
         ),
         Fault(
             "no-sharding-on-a-cpu",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_relopt.entries import OPTIMIZERS, rule_of_name
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.create import OPTIMIZERS, check_override, check_request
+from hf_relopt.optim.create import check_override, check_request
 from hf_relopt.optim.options import OPTIONS, bad_value, parse_value
 from hf_relopt.optim.rules import RULES
-from hf_relopt.presets import rule_of_name
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:
         return []
     if not isinstance(text, str):
         raise ConfigError(
-            f"optim_args is {text!r}; it takes text, as in 'p_bound=1.0,seed=3'. Write the options "
-            "in one string."
+            f"optim_args is {text!r}; it takes text, as in '{_example(optim)}'. Write the "
+            "options in one string."
         )
     pairs: list[tuple[str, str]] = []
     for part in text.replace(" ", "").split(","):
@@ -112,4 +112,4 @@ def _override(optim: str, target: str, given: dict[str, str]) -> dict[str, Any]:
 
 
 def _example(optim: str) -> str:
-    return "p_scale=3.0,vector.lr=0.001" if optim == "madam" else "p_bound=1.0,vector.lr=0.001"
+    return f"{OPTIMIZERS[optim].bound or 'seed=3'},vector.lr=0.001"

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_relopt.entries import preset_of, rule_of_name
 from hf_relopt.groups import CUTTING, Plan
 from hf_relopt.optim.options import OPTIONS
 from hf_relopt.optim.rules import rule_of
 from hf_relopt.optim.state import SCALARS, anchors
-from hf_relopt.presets import PRESETS, rule_of_name
 from hf_relopt.roles import steps_as_vector
 
 STATE_BYTES = 4  # float32, whatever the weights are
@@ -60,7 +60,7 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
 
 def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of state for each entry of a matrix that is one block, and for the tensor."""
-    preset = PRESETS.get(optim)
+    preset = preset_of(optim)
     given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
     whole = {name: value for name, value in given.items() if name not in CUTTING}
     return _state(whole, torch.empty(2, 2, device="meta"))
