@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,28 +42,6 @@ def parse(optim: str, text: str | None) -> OptimArgs:
             nested.setdefault(target, {})[option] = value
     overrides = {target: _override(optim, target, given) for target, given in nested.items()}
     return OptimArgs(options.pop("lr", None), options, overrides)
-
-
-def check_words(words: Sequence[str], optim: str | None = None) -> None:
-    """Check ``--optim`` and ``--optim_args`` in a command line, before heavy imports.
-
-    This imports torch (3 s), but not Transformers (12 s). Its parser checks everything else.
-
-    Args:
-        words: the command line, without the program's name.
-        optim: the optimizer if ``--optim`` is not among them.
-
-    Raises:
-        ConfigError: as :func:`parse`; nothing for optimizers that are not ours.
-    """
-    said: dict[str, Any] = {"optim": optim, "optim_args": None}
-    for word, following in itertools.pairwise([*words, ""]):
-        flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in said:
-            said[name] = value if equals else following
-    if said["optim"] in OPTIMIZERS:
-        parse(said["optim"], said["optim_args"])
 
 
 def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:
