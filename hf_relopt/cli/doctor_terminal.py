@@ -43,7 +43,7 @@ def show(facts: dict[str, Any], console: Console | None = None) -> None:
     _table(console, "Versions", ("package", "version"), version_rows(facts))
     for words in fault_words(facts):
         kind, _, text = words.partition(": ")
-        _paragraph(console, text, kind, "bold yellow" if kind == "mind" else "dim")
+        _paragraph(console, text, kind, "bold yellow" if kind == "attention" else "dim")
 
 
 def _launch(console: Console, facts: dict[str, Any]) -> None:
