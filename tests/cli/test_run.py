@@ -407,7 +407,7 @@ def test_without_exec_a_killed_child_gives_the_shell_s_code():
 
 def test_help_shows_how_to_use_it(environment):
     for arguments, words in (
-        (["--help"], ["run", "recipes", "Fromage, Madam and fromage_spectral"]),
+        (["--help"], ["run", "recipes", "Relative-trust optimizers"]),
         (["recipes", "run", "--help"], ["hf-relopt recipes run pretrain", "--accelerate"]),
         (["run", "--help"], ["hf-relopt run python", "torchrun", "accelerate launch", "trl sft"]),
     ):
