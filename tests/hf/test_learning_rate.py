@@ -17,7 +17,7 @@ from hf_relopt import RelOptTrainer
 from hf_relopt.hf import learning_rate
 from hf_relopt.hf.callbacks import unwrapped
 from hf_relopt.hf.learning_rate import LrInForce
-from tests.hf.tiny import arguments, gpt2, pretrained, python, rows
+from tests.hf.tiny import arguments, forked_python, gpt2, pretrained, rows
 
 
 def optimizer_of(args, model=None):
@@ -184,7 +184,7 @@ def test_saved_arguments_choose_anew_in_a_fresh_process(tmp_path):
         optimizer = Trainer(gpt2(), args, train_dataset=rows()).create_optimizer()
         print({group["lr"] for group in optimizer.param_groups})
     """
-    done = python(code, str(tmp_path))
+    done = forked_python(code, str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "{0.01}\n"), done.stderr
 
 
