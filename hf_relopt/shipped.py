@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hf_relopt.plans.entries import OPTIMIZERS
+
 PACKAGE = Path(__file__).resolve().parent
 ACCELERATE = "accelerate"
-# The names of optim.create.OPTIMIZERS, for those who cannot wait until torch is loaded.
-OPTIMIZER_NAMES = ("fromage", "madam", "fromage_spectral", "fromage_momentum")
+OPTIMIZER_NAMES = tuple(OPTIMIZERS)
 # The variable by which a recipe knows the command that was typed to start it: JSON, the words
 # before a recipe's name and those from it on.
 DOOR = "HF_RELOPT_DOOR"

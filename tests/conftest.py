@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 # Before anything imports the libraries that read these.
@@ -48,6 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collections.
+
+    Accelerate asks for one whenever a training begins; to walk all modules takes longer than most
+    trainings here.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _same_seed_for_every_test() -> None:
     """No test depends on which tests ran before it."""
@@ -66,3 +78,41 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "third_parties.pth").write_text("\n".join(sorted(here)))
     return python
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a launcher's variables nor a person's own default configuration."""
+    from accelerate.commands.config import config_args
+
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "WORLD_SIZE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "none.yaml"))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., str]:
+    """A configuration in a file, as `accelerate config` writes it."""
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    def write(suffix: str = "yaml", **given: object) -> str:
+        base = {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no", "debug": False}
+        config = ClusterConfig(**{**base, "use_cpu": False, **given})
+        path = tmp_path / f"config.{suffix}"
+        getattr(config, f"to_{suffix}_file")(str(path))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def gpt2_config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny GPT-2's configuration and no weights."""
+    from transformers import GPT2Config
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    size = {"vocab_size": 51, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    GPT2Config(**size, **ends, architectures=["GPT2LMHeadModel"]).save_pretrained(folder)
+    return str(folder)

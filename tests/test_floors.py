@@ -21,7 +21,6 @@ FLOORS = {
     "errors": 0,
     "import_hook": 0,
     "version": 0,
-    "shipped": 0,
     "autoload": 0,
     "rules": 1,
     "lns": 1,

@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from hf_relopt import create_optimizer, plan
+from hf_relopt.plans.entries import OPTIMIZERS
 from hf_relopt.plans.plan import followed_lr
-from hf_relopt.plans.presets import PRESETS, follows_spectral, rule_of_name
 
 PRESET = "fromage_spectral"
+PRESETS = [name for name, entry in OPTIMIZERS.items() if entry.preset is not None]
 EMBEDDING = {
     "direction": "momentum",
     "scale": "row",
@@ -158,11 +159,3 @@ def test_a_user_s_words_win_and_take_what_they_replace_away(
     group = of_role("embedding", **given)
     whole = {**EMBEDDING, "lr": 0.02, "bound": None, **expected}
     assert {name: group[name] for name in whole} == whole
-
-
-def test_names_that_are_no_presets_are_rules_of_their_own() -> None:
-    assert [rule_of_name(name) for name in ("madam", *PRESETS)] == ["madam", "fromage", "fromage"]
-    assert follows_spectral("fromage_spectral", {})
-    assert not follows_spectral("fromage_spectral", {"direction": "momentum"})
-    assert not follows_spectral("fromage_momentum", {})
-    assert follows_spectral("fromage", {"direction": "spectral"})

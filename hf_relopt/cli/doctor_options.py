@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.shipped import OPTIMIZER_NAMES
+from hf_relopt.plans.entries import OPTIMIZERS
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What people call them, and how torch does.
@@ -33,7 +33,7 @@ def look(accelerate: str | None, model: str | None, optim: str, dtype: str | Non
 
     if dtype is not None:
         dtype_named(dtype)
-    if optim not in OPTIMIZER_NAMES:
+    if optim not in OPTIMIZERS:
         raise _unknown(optim)
     if accelerate is not None:
         find_launch_file(accelerate)
@@ -42,9 +42,9 @@ def look(accelerate: str | None, model: str | None, optim: str, dtype: str | Non
 
 
 def _unknown(optim: str) -> ConfigError:
-    ours = ", ".join(OPTIMIZER_NAMES)
+    ours = ", ".join(OPTIMIZERS)
     if optim.split("_")[0].lower() not in FOREIGN:
-        near = difflib.get_close_matches(optim.lower(), OPTIMIZER_NAMES, n=1)
+        near = difflib.get_close_matches(optim.lower(), OPTIMIZERS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Use one of these."
         return ConfigError(f"--optim is {optim!r}; hf_relopt has {ours}. {hint}")
     hint = "In training it works as without hf_relopt."

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any
 
+from hf_relopt.plans.entries import OPTIMIZERS
+
 WIDTH = 100
 EXACT = (
     "exact: each step equals that of a single process with the full model and the full batch, up "
@@ -20,14 +22,14 @@ NOT_SEEN = (
 NOT_READ = "only the configuration was read"
 LR_READ = (
     " The learning rate above is assumed. Without --optim_args lr=... it depends on the weights: "
-    "0.01 (presets: 0.02) from scratch, where all norm weights are equal; 0.001 for a pretrained "
-    "model, where they differ; 0.03 with LoRA adapters."
+    "{new:g} from scratch, where all norm weights are equal; 0.001 for a pretrained model, where "
+    "they differ; 0.03 with LoRA adapters."
 )
 NOT_COUNTED = "Not counted: activations, buffers, and temporary memory of a step."
 NO_WEIGHTS = "the folder has a configuration and no weights"
 LR_NO_WEIGHTS = (
-    " The learning rate above is assumed, for training from scratch: 0.01 (presets: 0.02). For a "
-    "pretrained model it would be 0.001, with LoRA adapters 0.03."
+    " The learning rate above is assumed, for training from scratch: {new:g}. For a pretrained "
+    "model it would be 0.001, with LoRA adapters 0.03."
 )
 
 
@@ -35,7 +37,7 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     """The report: launch, plan, memory, versions, faults; facts as doctor.examine makes them."""
     yield from _launch(facts)
     if facts["plan"] is not None:
-        yield from ("", *_plan(facts["plan"]))
+        yield from ("", *_plan(facts))
     yield from ("", *_memory(facts))
     yield from ("", *_versions(facts))
 
@@ -64,17 +66,19 @@ def paragraphs(facts: dict[str, Any]) -> list[str]:
     return [meaning, *filter(None, (facts["reason"], *facts["notes"]))]
 
 
-def not_seen(plan: dict[str, Any]) -> str:
+def not_seen(facts: dict[str, Any]) -> str:
     """What a plan without weights cannot know."""
+    plan, new = facts["plan"], OPTIMIZERS[facts["optim"]].from_scratch_lr
     there = plan["weights"] != "not there"
     lr = (LR_READ if there else LR_NO_WEIGHTS) if plan["lr_assumed"] else ""
-    return NOT_SEEN.format(read=NOT_READ if there else NO_WEIGHTS, lr=lr)
+    return NOT_SEEN.format(read=NOT_READ if there else NO_WEIGHTS, lr=lr.format(new=new))
 
 
-def _plan(plan: dict[str, Any]) -> Iterator[str]:
+def _plan(facts: dict[str, Any]) -> Iterator[str]:
+    plan = facts["plan"]
     yield f"plan for {plan['model']} ({plan['class']})"
     yield from plan["table"].splitlines()
-    yield from _paragraph(not_seen(plan))
+    yield from _paragraph(not_seen(facts))
 
 
 def _memory(facts: dict[str, Any]) -> Iterator[str]:

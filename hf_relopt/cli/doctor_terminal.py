@@ -36,14 +36,14 @@ def show(facts: dict[str, Any], console: Console | None = None) -> None:
     console.width = min(console.width, WIDTH)
     _launch(console, facts)
     if facts["plan"] is not None:
-        _plan(console, facts["plan"])
+        _plan(console, facts)
     rows = memory_rows(facts)
     _table(console, f"Bytes, weights in {facts['memory']['dtype']}", rows[0], rows[1:], numbers=1)
     _paragraph(console, NOT_COUNTED)
     _table(console, "Versions", ("package", "version"), version_rows(facts))
     for words in fault_words(facts):
         kind, _, text = words.partition(": ")
-        _paragraph(console, text, kind, "bold yellow" if kind == "mind" else "dim")
+        _paragraph(console, text, kind, "bold yellow" if kind == "attention" else "dim")
 
 
 def _launch(console: Console, facts: dict[str, Any]) -> None:
@@ -54,7 +54,8 @@ def _launch(console: Console, facts: dict[str, Any]) -> None:
         _paragraph(console, text)
 
 
-def _plan(console: Console, plan: dict[str, Any]) -> None:
+def _plan(console: Console, facts: dict[str, Any]) -> None:
+    plan = facts["plan"]
     head = ("role", "follows", "lr", "tensors", "parameters", "first")
     rows = [
         (
@@ -73,7 +74,7 @@ def _plan(console: Console, plan: dict[str, Any]) -> None:
         f"{plan['parameters']:,} parameters"
     )
     _table(console, title, head, [*rows, *skipped], numbers=2, words_again=5)
-    _paragraph(console, not_seen(plan))
+    _paragraph(console, not_seen(facts))
 
 
 def _table(

@@ -10,7 +10,9 @@ import typer
 from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
+from hf_relopt.plans.entries import OPTIMIZERS
 
+NAMES = " or ".join(", ".join(OPTIMIZERS).rsplit(", ", 1))
 # Plain text: examples must come out as they can be typed, in a log file as on a terminal.
 app = typer.Typer(
     name="hf-relopt",
@@ -43,7 +45,7 @@ def _options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Fromage, Madam and fromage_spectral for Hugging Face training."""
+    """Relative-trust optimizers for Hugging Face training."""
 
 
 # Everything after the command's name is the command's own: no option of it is read here.
@@ -54,7 +56,7 @@ def run(
         typer.Argument(metavar="CMD [ARGS]", show_default=False, help="A command and its options."),
     ],
 ) -> None:
-    """Run a command in which --optim fromage, madam, fromage_spectral and fromage_momentum work.
+    """Run a command in which --optim fromage and the other names of hf_relopt work.
 
     The script needs no change: every Python that the command starts, directly or through other
     programs, knows the names as soon as it imports transformers' TrainingArguments. Options
@@ -99,10 +101,8 @@ def doctor(
     ] = None,
     optim: Annotated[
         str,
-        typer.Option(
-            "--optim", metavar="NAME", help="fromage, madam, fromage_spectral or fromage_momentum."
-        ),
-    ] = "fromage",
+        typer.Option("--optim", metavar="NAME", help=f"{NAMES}."),
+    ] = next(iter(OPTIMIZERS)),
     optim_args: Annotated[
         str | None,
         typer.Option(

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.plans.entries import OPTIMIZERS
 from hf_relopt.shipped import ACCELERATE, PACKAGE, accelerate_files, find_recipes
 
-# The siblings of a task, in the order in which they are listed.
-OPTIMIZERS = ("fromage_spectral", "fromage", "madam", "adamw")
 # The one that is meant where a task alone is named: the one that did best from scratch and in full
 # fine-tuning (benchmarks/results), also where nothing was measured ...
-CHOSEN = OPTIMIZERS[0]
+CHOSEN = "fromage_spectral"
 # ... but another of ours where it did better: with LoRA on SST-2, Madam has the lowest validation
 # loss of ours and the best accuracy, with Fromage (lora_sst2_cpu_202611.md; one seed).
 CHOSEN_APART = {"sft-chat-qwen-lora": "madam"}
@@ -68,9 +67,20 @@ def recipe_names() -> list[str]:
     return [
         f"{task}/{optimizer}"
         for task in task_names()
-        for optimizer in OPTIMIZERS
-        if (folder / task / f"{optimizer}.yaml").is_file()
+        for optimizer in sorted(_siblings(folder / task), key=_place_in_lists)
     ]
+
+
+def _siblings(task: Path) -> list[str]:
+    """What a task is trained with: the names of its files."""
+    return [path.stem for path in task.glob("*.yaml")]
+
+
+def _place_in_lists(optimizer: str) -> tuple[bool, int, str]:
+    """The chosen one first, then ours in the order of their entries, then others."""
+    ours = list(OPTIMIZERS)
+    place = ours.index(optimizer) if optimizer in ours else len(ours)
+    return optimizer != CHOSEN, place, optimizer
 
 
 def find_recipe(name: str) -> Recipe:

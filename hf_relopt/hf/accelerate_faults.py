@@ -12,9 +12,6 @@ from dataclasses import dataclass
 Version = tuple[int, int]
 _EVER, _NEVER = (0, 0), (10**9, 0)
 
-# The oldest Accelerate that the tests pass with; pyproject.toml asks for it.
-OLDEST: Version = (1, 11)
-
 
 @dataclass(frozen=True)
 class FsdpFault:

@@ -9,15 +9,8 @@ from typing import Any
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf import guards, learning_rate, optim_args
 from hf_relopt.hf.log import logger, say_once
-from hf_relopt.optim.create import OPTIMIZERS
 from hf_relopt.options.checks import check_options
-from hf_relopt.plans.presets import PRESETS, rule_of_name
-
-# In the messages about weight decay. Presets are bounded as they stand, embeddings closely.
-_BOUNDS = {"fromage": "p_bound=1.0", "madam": "p_scale=3.0"}
-# In the message about AdamW's decays: what an optimizer has of the kind.
-_MADAM_DECAY = "Its own decay is --optim_args beta=0.999. "
-_PRESET_DECAY = "Its own decay is --optim_args momentum=0.9. "
+from hf_relopt.plans.entries import OPTIMIZERS, entry_of_rule, in_place_of_decay, rule_of_name
 
 
 def name_of(args: Any) -> str | None:
@@ -51,8 +44,7 @@ def check(args: Any) -> None:
     if args.weight_decay:
         raise ConfigError(
             f"weight_decay is {args.weight_decay!r}; {name} takes only 0: it keeps the norms of "
-            f"weights by itself. Drop --weight_decay, and use --optim_args "
-            f"{_BOUNDS.get(name, 'matrix.p_bound=2.0')} to bound the weights."
+            f"weights by itself. Drop --weight_decay{in_place_of_decay(name)}."
         )
     guards.check_arguments(args)
 
@@ -68,7 +60,8 @@ def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
         )
     unread = _unread(args)
     if unread:
-        own = _PRESET_DECAY if name in PRESETS else _MADAM_DECAY if name == "madam" else ""
+        decay = OPTIMIZERS[name].decay
+        own = f"Its own decay is --optim_args {decay}. " if decay else ""
         say_once(
             logging.WARNING,
             f"{', '.join(unread)}: {name} does not read "
@@ -96,6 +89,8 @@ def _unread(args: Any) -> list[str]:
 def clipping_is_pointless(groups: list[dict[str, Any]]) -> bool:
     """True if no group's rule depends on the norm of gradients, now or later."""
     return all(
-        group.get("rule") == "fromage" and group.get("direction", "gradient") == "gradient"
+        (entry := entry_of_rule(group.get("rule", ""))) is not None
+        and entry.divides_by_norm
+        and group.get("direction", "gradient") == "gradient"
         for group in groups
     )

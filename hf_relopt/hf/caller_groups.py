@@ -19,6 +19,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.optim import inputs
 from hf_relopt.optim.create import plan as make_plan
 from hf_relopt.options.checks import is_no_decay
+from hf_relopt.plans.entries import in_place_of_decay
 from hf_relopt.plans.plan import Entry, Overrides, Plan
 from hf_relopt.plans.roles import role_of
 
@@ -94,9 +95,8 @@ def refuse_weight_decay(value: Any, where: str, optim: str) -> None:
     if not is_no_decay(value):
         raise ConfigError(
             f"weight_decay is {value!r} in {where} that the trainer passes; {optim} takes only 0: "
-            "it keeps the norms of weights by itself. Set the trainer's weight decay to 0, and use "
-            f"--optim_args {'p_scale=3.0' if optim == 'madam' else 'matrix.p_bound=2.0'} to bound "
-            "the weights."
+            "it keeps the norms of weights by itself. Set the trainer's weight decay to "
+            f"0{in_place_of_decay(optim)}."
         )
 
 

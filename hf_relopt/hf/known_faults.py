@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from hf_relopt.hf import accelerate_faults
-from hf_relopt.hf.accelerate_faults import numbers
+from hf_relopt.hf.accelerate_faults import FSDP2_FAULTS, numbers
 from hf_relopt.hf.launch_mode import Launch
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "deepspeed", "peft", "trl")
@@ -58,23 +57,8 @@ def known_faults(
     """
     oldest, newest = (numbers(text) for text in supported.split(" to "))
     transformers, accelerate = numbers(versions["transformers"]), numbers(versions["accelerate"])
-    oldest_accelerate = ".".join(map(str, accelerate_faults.OLDEST))
     sharded = launch.mode in ("FSDP2", "HSDP")
     return [
-        Fault(
-            "python-too-old",
-            "python",
-            _present(numbers(versions["python"]) < (3, 10)),
-            "hf_relopt needs Python 3.10 or newer.",
-            "Use a newer one.",
-        ),
-        Fault(
-            "torch-too-old",
-            "torch",
-            _present(numbers(versions["torch"]) < (2, 6)),
-            "hf_relopt needs torch 2.6 or newer.",
-            "pip install 'torch>=2.6'.",
-        ),
         Fault(
             "transformers-untried",
             "transformers",
@@ -82,13 +66,6 @@ def known_faults(
             f"--optim fromage and our other names rely on internals of transformers {supported}.",
             "Install one of these releases; if the internals have changed, training stops with a "
             "message.",
-        ),
-        Fault(
-            "accelerate-too-old",
-            "accelerate",
-            _present(accelerate < accelerate_faults.OLDEST),
-            f"hf_relopt needs accelerate {oldest_accelerate} or newer.",
-            f"pip install 'accelerate>={oldest_accelerate}'.",
         ),
         *(
             Fault(
@@ -98,7 +75,7 @@ def known_faults(
                 fault.what,
                 fault.do,
             )
-            for fault in accelerate_faults.FSDP2_FAULTS
+            for fault in FSDP2_FAULTS
         ),
         Fault(
             "evaluate-before-train",
@@ -121,7 +98,7 @@ def known_faults(
             "torch",
             "handled" if sharded else "absent",
             "Loading full optimizer state needs a state tensor with a dimension (pytorch#192225).",
-            "Fromage and Madam keep one.",
+            "Our optimizers keep one.",
         ),
         Fault(
             "no-sharding-on-a-cpu",

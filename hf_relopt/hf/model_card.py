@@ -18,7 +18,8 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_relopt.hf.optimizer_words import RULES, peak_lr_of, rule_words, rules_in_use
+from hf_relopt.hf.optimizer_words import peak_lr_of, rule_words, rules_in_use
+from hf_relopt.plans.entries import entry_of_rule
 from hf_relopt.plans.plan import followed_lr, follows
 from hf_relopt.version import __version__
 
@@ -130,7 +131,7 @@ def _metadata(
         for metric, value in after.items()
         if isinstance(value, float)  # counts, as of tokens, are no results
     ]
-    rules = sorted(rule for rule in rules_in_use(trainer) if rule in RULES)
+    rules = sorted(rule for rule in rules_in_use(trainer) if entry_of_rule(rule) is not None)
     return ModelCardData(
         language=told.language,
         license=told.license,

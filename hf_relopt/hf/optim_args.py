@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.create import OPTIMIZERS, check_override, check_request
+from hf_relopt.optim.create import check_override, check_request
 from hf_relopt.options.checks import bad_value, parse_value
 from hf_relopt.options.tables import OPTIONS
-from hf_relopt.plans.presets import rule_of_name
+from hf_relopt.plans.entries import OPTIMIZERS, rule_of_name
 from hf_relopt.rules.rule import RULES
 
 
@@ -47,35 +45,13 @@ def parse(optim: str, text: str | None) -> OptimArgs:
     return OptimArgs(options.pop("lr", None), options, overrides)
 
 
-def check_words(words: Sequence[str], optim: str | None = None) -> None:
-    """Check ``--optim`` and ``--optim_args`` in a command line, before heavy imports.
-
-    This imports torch (3 s), but not Transformers (12 s). Its parser checks everything else.
-
-    Args:
-        words: the command line, without the program's name.
-        optim: the optimizer if ``--optim`` is not among them.
-
-    Raises:
-        ConfigError: as :func:`parse`; nothing for optimizers that are not ours.
-    """
-    said: dict[str, Any] = {"optim": optim, "optim_args": None}
-    for word, following in itertools.pairwise([*words, ""]):
-        flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in said:
-            said[name] = value if equals else following
-    if said["optim"] in OPTIMIZERS:
-        parse(said["optim"], said["optim_args"])
-
-
 def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:
     if text is None or text == "":
         return []
     if not isinstance(text, str):
         raise ConfigError(
-            f"optim_args is {text!r}; it takes text, as in 'p_bound=1.0,seed=3'. Write the options "
-            "in one string."
+            f"optim_args is {text!r}; it takes text, as in '{_example(optim)}'. Write the "
+            "options in one string."
         )
     pairs: list[tuple[str, str]] = []
     for part in text.replace(" ", "").split(","):
@@ -113,4 +89,4 @@ def _override(optim: str, target: str, given: dict[str, str]) -> dict[str, Any]:
 
 
 def _example(optim: str) -> str:
-    return "p_scale=3.0,vector.lr=0.001" if optim == "madam" else "p_bound=1.0,vector.lr=0.001"
+    return f"{OPTIMIZERS[optim].bound or 'seed=3'},vector.lr=0.001"

@@ -31,11 +31,11 @@ from hf_relopt.hf.learning_rate import Choice
 from hf_relopt.hf.log import say_once
 from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.optim.create import OPTIMIZERS, from_plan
+from hf_relopt.optim.create import from_plan
 from hf_relopt.optim.create import plan as make_plan
-from hf_relopt.optim.learning_rates import Look, look_at
+from hf_relopt.optim.learning_rates import Look, default_lrs, look_at
+from hf_relopt.plans.entries import OPTIMIZERS, follows_spectral, preset_of
 from hf_relopt.plans.plan import Plan
-from hf_relopt.plans.presets import PRESETS, follows_spectral
 
 
 def class_and_options(args: Any, model: nn.Module | None) -> tuple[type, dict[str, Any]]:
@@ -49,7 +49,7 @@ def class_and_options(args: Any, model: nn.Module | None) -> tuple[type, dict[st
         ConfigError, UnsupportedSetup: see :func:`hf_relopt.hf.arguments.check`.
     """
     maker = Maker(args, model)
-    kind: Any = OPTIMIZERS[maker.name]
+    kind: Any = OPTIMIZERS[maker.name].load()
 
     class Made(kind):
         """Makes the optimizer that the arguments ask for, which is a plain one of its base."""
@@ -169,15 +169,15 @@ class Maker:
         if choice is None:
             raise ConfigError(
                 f"No learning rate is given, and {self.name} cannot choose one, since the trainer "
-                "does not pass its model. Give learning_rate: 0.01 from scratch, 0.001 for a "
-                f"pretrained model, 0.03 for LoRA. {INSTEAD.format(optim=self.name)}"
+                f"does not pass its model. Give learning_rate: {default_lrs(self.name)}. "
+                f"{INSTEAD.format(optim=self.name)}"
             )
         return [group.without_lr() if group.lr in unset else group for group in groups], choice
 
     def _plan(self, groups: Sequence[CallerGroup], choice: Choice, options: dict[str, Any]) -> Plan:
         """The plan of what the trainer passes."""
         model, optim, overrides = self.model, self.name, self.said.overrides
-        if model is None and optim in PRESETS:
+        if model is None and preset_of(optim) is not None:
             raise ConfigError(
                 f"{optim} needs to know what each weight is for, but the trainer does not pass "
                 f"its model. {INSTEAD.format(optim=optim)}"

@@ -9,25 +9,12 @@ from torch import Tensor
 
 from hf_relopt.options.method import group_method
 from hf_relopt.options.tables import DIRECTION_OPTIONS
+from hf_relopt.plans.entries import entry_of_rule
 from hf_relopt.plans.plan import peak_lr
 from hf_relopt.plans.roles import steps_as_vector
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-RULES = {
-    "fromage": "Fromage: each weight tensor moves by a fixed fraction of its own norm "
-    "([Bernstein et al., 2020](https://arxiv.org/abs/2002.03432))",
-    "madam": "Madam: each weight is multiplied by a factor near one "
-    "([Bernstein et al., 2020](https://arxiv.org/abs/2006.14560))",
-}
-# What Fromage's steps follow in place of the gradient.
-DIRECTIONS = {
-    "momentum": "the momentum",
-    "spectral": "the orthogonalized momentum "
-    "([Amsel et al., 2025](https://arxiv.org/abs/2505.16932))",
-    "adam": "the momentum over the root of the second moment",
-}
 
 
 def rules_in_use(trainer: Trainer) -> list[str]:
@@ -44,20 +31,27 @@ def rule_words(trainer: Trainer) -> list[str]:
     options = _options(trainer.optimizer)
     if not rules:
         return [f"{_class_name(trainer)}{options}"]
-    along = _directions(trainer.optimizer)
-    words = [RULES.get(rule, rule) + (along if rule == "fromage" else "") for rule in rules]
+    words = [_words(rule) + _directions(trainer.optimizer, rule) for rule in rules]
     return [words[0] + options, *words[1:]]
 
 
-def _directions(optimizer: Any) -> str:
-    """What Fromage's matrices follow, most parameters first; nothing for the gradient alone."""
-    used = _by_size((group["direction"], param) for group, param in _matrices(optimizer))
-    words = [DIRECTIONS.get(direction, f"the {direction}") for direction in used]
+def _words(rule: str) -> str:
+    entry = entry_of_rule(rule)
+    return rule if entry is None else entry.words
+
+
+def _directions(optimizer: Any, rule: str) -> str:
+    """What a rule's matrices follow, most parameters first; nothing for the gradient alone."""
+    of_rule = ((g, param) for g, param in _matrices(optimizer) if g["rule"] == rule)
+    used = _by_size((group["direction"], param) for group, param in of_rule)
+    entry = entry_of_rule(rule)
+    known = entry.directions if entry is not None else {}
+    words = [known.get(direction, f"the {direction}") for direction in used]
     return f", along {' and '.join(words)}" if set(used) - {"gradient"} else ""
 
 
 def _bounds(optimizer: Any) -> list[str]:
-    """The values of ``p_bound`` that Fromage's matrices are held by, most parameters first."""
+    """The values of ``p_bound`` that matrices with directions are held by, most weights first."""
     held = (
         (group_method(group).options["p_bound"], param) for group, param in _matrices(optimizer)
     )
@@ -65,7 +59,7 @@ def _bounds(optimizer: Any) -> list[str]:
 
 
 def _momenta(optimizer: Any) -> list[str]:
-    """Decays of the momenta of Fromage's matrices, those of most parameters first."""
+    """Decays of the momenta of matrices with directions, those of most parameters first."""
     read = ((group_method(group), param) for group, param in _matrices(optimizer))
     return _by_size(
         (f"{method.options['momentum']:g}", param)
@@ -75,9 +69,9 @@ def _momenta(optimizer: Any) -> list[str]:
 
 
 def _matrices(optimizer: Any) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
-    """Fromage's weights that are no vectors, with their groups."""
+    """The weights that have a frame and are no vectors, with their groups."""
     for group in optimizer.param_groups:
-        if group["rule"] == "fromage":
+        if _has_frame(group):
             yield from (
                 (group, param) for param in group["params"] if not steps_as_vector(group, param)
             )
@@ -113,9 +107,14 @@ def _options(optimizer: Any) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
+def _has_frame(group: Mapping[str, Any]) -> bool:
+    """Whether the group's rule has directions, scales and bounds, as Fromage does."""
+    return "rule" in group and group.keys() >= DIRECTION_OPTIONS.keys()
+
+
 def _in_force(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's options; of Fromage's frame, what its steps read, with defaults filled in."""
-    if group.get("rule") != "fromage":
+    """A group's options; of a frame, what its steps read, with defaults filled in."""
+    if not _has_frame(group):
         return dict(group)
     method = group_method(group)
     given = method.options

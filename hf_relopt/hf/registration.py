@@ -18,7 +18,7 @@ from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.hf import arguments, trainers
 from hf_relopt.hf.log import logger
 from hf_relopt.import_hook import is_finished
-from hf_relopt.optim.create import OPTIMIZERS
+from hf_relopt.plans.entries import OPTIMIZERS
 from hf_relopt.version import __version__
 
 # Major and minor version of the oldest and the newest transformers that the tests pass with. All

@@ -12,21 +12,13 @@ from torch import Tensor, nn
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.optim.fromage import Fromage
-from hf_relopt.optim.madam import Madam
 from hf_relopt.options.checks import check_options, check_together, unknown_option
 from hf_relopt.options.method import check_spectral, require_shapes
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import plan as groups
+from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name
 from hf_relopt.plans.plan import Overrides, Plan
-from hf_relopt.plans.presets import PRESETS, rule_of_name
 from hf_relopt.rules.rule import RULES
-
-OPTIMIZERS: dict[str, type[RelativeOptimizer]] = {
-    "fromage": Fromage,
-    "madam": Madam,
-    **dict.fromkeys(PRESETS, Fromage),
-}
 
 
 def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
@@ -80,7 +72,7 @@ def plan(
         )
     for target, changes in (overrides or {}).items():
         check_override(optim, target, changes)
-    preset = PRESETS.get(optim)
+    preset = preset_of(optim)
     chosen = groups.build(model, optim, lr, overrides=overrides, options=options, preset=preset)
     spectral: list[dict[str, Any]] = []
     for entry in chosen.entries:
@@ -134,8 +126,8 @@ def from_plan(chosen: Plan) -> RelativeOptimizer:
     Groups that are added later get its learning rate, and the options of weights without a special
     role.
     """
-    made = OPTIMIZERS[chosen.optim](chosen.groups, **chosen.options)
-    preset = PRESETS.get(chosen.optim)
+    made: RelativeOptimizer = OPTIMIZERS[chosen.optim].load()(chosen.groups, **chosen.options)
+    preset = preset_of(chosen.optim)
     own = preset.options_of("matrix", chosen.options) if preset else {}
     made.defaults.update(own, lr=chosen.lr, **chosen.options)
     return made
@@ -163,7 +155,7 @@ def _require_model(model: Any) -> None:
 
 def check_request(optim: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError if options contradict each other for some weight, whatever the model."""
-    preset, rule = PRESETS.get(optim), rule_of_name(optim)
+    preset, rule = preset_of(optim), rule_of_name(optim)
     roles = ("matrix", *preset.roles) if preset else ()
     for own in [preset.options_of(role, options) for role in roles] if preset else [{}]:
         check_together(rule, {**_defaults(rule), **own, **options, "params": [], "lr": 0.0})

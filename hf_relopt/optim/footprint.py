@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hf_relopt.options.method import method_of
 from hf_relopt.options.tables import OPTIONS
+from hf_relopt.plans.entries import preset_of, rule_of_name
 from hf_relopt.plans.plan import CUTTING, Plan
-from hf_relopt.plans.presets import PRESETS, rule_of_name
 from hf_relopt.step.state import SCALARS, anchors
 
 STATE_BYTES = 4  # float32, whatever the weights are
@@ -59,7 +59,7 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
 
 def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of state for each entry of a matrix that is one block, and for the tensor."""
-    preset = PRESETS.get(optim)
+    preset = preset_of(optim)
     given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
     whole = {name: value for name, value in given.items() if name not in CUTTING}
     return _state(whole, torch.empty(2, 2, device="meta"))

@@ -1,7 +1,4 @@
-"""Which learning rates make sense: by optimizer, and by what is trained.
-
-The ranges are measured: docs/coming-from-adamw.md says where.
-"""
+"""Which learning rates make sense: by optimizer (its entry says which), and by what is trained."""
 
 from __future__ import annotations
 
@@ -15,12 +12,11 @@ from torch import nn
 
 from hf_relopt.options.method import require_shapes
 from hf_relopt.plans import plan as groups
+from hf_relopt.plans.entries import OPTIMIZERS, Range, rule_of_name
 from hf_relopt.plans.plan import FINE_TUNING_LR, Overrides, Plan
-from hf_relopt.plans.presets import PRESETS, rule_of_name
 
 _logger = logging.getLogger("hf_relopt")
 
-FROM_SCRATCH_LR = 0.01
 ADAPTER_LR = 0.03
 # Prompts start far longer than the words of a model, VeRA's vectors act through fixed matrices; OSF
 # trains parts of the model's own weights. benchmarks/results/adapters_sst2_cpu_202611.md
@@ -59,25 +55,6 @@ class Look(NamedTuple):
         return " and ".join(_NAMES.get(kind, kind) for kind in self.adapters)
 
 
-class Range(NamedTuple):
-    """Learning rates that did well, and how far beyond them nothing can be expected."""
-
-    low: float
-    high: float
-
-    @property
-    def least(self) -> float:
-        """Below it next to nothing moves in a run of usual length."""
-        return self.low / 5
-
-    @property
-    def most(self) -> float:
-        """Above it weights are thrown about: fine-tuning at 0.01 ended at chance."""
-        return self.high * 3
-
-
-_FROM_SCRATCH = {"fromage": Range(0.01, 0.03), "madam": Range(0.01, 0.05)}
-_FINE_TUNING = {"fromage": Range(0.001, 0.003), "madam": Range(0.001, 0.003)}
 # Of a part of the weights: a new head has 0.01 in fine-tuning.
 _ANYWHERE = Range(0.001, 0.05)
 
@@ -102,8 +79,15 @@ def default_for(look: Look, optim: str) -> float:
         return _OF_KIND.get(look.adapters[0], ADAPTER_LR)
     if look.situation == "pretrained":
         return FINE_TUNING_LR
-    preset = PRESETS.get(optim)
-    return preset.from_scratch_lr if preset else FROM_SCRATCH_LR
+    return OPTIMIZERS[optim].from_scratch_lr
+
+
+def default_lrs(optim: str) -> str:
+    """The default learning rates in words, for those who must choose without a look at a model."""
+    return (
+        f"{OPTIMIZERS[optim].from_scratch_lr:g} from scratch, {FINE_TUNING_LR:g} for a pretrained "
+        f"model, {ADAPTER_LR:g} for LoRA"
+    )
 
 
 def range_for(look: Look, optim: str) -> Range:
@@ -111,8 +95,8 @@ def range_for(look: Look, optim: str) -> Range:
     if look.situation == "adapters" and default_for(look, optim) != FINE_TUNING_LR:
         return Range(default_for(look, optim) / 3, default_for(look, optim))
     if look.situation != "untrained":
-        return _FINE_TUNING.get(optim, Range(0.001, 0.002))
-    return _FROM_SCRATCH.get(optim, Range(0.01, 0.04))
+        return OPTIMIZERS[optim].fine_tuning
+    return OPTIMIZERS[optim].from_scratch
 
 
 def remark_on(lr: float, look: Look | None, optim: str) -> str | None:
@@ -167,7 +151,7 @@ def remarks(
             where there is something to say. None: nobody knows the model.
     """
     lr, optim = float(chosen.lr), chosen.optim
-    if lr_is_given and not _fits_everywhere(lr):
+    if lr_is_given and not _fits_everywhere(lr, optim):
         inner = {"matrix", "embedding", "conv", "lora"} & {entry.role for entry in chosen.entries}
         # A head alone on a frozen model is new, whatever the model looks like.
         here = look() if look is not None and inner else None
@@ -191,8 +175,8 @@ def warn_once(remark: str) -> None:
         _logger.warning("%s", remark)
 
 
-def _fits_everywhere(lr: float) -> bool:
-    every = [*_FROM_SCRATCH.values(), *_FINE_TUNING.values()]
+def _fits_everywhere(lr: float, optim: str) -> bool:
+    every = [OPTIMIZERS[optim].from_scratch, OPTIMIZERS[optim].fine_tuning]
     return lr == 0 or max(one.least for one in every) <= lr <= min(one.most for one in every)
 
 

@@ -28,9 +28,13 @@ def check_options(rule: str, given: Mapping[str, Any]) -> None:
     if rule != "adamw" and not is_no_decay(given.get("weight_decay")):
         raise ConfigError(
             f"weight_decay is {given['weight_decay']!r}; {rule} takes only 0: it keeps the norms "
-            "of weights by itself. Leave weight_decay at 0, and use "
-            f"{'p_scale' if rule == 'madam' else 'p_bound'} to bound the weights."
+            f"of weights by itself. Leave weight_decay at 0{_in_place_of_decay(rule)}."
         )
+
+
+def _in_place_of_decay(rule: str) -> str:
+    bound = next((name for name in ("p_bound", "p_scale") if name in OPTIONS[rule]), None)
+    return f", and use {bound} to bound the weights" if bound else ""
 
 
 def is_no_decay(value: Any) -> bool:

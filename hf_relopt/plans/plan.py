@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.plans.entries import rule_of_name
 from hf_relopt.plans.fused_qkv import split_of
-from hf_relopt.plans.presets import PROMPTS, PROMPTS_HEAD, TASK_HEAD, Preset, rule_of_name
+from hf_relopt.plans.presets import PROMPTS, PROMPTS_HEAD, TASK_HEAD, Preset
 from hf_relopt.plans.roles import (
     adapted_part,
     adapter_of,
@@ -147,7 +148,7 @@ def build(
         role = role_of(model, name, tied, param, module)
         names = {name, *tied, home, *(home_of(model, each) for each in tied)}
         own_lr = _beside_adapters(model, name, lr) if adapting else lr
-        chosen: dict[str, Any] = {"rule": optim, "lr": own_lr}
+        chosen: dict[str, Any] = {"rule": rule_of_name(optim), "lr": own_lr}
         own = tuple(
             target
             for target in overrides

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of a classifier or a question answerer: it has a few rows and often no training yet.
 TASK_HEAD = "task head"
@@ -31,14 +32,12 @@ class Preset:
         roles: options by role; TASK_HEAD: see roles.is_for_a_task; PROMPTS: PEFT's prompts;
             PROMPTS_HEAD: a task head beside these alone.
         cut: roles whose fused weights are split into their matrices.
-        from_scratch_lr: the default learning rate of training from scratch.
     """
 
     rule: str
     others: Mapping[str, Any]
     roles: Mapping[str, Mapping[str, Any]]
     cut: tuple[str, ...]
-    from_scratch_lr: float
 
     def options_of(
         self, role: str, given: Mapping[str, Any], lr: float | Tensor = 0.0
@@ -89,24 +88,8 @@ def _preset(direction: str) -> Preset:
             PROMPTS_HEAD: {**_BY_ROW, "lr_factor": 3.0},
         },
         cut=("matrix",),
-        # The best of .01, .02 and .04 at five sizes after 2,000 steps, and better than .01 after
-        # fewer: benchmarks/results/quality_widths_cpu_202611.md and the short one beside it.
-        from_scratch_lr=0.02,
     )
 
 
-PRESETS: dict[str, Preset] = {
-    "fromage_spectral": _preset("spectral"),
-    "fromage_momentum": _preset("momentum"),
-}
-
-
-def rule_of_name(optim: str) -> str:
-    """The rule of an optimizer's weights without an override."""
-    return PRESETS[optim].rule if optim in PRESETS else optim
-
-
-def follows_spectral(optim: str, options: Mapping[str, Any]) -> bool:
-    """True if matrices have direction "spectral" without an override."""
-    given = PRESETS[optim].others if optim in PRESETS else {}
-    return {**given, **options}.get("direction") == "spectral"
+SPECTRAL = _preset("spectral")
+MOMENTUM = _preset("momentum")

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
-from hf_relopt import shipped
 from hf_relopt.cli.main import app
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
     find_accelerate,
     find_recipe,
     recipe_names,
-    recipes_folder,
     task_names,
 )
-from hf_relopt.errors import ConfigError
 from hf_relopt.shipped import accelerate_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,33 +27,6 @@ RECIPES = ROOT / "recipes"
 
 def call(*words: str):
     return CliRunner().invoke(app, ["recipes", *words])
-
-
-def flags_of(command: list[str]) -> dict[str, list[str]]:
-    """What the script gets, by flag; the last of two counts, as it does for argparse."""
-    script = next(place for place, word in enumerate(command) if word.endswith(".py"))
-    flags: dict[str, list[str]] = {}
-    for word in command[script + 1 :]:
-        if word.startswith("--"):
-            name = word[2:]
-            flags[name] = []
-        else:
-            flags[name].append(word)
-    return flags
-
-
-def test_in_a_clone_the_folder_is_the_clone_s():
-    assert recipes_folder() == RECIPES
-
-
-def test_the_folder_in_the_package_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "pkg")
-    with pytest.raises(ConfigError, match="no recipes in"):
-        recipes_folder()
-    (tmp_path / "recipes" / "accelerate").mkdir(parents=True)
-    assert recipes_folder() == tmp_path / "recipes"
-    (tmp_path / "pkg" / "recipes" / "accelerate").mkdir(parents=True)
-    assert recipes_folder() == tmp_path / "pkg" / "recipes"
 
 
 def test_list_names_everything_there_is():
@@ -121,25 +87,6 @@ def test_what_is_no_name_is_one_message_and_code_2(words, near):
     assert line.startswith("hf-relopt: ") and near in line
 
 
-@pytest.mark.parametrize("task", task_names())
-def test_a_task_alone_means_what_did_best(task):
-    best = "madam" if task.endswith("lora") else "fromage_spectral"
-    assert find_recipe(task) == find_recipe(f"{task}/{best}")
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_each_learning_rate_has_a_record_behind_it_or_says_that_it_has_none(name):
-    file = find_recipe(name).arguments.read_text()
-    above = file.partition("\nlearning_rate:")[0].splitlines()
-    comment = []
-    while above[-1].startswith("#"):
-        comment.insert(0, above.pop().lstrip("# "))
-    words = " ".join(comment)
-    records = re.findall(r"benchmarks/results/[\w.]+", words)
-    assert all((ROOT / record).is_file() for record in records), records
-    assert records or "No record" in words, words
-
-
 def test_a_dry_run_prints_the_command_and_runs_nothing(tmp_path):
     words = ["pretrain-gpt2-124m", "--accelerate", "cpu", "--train_file", "no such.txt"]
     done = call("run", *words, "--dry-run")
@@ -154,65 +101,6 @@ def test_a_slip_in_the_command_s_own_flags_is_no_flag_of_the_script(flag):
     done = call("run", "pretrain-gpt2-124m", "--dry-run", flag, "cpu")
     assert done.exit_code == 2 and not done.stdout
     assert f"unknown argument {flag.partition('=')[0]}; did you mean --" in done.stderr
-
-
-def test_a_mistake_in_a_script_s_flags_ends_before_the_launcher_loads():
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_relopt", "recipes", "run", "sft-chat-qwen", "--max_stepz", "3"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time")]
-    assert said == ["sft_chat.py: error: unknown argument --max_stepz; did you mean --max_steps?"]
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
-    assert "argparse" in loaded and not loaded & {"torch", "transformers", "accelerate"}
-    assert time.monotonic() - begun < 30  # a second on a machine that has nothing else to do
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_the_command_says_all_that_the_file_says(name):
-    recipe = find_recipe(name)
-    command = launch_command(recipe, find_accelerate("ddp"), [])
-    assert command[:3] == [sys.executable, "-m", "hf_relopt.cli.launch"]
-    assert command[3:5] == ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml")]
-    assert command[5] == str(recipe.script) and recipe.script.is_file()
-    written = yaml.safe_load(recipe.arguments.read_text())
-    assert flags_of(command) == {key: [str(value)] for key, value in written.items()}
-
-
-def test_overrides_win_and_launcher_flags_go_to_the_launcher():
-    recipe = find_recipe("pretrain-gpt2-124m/madam")
-    words = ["--learning_rate", "0.01", "--num_processes", "8", "--seed=3", "--eval-steps", "7"]
-    command = launch_command(recipe, None, [*words, "--gpu_ids=0,1"])
-    script = command.index(str(recipe.script))
-    assert command[3:script] == ["--num_processes", "8", "--gpu_ids=0,1"]
-    flags = flags_of(command)
-    assert flags["learning_rate"] == ["0.01"]
-    assert flags["eval-steps"] == ["7"] and "eval_steps" not in flags
-    assert command[-5:] == ["--learning_rate", "0.01", "--seed=3", "--eval-steps", "7"]
-
-
-@pytest.mark.parametrize(
-    ("words", "gone", "kept"),
-    [
-        ("--train_file t.txt", {"dataset_name", "dataset_config_name"}, {"tokenizer_name"}),
-        ("--dataset_name a/b", {"dataset_config_name"}, {"dataset_name"}),
-        ("--num_train_epochs 1", {"max_steps"}, {"num_train_epochs"}),
-        (
-            "--model_name_or_path here",
-            {"model_type", "config_overrides", "tokenizer_name"},
-            {"block_size"},
-        ),
-        ("--model_type llama", {"config_overrides"}, {"model_type", "tokenizer_name"}),
-    ],
-)
-def test_what_contradicts_an_override_gives_way(words, gone, kept):
-    flags = flags_of(launch_command(find_recipe("pretrain-gpt2-124m"), None, words.split()))
-    assert not gone & flags.keys()
-    assert kept <= flags.keys()
 
 
 def test_slurm_script_starts_one_launcher_per_machine(tmp_path):

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from hf_relopt import UnsupportedSetup
-from hf_relopt.cli import main
 from hf_relopt.cli.run import AUTOLOAD, child_environment, hiding_switch, run_and_wait, shebang
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -403,33 +401,6 @@ def test_without_exec_a_killed_child_gives_the_shell_s_code():
     assert run_and_wait([sys.executable, "-c", kill], os.environ) == 128 + signal.SIGKILL
     assert run_and_wait([sys.executable, "-c", "raise SystemExit(5)"], os.environ) == 5
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_help_shows_how_to_use_it(environment):
-    for arguments, words in (
-        (["--help"], ["run", "recipes", "Fromage, Madam and fromage_spectral"]),
-        (["recipes", "run", "--help"], ["hf-relopt recipes run pretrain", "--accelerate"]),
-        (["run", "--help"], ["hf-relopt run python", "torchrun", "accelerate launch", "trl sft"]),
-    ):
-        done = subprocess.run([*MAIN, *arguments], env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        for word in words:
-            assert word in done.stdout
-        assert max(map(len, done.stdout.splitlines())) <= 100
-        assert "\\b" not in done.stdout and "python train.py hf-relopt" not in done.stdout
-
-
-def test_our_own_command_line_never_shows_a_traceback(monkeypatch, capsys):
-    """Commands say what is wrong themselves; this is for what none of them expects."""
-
-    def refuse(**_):
-        raise UnsupportedSetup("ZeRO is refused.")
-
-    monkeypatch.setattr(main, "app", refuse)
-    with pytest.raises(SystemExit) as stop:
-        main.main()
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "hf-relopt: ZeRO is refused.\n"
 
 
 def test_start_up_costs_next_to_nothing(run, environment):

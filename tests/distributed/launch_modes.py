@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from hf_relopt import Fromage, UnsupportedSetup, create_optimizer
 from hf_relopt.hf import guards
 from hf_relopt.hf.optimizer_class import class_and_options
+from hf_relopt.hf.together import on_main_process
 from tests.distributed.ranks import run_checks
 
 CPU = torch.device("cpu")
@@ -162,6 +163,22 @@ def fsdp1_is_refused() -> None:
     refused("FSDP1 last", lambda: train(wrapped, optimizer, slice(None)), "FSDP1", "FSDP2")
 
 
+def what_the_main_process_finds_or_refuses_holds_for_all() -> None:
+    """The others do not even look."""
+    looked: list[int] = []
+
+    def find() -> str:
+        looked.append(dist.get_rank())
+        return f"found by rank {dist.get_rank()}"
+
+    def refuse() -> None:
+        raise UnsupportedSetup(f"refused by rank {dist.get_rank()}")
+
+    assert on_main_process(find) == "found by rank 0"
+    assert looked == ([0] if dist.get_rank() == 0 else [])
+    refused("on all ranks", lambda: on_main_process(refuse), "refused by rank 0")
+
+
 def partial_sums_are_refused() -> None:
     """A DTensor whose entries are on no rank: it has no norm until somebody adds it up."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -178,6 +195,7 @@ CHECKS = (
     bf16_rounds_alike_on_both_ranks,
     fsdp1_is_refused,
     partial_sums_are_refused,
+    what_the_main_process_finds_or_refuses_holds_for_all,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -135,6 +136,9 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 def run_checks(checks: Sequence[Callable[[], None]], wanted: Sequence[str]) -> None:
     """Run all checks, or those that are named; each rank says which it has passed."""
+    # As tests/conftest.py does, and for the same reason.
+    gc.collect()
+    gc.freeze()
     for check in checks:
         if not wanted or check.__name__ in wanted:
             check()

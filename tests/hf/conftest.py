@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from transformers import Trainer
 
+from hf_relopt import Madam
 from hf_relopt.hf import log
 from hf_relopt.optim import learning_rates
+from tests.hf.tiny import arguments, gpt2, rows
 
 
 class Said(logging.Handler):
@@ -37,3 +45,48 @@ def said() -> Iterator[Said]:
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run's checkpoints 2 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    args = arguments(folder, optim="fromage", save_strategy="steps", save_steps=2)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    return folder
+
+
+@pytest.fixture
+def run(plain_run: Path, tmp_path: Path) -> Path:
+    """A copy of them, to be damaged."""
+    return Path(shutil.copytree(plain_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def sharded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose optimizer was saved in shards as Accelerate saves it under FSDP2."""
+    folder = tmp_path_factory.mktemp("sharded")
+    args = arguments(folder, optim="fromage", save_strategy="steps", save_steps=2, max_steps=2)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    weight = torch.nn.Parameter(torch.ones(64, 64))
+    optimizer = Madam([("weight", weight)])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = {"optimizer": {**optimizer.state_dict(), "word": "value"}}
+    with warnings.catch_warnings():
+        # torch says that it saves from a single process.
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        dcp.save(state, checkpoint_id=folder / "checkpoint-2" / "optimizer_0")
+    return folder
+
+
+@pytest.fixture
+def checkpoint(sharded_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be prepared."""
+    return Path(shutil.copytree(sharded_run, tmp_path / "run")) / "checkpoint-2"
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """A folder that is there once a prepared file has run."""
+    return tmp_path / "trap"

@@ -2,81 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
-import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from hf_relopt import RelOptTrainer
 from hf_relopt.errors import ConfigError, FormatError
 from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint, require_complete
+from tests.hf.damage import (
+    DEEP,
+    a_folder,
+    a_pipe,
+    changed,
+    cut,
+    empty,
+    header,
+    header_cut,
+    holding,
+    linked,
+    saved,
+    without,
+    zeroed,
+)
 from tests.hf.tiny import arguments, gpt2, rows, same, weights
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A real run's checkpoints 2 and 4."""
-    folder = tmp_path_factory.mktemp("run")
-    args = arguments(folder, optim="fromage", save_strategy="steps", save_steps=2)
-    Trainer(gpt2(), args, train_dataset=rows()).train()
-    return folder
-
-
-@pytest.fixture
-def run(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "run"))
-
-
-def cut(path: Path) -> None:
-    """What a full disk or a killed process leaves behind."""
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def header_cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:20])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def zeroed(path: Path) -> None:
-    """A block that a disk has lost: the length stays."""
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(64)
-    path.write_bytes(content)
-
-
-def holding(content: bytes | str) -> Callable[[Path], None]:
-    content = content.encode() if isinstance(content, str) else content
-    return lambda path: path.write_bytes(content) and None
-
-
-def header(content: bytes, length: int | None = None) -> Callable[[Path], None]:
-    """A safetensors file of this header, and no weights."""
-    length = len(content) if length is None else length
-    return holding(length.to_bytes(8, "little") + content)
-
-
-def without(name: str) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        state = json.loads(path.read_text())
-        del state[name]
-        path.write_text(json.dumps(state))
-
-    return damage
-
-
-DEEP = "[" * 100_000 + "]" * 100_000
 DAMAGES = [
     ("trainer_state.json", Path.unlink, "trainer_state.json"),
     ("trainer_state.json", cut, "trainer_state.json"),
@@ -132,129 +85,6 @@ def test_a_damaged_one_is_passed_over_and_named(name, damage, named, run, said):
     assert sorted(path.name for path in (run / "checkpoint-4").iterdir()) == kept
 
 
-@pytest.mark.parametrize("offset", range(0, 100, 4))
-def test_a_lost_block_is_noticed_wherever_it_is(offset, run):
-    """Every byte of an archive is covered by a checksum, a signature or a length."""
-    path = run / "checkpoint-4" / "optimizer.pt"
-    content = bytearray(path.read_bytes())
-    first = len(content) * offset // 100
-    lost = content[first : first + 512]
-    if not any(lost):
-        return  # torch pads with zeros: nothing is lost
-    content[first : first + 512] = bytes(len(lost))
-    path.write_bytes(content)
-    assert "optimizer.pt" in find_fault(run / "checkpoint-4")
-
-
-def test_archives_without_checksums_are_not_taken_for_damaged(run):
-    path = run / "checkpoint-4" / "optimizer.pt"
-    saved = torch.load(path, weights_only=True)
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save(saved, path)
-    finally:
-        torch.serialization.set_crc32_options(True)
-    assert find_fault(run / "checkpoint-4") is None
-
-
-@pytest.mark.parametrize("content", [
-    "null", "[]", "{}", DEEP, '{"weight_map": null}', '{"weight_map": {}}', '{"weight_map": []}',
-    '{"weight_map": {"w": 3}}', '{"weight_map": {"w": "../model.safetensors"}}',
-    '{"weight_map": {"w": "/etc/hostname"}}', '{"weight_map": {"w": "missing.safetensors"}}',
-])  # fmt: skip
-@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
-def test_a_damaged_index_is_a_fault(content, kind, run):
-    (run / "checkpoint-4" / f"{kind}.index.json").write_text(content)
-    assert f"{kind}.index.json" in find_fault(run / "checkpoint-4")
-
-
-# --- files of the right kind with the wrong content ---------------------------------------
-
-
-def changed(**fields: object) -> Callable[[Path], None]:
-    """Fields of a JSON file, or of a dictionary that torch has saved."""
-
-    def damage(path: Path) -> None:
-        if path.suffix == ".json":
-            path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-        else:
-            torch.save({**torch.load(path, weights_only=False), **fields}, path)
-
-    return damage
-
-
-def saved(content: object) -> Callable[[Path], None]:
-    return lambda path: torch.save(content, path)
-
-
-CONTENT = [
-    *[("trainer_state.json", changed(**fields)) for fields in (
-        {"unknown_field": 1}, {"stateful_callbacks": [1]}, {"stateful_callbacks": "x"},
-        {"stateful_callbacks": {"TrainerControl": 5}}, {"train_batch_size": "x"},
-        {"stateful_callbacks": {"TrainerControl": {"args": 3}}}, {"train_batch_size": -1},
-        {"save_steps": "x"}, {"logging_steps": []}, {"total_flos": "x"}, {"best_metric": "x"},
-        {"best_model_checkpoint": 5}, {"global_step": 100}, {"global_step": 10**30},
-        {"log_history": [{"step": "x", "loss": 1.0}]}, {"num_input_tokens_seen": "x"},
-    )],
-    ("trainer_state.json", lambda path: path.write_text(path.read_text(), encoding="utf-16")),
-    *[("config.json", holding(text)) for text in ("garbage", "[]", "null", "", DEEP, "5")],
-    *[(name, saved(content)) for content in (None, 5, [1], "x", torch.ones(2), {})
-      for name in ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")],
-    *[("optimizer.pt", changed(**fields)) for fields in (
-        {"state": [1]}, {"param_groups": {}}, {"param_groups": [1]}, {"param_groups": [{}]},
-    )],
-    ("optimizer.bin", saved({"state": {"w": 1}, "param_groups": []})),
-    *[("rng_state.pth", changed(**fields)) for fields in (
-        {"python": 5}, {"python": (3, (1, 2), None)}, {"numpy": 5}, {"cpu": 5},
-        {"cpu": torch.zeros(3)}, {"cpu": torch.zeros(3, dtype=torch.uint8)},
-    )],
-    *[(name, saved(content)) for content in (None, [1])
-      for name in ("scaler.pt", "pytorch_model.bin")],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "damage"), CONTENT)
-def test_wrong_content_is_a_fault(name, damage, run):
-    state = random.getstate(), torch.get_rng_state()
-    damage(run / "checkpoint-4" / name)
-    assert find_fault(run / "checkpoint-4").startswith(f"{name} ")
-    assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
-
-
-@pytest.mark.parametrize("fields", [
-    {"epoch": None}, {"eval_steps": None, "save_steps": 0.5}, {"train_batch_size": None},
-    {"stateful_callbacks": None}, {"best_metric": float("nan"), "total_flos": 3},
-    {"stateful_callbacks": {"A": [{"args": {}, "attributes": {}}], "B": {}}},
-])  # fmt: skip
-def test_states_of_other_runs_and_releases_are_no_fault(fields, run):
-    path = run / "checkpoint-4" / "trainer_state.json"
-    changed(**fields)(path)
-    assert find_fault(path.parent) is None
-    state = json.loads(path.read_text())
-    path.write_text(json.dumps({name: state[name] for name in list(state) if name in (
-        "epoch", "global_step", "max_steps", "log_history")}))  # fmt: skip
-    assert find_fault(path.parent) is None
-
-
-def test_one_step_beyond_the_end_is_no_fault(run):
-    """The stock Trainer takes one when a completed run is resumed, and saves it."""
-    args = arguments(run, optim="fromage", save_strategy="steps", save_steps=1)
-    Trainer(gpt2(), args, train_dataset=rows()).train(str(run / "checkpoint-4"))
-    state = json.loads((run / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["global_step"] > state["max_steps"]
-    assert find_fault(run / "checkpoint-5") is None
-
-
-@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
-def test_files_that_an_index_names_are_looked_at(kind, run):
-    folder = run / "checkpoint-4"
-    (folder / "model.safetensors").unlink()
-    (folder / f"{kind}.index.json").write_text('{"weight_map": {"w": "foo.bin"}}')
-    for damage in (holding(b""), holding(b"text"), saved([1]), a_folder):
-        damage(folder / "foo.bin")
-        assert "foo.bin" in find_fault(folder)
-
-
 @pytest.mark.parametrize("fields", [
     {"base_lrs": ["x"]}, {"base_lrs": [0.1] * 9}, {"base_lrs": [float("nan")]}, {"base_lrs": 5},
     {"last_epoch": "x"}, {"last_epoch": None}, {"step": 5}, {"lr_lambdas": 5}, {"lr_lambdas": []},
@@ -266,80 +96,6 @@ def test_a_schedule_of_another_run_is_refused(fields, run):
     job = RelOptTrainer(gpt2(), arguments(run, optim="fromage"), train_dataset=rows())
     with pytest.raises(FormatError, match=r"checkpoint-4 .*scheduler.pt"):
         job.train(str(run / "checkpoint-4"))
-
-
-# --- weights of another model --------------------------------------------------------------
-
-
-def refuses_the_weights(run: Path, model: object, match: str) -> None:
-    before = weights(model)
-    job = RelOptTrainer(model, arguments(run, optim="fromage"), train_dataset=rows())
-    with pytest.raises(FormatError, match=match):
-        job.train(str(run / "checkpoint-4"))
-    assert same(before, weights(model))
-
-
-def in_shards(folder: Path, held: dict[str, torch.Tensor]) -> None:
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {name: "part.safetensors" for name in held}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    save_file(held, folder / "part.safetensors")
-
-
-def as_torch(folder: Path, held: dict[str, torch.Tensor]) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save(held, folder / "pytorch_model.bin")
-
-
-def as_safetensors(folder: Path, held: dict[str, torch.Tensor]) -> None:
-    save_file(held, folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("written", [in_shards, as_torch, as_safetensors])
-def test_weights_of_another_model_are_refused(written, made, tmp_path):
-    sound = load_file(made / "checkpoint-4" / "model.safetensors")
-    name = "transformer.wte.weight"
-    for number, (change, match) in enumerate([
-        ({**sound, name: torch.zeros(3, 3)}, rf"{name} is \[3, 3\], but \[50, 16\]"),
-        ({f"other.{key}": value for key, value in sound.items()}, "weight of this model"),
-        (sound, None),
-        ({key: value for key, value in sound.items() if key == name}, None),
-    ]):  # fmt: skip
-        run = Path(shutil.copytree(made, tmp_path / str(number)))
-        written(run / "checkpoint-4", change)
-        if match:
-            refuses_the_weights(run, gpt2(seed=1), match)
-        else:
-            args = arguments(run, optim="fromage", max_steps=5)
-            job = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
-            job.train(str(run / "checkpoint-4"))
-            assert job.state.global_step == 5
-
-
-def test_no_weights_at_all_are_refused(run):
-    save_file({}, run / "checkpoint-4" / "model.safetensors")
-    refuses_the_weights(run, gpt2(), "none of its 0 tensors")
-
-
-# --- what lies there in place of a file or folder ------------------------------------------
-
-
-def linked(to: str) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        path.unlink(missing_ok=True)
-        path.symlink_to(to)
-
-    return damage
-
-
-def a_folder(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def a_pipe(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
 
 
 @pytest.mark.parametrize("damage", [linked("nowhere"), linked("."), a_folder, a_pipe])
@@ -485,9 +241,6 @@ def test_from_adamw_to_ours_when_told_to_discard(optim, tmp_path, said):
     rates = [entry["learning_rate"] for entry in logged if "loss" in entry]
     assert rates == pytest.approx([0.01 * 1 / 4])  # in the last of four steps
     assert {int(state["step"]) for state in after.optimizer.optimizer.state.values()} == {2}
-
-
-# --- weights alone: save_only_model ---------------------------------------------------------
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from hf_relopt import ConfigError
 from hf_relopt.hf.callbacks import unwrapped
-from hf_relopt.hf.optim_args import OptimArgs, check_words, parse
+from hf_relopt.hf.optim_args import OptimArgs, parse
 from tests.hf.tiny import arguments, gpt2, passed, python, rows
 
 BAD = [
@@ -180,34 +180,11 @@ def test_an_override_that_matches_nothing_is_an_error_that_says_what_there_is(tm
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("line", "optim", "named"),
-    [
-        ("--optim fromage --optim_args p_bond=1", None, "p_bound"),
-        ("--optim=madam --seed 3 --optim-args=p_bound=1.0", None, "belongs to fromage"),
-        ("--optim_args lr=2 --output_dir out", "fromage", "0 <= lr < 1"),
-        ("--optim adamw_torch --optim_args p_bond=1", "fromage", None),
-        ("--optim fromage --optim_args p_bound=1", None, None),
-        ("--optim_args p_bond=1", None, None),
-        ("--optim fromage --optim_args", None, None),
-        ("file.json", "madam", None),
-        ("", None, None),
-    ],
-)
-def test_words_of_a_command_line_are_checked(line, optim, named):
-    if named is None:
-        check_words(line.split(), optim)
-    else:
-        with pytest.raises(ConfigError, match=named):
-            check_words(line.split(), optim)
-
-
 def test_text_is_read_without_transformers():
     code = """
         import sys
-        from hf_relopt.hf.optim_args import check_words, parse
+        from hf_relopt.hf.optim_args import parse
         parse("fromage_spectral", "momentum=0.9,vector.rule=adamw")
-        check_words(["--optim", "fromage", "--optim_args", "p_bound=2"])
         print(sorted({"transformers", "accelerate", "datasets"} & set(sys.modules)))
     """
     assert passed(python(code)) == "[]\n"

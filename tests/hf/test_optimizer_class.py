@@ -13,66 +13,10 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_relopt import ConfigError, Fromage, Madam, RelOptTrainer, create_optimizer
+from hf_relopt import ConfigError, Fromage, RelOptTrainer, create_optimizer
 from hf_relopt.hf.callbacks import unwrapped
-from tests.hf.tiny import VOCABULARY, arguments, gpt2, pretrained, rows, same, weights
-
-NAMES = ("fromage", "madam", "fromage_spectral")
-
-
-def split(trainer, **own):
-    """The two groups of the stock Trainer, with more in each of them."""
-    decayed = trainer.get_decay_parameter_names(trainer.model)
-    named = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for n, p in named if (n in decayed) == decays], "weight_decay": 0.0, **own}
-        for decays in (True, False)
-    ]
-
-
-class Caller(Trainer):
-    """Asks without its model, as most do."""
-
-    def groups(self):
-        return split(self)
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = cls(self.groups(), **kwargs)
-        return self.optimizer
-
-
-def facts(optimizer):
-    """Each weight's options, by name, without what only says where it came from."""
-    hidden = ("params", "param_names", "shapes_crc32", "weight_decay", "name")
-    return {
-        name: {key: value for key, value in group.items() if key not in hidden}
-        for group in optimizer.param_groups
-        for name in group["param_names"]
-    }
-
-
-def asked(trainer, tmp_path, model=None, **given):
-    """A trainer's optimizer, and the one that the plan of the same model gives."""
-    args = arguments(tmp_path, **given)
-    model = model or gpt2()
-    job = trainer(model, args, train_dataset=rows())
-    optimizer = job.create_optimizer()
-    return job, optimizer
-
-
-@pytest.mark.parametrize("optim", NAMES)
-def test_groups_that_say_nothing_get_the_plan(optim, tmp_path):
-    _, stock = asked(Trainer, tmp_path, optim=optim)
-    job, ours = asked(Caller, tmp_path, optim=optim)
-    assert type(ours) is (Madam if optim == "madam" else Fromage)
-    assert facts(ours) == facts(stock) == facts(create_optimizer(gpt2(), optim))
-    assert [g["param_names"] for g in ours.param_groups] == [
-        g["param_names"] for g in stock.param_groups
-    ]
-    job.train()
-    assert job.state.global_step == 4
+from tests.hf.group_callers import Caller, asked, facts, split
+from tests.hf.tiny import arguments, gpt2, pretrained, rows, same, weights
 
 
 def test_it_is_a_class_of_torch_s_and_its_options_can_be_read(tmp_path):
@@ -88,44 +32,6 @@ def test_it_is_a_class_of_torch_s_and_its_options_can_be_read(tmp_path):
     assert type(ours) is Fromage
     assert facts(ours) == facts(cls(job.model)) == facts(cls(params=job.model.parameters()))
     assert type(copy.deepcopy(ours)) is Fromage
-
-
-def test_a_group_s_own_learning_rate_is_obeyed_and_the_rest_keeps_the_plan(tmp_path, said):
-    class Llava(Caller):
-        def groups(self):
-            first, second = split(self, lr=self.args.learning_rate, name="body")
-            embedding = self.model.transformer.wpe.weight
-            first["params"] = [p for p in first["params"] if p is not embedding]
-            return [first, second, {"params": [embedding], "lr": 0.004, "name": "positions"}]
-
-    job, ours = asked(Llava, tmp_path, optim="fromage_spectral")
-    plan = facts(create_optimizer(gpt2(), "fromage_spectral"))
-    own = facts(ours)
-    positions = own.pop("transformer.wpe.weight")
-    before = plan.pop("transformer.wpe.weight")
-    assert own == plan
-    # An own rate is that of the weights: the plan's factor does not come on top.
-    assert (before["lr_factor"], positions["lr_factor"]) == (0.5, None)
-    assert {**positions, "lr": 0.02, "lr_factor": 0.5} == before
-    assert positions["lr"] == 0.004
-    assert {g["name"] for g in ours.param_groups} == {"body", "positions"}
-    assert not said.about("param group is")
-    job.train()
-
-
-def test_an_override_of_the_user_wins_over_a_group(tmp_path):
-    class Own(Caller):
-        def groups(self):
-            return split(self, lr=0.004)
-
-    text = "vector.lr=0.007,embedding.rule=adamw,embedding.lr=1e-3"
-    _, ours = asked(Own, tmp_path, optim="fromage", optim_args=text)
-    found = {(g["role"], g["rule"], g["lr"]) for g in ours.param_groups}
-    assert found == {
-        ("vector", "fromage", 0.007),
-        ("embedding", "adamw", 1e-3),
-        ("matrix", "fromage", 0.004),
-    }
 
 
 def test_axolotl_reads_the_learning_rate_and_works_out_its_own(tmp_path):
@@ -174,39 +80,6 @@ def test_a_learning_rate_that_the_trainer_passes_is_the_common_one(tmp_path, sai
     assert said.about("learning rate 0.004, as the trainer passes it")
 
 
-@pytest.mark.parametrize("where", ["group", "options"])
-@pytest.mark.parametrize("optim", ["fromage", "madam"])
-def test_weight_decay_in_the_trainer_s_own_code_is_refused(where, optim, tmp_path):
-    class Decays(Caller):
-        def create_optimizer(self, model=None):
-            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = split(self)
-            if where == "group":
-                groups[0]["weight_decay"] = 0.01
-            else:
-                kwargs["weight_decay"] = 0.01
-            return cls(groups, **kwargs)
-
-    remedy = "p_scale" if optim == "madam" else "p_bound"
-    with pytest.raises(ConfigError) as error:
-        asked(Decays, tmp_path, optim=optim)
-    for words in ("weight_decay is 0.01", "param group 0" if where == "group" else "options",
-                  optim, "to 0", remedy):  # fmt: skip
-        assert words in str(error.value)
-
-
-def test_weight_decay_of_a_group_that_follows_adamw_is_its_own(tmp_path):
-    class Mixed(Caller):
-        def groups(self):
-            first, second = split(self)
-            return [first, {**second, "rule": "adamw", "lr": 1e-3, "weight_decay": 0.1}]
-
-    job, ours = asked(Mixed, tmp_path, optim="fromage_spectral")
-    (vectors,) = [g for g in ours.param_groups if g["rule"] == "adamw"]
-    assert (vectors["lr"], vectors["weight_decay"], vectors["betas"]) == (1e-3, 0.1, (0.9, 0.999))
-    job.train()
-
-
 def test_without_a_trainer_and_a_model_there_must_be_a_learning_rate(tmp_path):
     """A function that builds an optimizer out of arguments alone."""
     model = gpt2()
@@ -231,23 +104,6 @@ def test_without_a_model_a_preset_says_what_to_do(tmp_path):
     assert "create_optimizer(model, 'fromage_spectral'), None)" in str(error.value)
 
 
-def test_overrides_without_a_model(tmp_path):
-    given = {"optim": "fromage", "learning_rate": 0.02}
-    model = gpt2()
-
-    def made(text, params):
-        args = arguments(tmp_path, **given, optim_args=text)
-        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
-        return facts(cls(params, **kwargs))
-
-    found = made("vector.lr=0.004,*.wpe.*.lr=0.003", model.named_parameters())
-    assert found["transformer.wpe.weight"]["lr"] == 0.003
-    assert found["transformer.ln_f.weight"]["lr"] == 0.004
-    assert found["transformer.wte.weight"]["lr"] == 0.02
-    with pytest.raises(ConfigError, match=r"'embedding' matches no weight.*matrix, vector"):
-        made("embedding.lr=0.003", model.parameters())
-
-
 def test_rates_that_were_worked_out_of_the_arguments_default_are_refused(tmp_path):
     """No Trainer is known by then: what is read is 5e-5, which nobody gave."""
     args = arguments(tmp_path, optim="fromage")
@@ -260,28 +116,6 @@ def test_rates_that_were_worked_out_of_the_arguments_default_are_refused(tmp_pat
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
     with pytest.raises(ConfigError, match=r"5e-05 and 0\.0008.*Give learning_rate"):
         cls(groups, **kwargs)
-
-
-@pytest.mark.parametrize("optim", NAMES)
-def test_weights_beside_the_model_are_trained(optim, tmp_path):
-    class WithLoss(Caller):
-        head = None
-
-        def groups(self):
-            self.head = nn.Linear(VOCABULARY, 2)
-            return [*split(self), {"params": self.head.parameters()}]
-
-        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-            logits = model(input_ids=inputs["input_ids"]).logits
-            return self.head(logits).square().mean() + logits.square().mean()
-
-    job, ours = asked(WithLoss, tmp_path, optim=optim)
-    before = job.head.weight.clone(), job.head.bias.clone()
-    job.train()
-    assert not torch.equal(job.head.weight, before[0])
-    assert not torch.equal(job.head.bias, before[1])
-    roles = [facts(ours)[f"param_groups.2.{n}"]["role"] for n in range(2)]
-    assert roles == ["matrix", "vector"]
 
 
 def test_an_optimizer_for_each_weight(tmp_path, said):
@@ -298,42 +132,6 @@ def test_an_optimizer_for_each_weight(tmp_path, said):
         param.grad = torch.ones_like(param)
         optimizer.step()
     assert not any(torch.equal(before[n], p) for n, p in job.model.named_parameters())
-
-
-def test_frozen_weights_in_a_group_train_once_they_are_thawed(tmp_path):
-    class All(Caller):
-        def groups(self):
-            return [{"params": list(self.model.parameters())}]
-
-    model = gpt2()
-    model.transformer.wte.weight.requires_grad_(False)
-    _, ours = asked(All, tmp_path, model, optim="fromage_spectral")
-    found = facts(ours)["transformer.wte.weight"]
-    assert (found["role"], found["scale"]) == ("embedding", "row")
-    assert not model.transformer.wte.weight.requires_grad
-
-
-def test_the_same_weight_twice_is_refused(tmp_path):
-    class Twice(Caller):
-        def groups(self):
-            first, second = split(self)
-            return [first, second, {"params": [first["params"][0]]}]
-
-    with pytest.raises(ConfigError, match="twice"):
-        asked(Twice, tmp_path, optim="fromage")
-
-
-def test_empty_groups_are_left_out_and_nothing_at_all_is_refused(tmp_path):
-    class Empty(Caller):
-        def groups(self):
-            return [*split(self), {"params": [], "lr": 0.5}]
-
-    _, ours = asked(Empty, tmp_path, optim="fromage")
-    assert facts(ours) == facts(create_optimizer(gpt2(), "fromage"))
-    args = arguments(tmp_path, optim="fromage", learning_rate=0.02)
-    cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
-    with pytest.raises(ConfigError, match="empty"):
-        cls([], **kwargs)
 
 
 def test_a_group_can_be_added_later_without_names(tmp_path):

@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames
 import hf_relopt
 from hf_relopt import ConfigError, Fromage, Madam
 from hf_relopt.hf import registration
-from tests.hf.tiny import arguments, gpt2, passed, python, rows
+from tests.hf.tiny import arguments, forked_python, gpt2, passed, rows
 
 CLASSES = {
     "fromage": Fromage,
@@ -114,10 +114,13 @@ def test_other_optimizers_stay_as_they_were(tmp_path):
 
 def test_saved_arguments_load_where_hf_relopt_was_never_imported(tmp_path):
     for name in CLASSES:
-        torch.save(arguments(tmp_path, optim=name, optim_args="seed=2"), tmp_path / f"{name}.bin")
+        # A learning rate that was given is a plain number: only the name brings hf_relopt along.
+        args = arguments(tmp_path, optim=name, optim_args="seed=2", learning_rate=0.02)
+        torch.save(args, tmp_path / f"{name}.bin")
     code = """
         import sys, torch
         # What Trainer and TRL do with such a file; nobody here has imported hf_relopt.
+        assert "hf_relopt" not in sys.modules
         for name in sys.argv[2:]:
             args = torch.load(f"{sys.argv[1]}/{name}.bin", weights_only=False)
             from transformers.training_args import OptimizerNames
@@ -125,7 +128,7 @@ def test_saved_arguments_load_where_hf_relopt_was_never_imported(tmp_path):
             assert args.to_dict()["optim"] == name
             assert args.optim_args == "seed=2"
     """
-    passed(python(code, str(tmp_path), *CLASSES))
+    passed(forked_python(code, str(tmp_path), *CLASSES))
 
 
 def test_transformers_that_moved_the_tables_is_a_clear_error_from_register():
@@ -160,7 +163,7 @@ def test_transformers_that_moved_the_tables_is_a_clear_error_from_register():
         training_args.TrainingArguments.set_optimizer = post_init
         register()
     """
-    passed(python(code))
+    passed(forked_python(code))
 
 
 LOOK_ALIKE = {
@@ -182,7 +185,14 @@ def test_moved_tables_break_no_script_that_does_not_use_us(place, tmp_path):
     """The table becomes something else with the same uses, before the package's hook looks."""
     code = """
         import importlib, importlib.util, sys, textwrap
+        import transformers
         hook, place, folder, make = sys.argv[1:]
+        assert "hf_relopt" not in sys.modules
+        # As in a process that has not imported these yet.
+        for name in ("training_args", "trainer_optimizer", "trainer"):
+            del sys.modules["transformers." + name]
+        for name in ("training_args", "trainer", "TrainingArguments", "Trainer"):
+            vars(transformers).pop(name, None)
         spec = importlib.util.spec_from_file_location("first", hook)
         first = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(first)
@@ -208,7 +218,9 @@ def test_moved_tables_break_no_script_that_does_not_use_us(place, tmp_path):
             assert table in str(error), str(error)
             print("refused")
     """
-    done = python(code, hf_relopt.import_hook.__file__, place, str(tmp_path), LOOK_ALIKE[place])
+    done = forked_python(
+        code, hf_relopt.import_hook.__file__, place, str(tmp_path), LOOK_ALIKE[place]
+    )
     assert {"trained", "refused"} <= set(passed(done).splitlines()), done.stdout + done.stderr
     assert done.stderr.count(place.partition(".")[2]) <= 1  # a warning, once
 

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+from tests.distributed.ranks import forked
 
 VOCABULARY = 50
 FIGURES = {"relative_update", "at_bound", "changed_entries", "skipped_tensors"}
@@ -78,6 +81,17 @@ def python(code: str, *argv: str, **environment: str) -> subprocess.CompletedPro
         text=True,
         timeout=300,
     )
+
+
+def forked_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """The same in a process that has imported transformers, and nothing of ours.
+
+    It is forked from one that has, which many tests share: the import takes seconds.
+    """
+    with TemporaryDirectory() as folder:
+        script = Path(folder, "script.py")
+        script.write_text(textwrap.dedent(code), encoding="utf-8")
+        return forked(1, script, *argv)
 
 
 def passed(done: subprocess.CompletedProcess[str]) -> str:

@@ -60,6 +60,8 @@ def test_weights_are_a_cpus(optim: str, backend: str) -> None:
         assert gap.norm() <= FAR[optim] * way.norm()
 
 
+# torch says so once, when its mode for finding waits is first switched on.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("optim", FAR)
 def test_a_step_of_a_whole_model_never_waits(optim: str) -> None:
     model = gpt2().cuda()

@@ -1,98 +1,28 @@
-"""A prepared checkpoint ends in one message, and nothing that lies in it has run."""
+"""The metadata of torch.distributed.checkpoint is read alike, and runs and changes nothing."""
 
 from __future__ import annotations
 
 import copyreg
-import io
-import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
-from transformers import Trainer
 
-from hf_relopt import FormatError, Madam, RelOptTrainer
-from hf_relopt.hf.checkpoints import find_fault, last_complete_checkpoint
+from hf_relopt.hf.checkpoints import find_fault
 from hf_relopt.hf.shard_metadata import Entry, read_metadata
-from tests.hf.tiny import arguments, gpt2, rows
+from tests.hf.prepared import as_global, assert_refused, prepared
 
 # torch says that it saves from a single process.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-
-
 DCP = b"torch.distributed.checkpoint.metadata\n"
 # Tuples, as DCP's planner writes, and whatever else is plain data.
 OTHER_DATA = {"a.b": ("a", "b"), "c": [1, 2.5, None, True, b"x", 2**70, {"d": frozenset({3})}]}
-
-
-class Makes:
-    """Pickled, it is a call that leaves a folder behind."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-def prepared(path: Path) -> bytes:
-    return pickle.dumps(Makes(path))
-
-
-def as_global(module: str, name: str, argument: str) -> bytes:
-    """A pickle that calls module.name(argument)."""
-    return f"c{module}\n{name}\n(V{argument}\ntR.".encode()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A checkpoint whose optimizer was saved in shards as Accelerate saves it under FSDP2."""
-    folder = tmp_path_factory.mktemp("run")
-    args = arguments(folder, optim="fromage", save_strategy="steps", save_steps=2, max_steps=2)
-    Trainer(gpt2(), args, train_dataset=rows()).train()
-    weight = torch.nn.Parameter(torch.ones(64, 64))
-    optimizer = Madam([("weight", weight)])
-    weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    state = {"optimizer": {**optimizer.state_dict(), "word": "value"}}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.save(state, checkpoint_id=folder / "checkpoint-2" / "optimizer_0")
-    return folder
-
-
-@pytest.fixture
-def checkpoint(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "run")) / "checkpoint-2"
-
-
-@pytest.fixture
-def trap(tmp_path) -> Path:
-    return tmp_path / "trap"
-
-
-def assert_refused(checkpoint: Path, trap: Path, *words: str) -> None:
-    """Every way that looks at the checkpoint ends in words, and none springs the trap."""
-    fault = find_fault(checkpoint)
-    assert fault is not None and "\n" not in fault
-    for word in words:
-        assert word in fault
-    assert last_complete_checkpoint(checkpoint.parent) is None
-    job = RelOptTrainer(
-        gpt2(), arguments(checkpoint.parent / "out", optim="fromage"), train_dataset=rows()
-    )
-    with pytest.raises(FormatError, match="not a complete checkpoint"):
-        job.train(str(checkpoint))
-    assert not trap.exists()
 
 
 def test_a_sound_one_is_whole_and_read_alike(checkpoint):
@@ -182,7 +112,7 @@ BESIDE = {
     "a record that is called": b"c" + DCP + b"StorageMeta\n)R",
     "a record by OBJ": b"(c" + DCP + b"StorageMeta\no",
     "a record by INST": b"(i" + DCP + b"StorageMeta\n",
-    "a value that is made": b"ctorch\nSize\n)\x81",
+    "a value that is sharded_run": b"ctorch\nSize\n)\x81",
     "a call of another kind": b"ctorch.serialization\n_get_layout\nN\x85R",
     "an extension code": b"\x82\x01",
     "a persistent id": b"Pname\n",
@@ -242,89 +172,3 @@ def test_metadata_of_another_build_is_a_fault(part, wrong, checkpoint):
     sound = part == "storage_meta" and (wrong is None or wrong == StorageMeta())
     fault = find_fault(checkpoint)
     assert fault is None if sound else "optimizer_0: .metadata cannot be read" in fault
-
-
-def test_metadata_beside_the_files_is_looked_at(checkpoint, trap):
-    """Some releases of Accelerate read it there, if the folder's name has "optimizer" in it."""
-    (checkpoint / ".metadata").write_bytes(prepared(trap))
-    assert_refused(checkpoint, trap, ".metadata", "mkdir")
-
-
-def test_a_folder_that_fsdp_did_not_write_is_left_alone(checkpoint):
-    (checkpoint / "optimizer_plots").mkdir()
-    (checkpoint / "optimizer_plots" / "plot.svg").write_text("")
-    assert find_fault(checkpoint) is None
-
-
-def test_an_entry_that_is_no_tensor_runs_nothing(checkpoint, trap):
-    """torch.distributed.checkpoint loads these with weights_only=False."""
-    folder = checkpoint / "optimizer_0"
-    metadata = FileSystemReader(folder).read_metadata()
-    entry = next(i for key, i in metadata.storage_data.items() if key.fqn == "optimizer.word")
-    content = io.BytesIO()
-    torch.save(Makes(trap), content)
-    file = folder / entry.relative_path
-    entry.offset, entry.length = file.stat().st_size, len(content.getvalue())
-    file.write_bytes(file.read_bytes() + content.getvalue())
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    assert_refused(checkpoint, trap, "not to be trusted", "mkdir")
-    # The trap is one: what torch does with the same folder springs it.
-    held = {"optimizer": {"word": ""}}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.load(held, checkpoint_id=folder)
-    assert trap.exists()
-
-
-@pytest.mark.parametrize("change", [
-    {"relative_path": "../trainer_state.json"}, {"relative_path": "/etc/hostname"},
-    {"relative_path": 3}, {"relative_path": ""}, {"offset": -1}, {"offset": "x"},
-    {"length": 2**62}, {"length": None}, {"transform_descriptors": ["zstd"]},
-])  # fmt: skip
-def test_an_entry_lies_in_a_file_of_the_folder(change, checkpoint, trap):
-    folder = checkpoint / "optimizer_0"
-    metadata = FileSystemReader(folder).read_metadata()
-    vars(next(iter(metadata.storage_data.values()))).update(change)
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    assert_refused(checkpoint, trap, "optimizer_0")
-
-
-def test_a_lost_block_of_a_shard_is_noticed(checkpoint, trap):
-    (file,) = (checkpoint / "optimizer_0").glob("*.distcp")
-    content = bytearray(file.read_bytes())
-    entries = read_metadata(checkpoint / "optimizer_0").entries
-    entry = next(entry for entry in entries if "second_moment" in entry.name)
-    middle = entry.offset + entry.length // 2
-    content[middle : middle + 64] = bytes(64)
-    file.write_bytes(content)
-    assert_refused(checkpoint, trap, "checksum")
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"])
-def test_files_of_torch_save_run_nothing(name, checkpoint, trap):
-    torch.save(Makes(trap), checkpoint / name)
-    assert_refused(checkpoint, trap, name, "not to be trusted", "mkdir")
-
-
-def test_weights_of_torch_save_run_nothing(checkpoint, trap):
-    (checkpoint / "model.safetensors").unlink()
-    torch.save(Makes(trap), checkpoint / "pytorch_model.bin")
-    assert_refused(checkpoint, trap, "pytorch_model.bin", "not to be trusted")
-
-
-def test_a_plain_pickle_runs_nothing(checkpoint, trap):
-    """Of before torch's zip files; nothing of ours was ever written so."""
-    (checkpoint / "optimizer.pt").write_bytes(prepared(trap))
-    assert_refused(checkpoint, trap, "optimizer.pt")
-
-
-def test_the_traps_are_real(trap):
-    """Else nothing above would have been shown."""
-    code = "import pickle, sys; pickle.loads(sys.stdin.buffer.read())"
-    subprocess.run([sys.executable, "-c", code], input=prepared(trap), check=True)
-    assert trap.exists()
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "saved_states"])
-def test_checkpoints_can_be_looked_at_before_anything_else_is_loaded(name):
-    code = f"import hf_relopt.hf.{name}"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,146 @@
+"""What there is to know of each optimizer name, once: code elsewhere asks here, by name or by rule.
+
+Imports the standard library alone: mistyped names are refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_relopt.plans.presets import MOMENTUM, SPECTRAL, Preset
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+class Range(NamedTuple):
+    """Learning rates that did well, and how far beyond them nothing can be expected."""
+
+    low: float
+    high: float
+
+    @property
+    def least(self) -> float:
+        """Below it next to nothing moves in a run of usual length."""
+        return self.low / 5
+
+    @property
+    def most(self) -> float:
+        """Above it weights are thrown about: fine-tuning at 0.01 ended at chance."""
+        return self.high * 3
+
+
+# The ranges are measured: docs/coming-from-adamw.md says where.
+_FROM_SCRATCH, _FINE_TUNING = Range(0.01, 0.03), Range(0.001, 0.003)
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One name for ``--optim`` and ``create_optimizer``.
+
+    Attributes:
+        home: the class, or "module:class" where importing it loads torch.
+        rule: the rule of all weights without an override; a key of optim.rules.RULES.
+        words: one sentence for a model card, with the paper.
+        directions: the card's words for each value of ``direction`` but the gradient.
+        preset: what the name gives to each role; None if it gives all weights the same.
+        from_scratch_lr: the default learning rate of training from scratch.
+        from_scratch: learning rates that did well there.
+        fine_tuning: learning rates that did well in full fine-tuning.
+        bound: for ``--optim_args``, what bounds the weights in place of a weight decay; or "".
+        decay: for ``--optim_args``, its own decay, beside AdamW's betas; or "".
+        divides_by_norm: each gradient is divided by its own norm, so that clipping changes nothing.
+    """
+
+    home: str | type[Optimizer]
+    rule: str
+    words: str
+    directions: Mapping[str, str] = field(default_factory=dict)
+    preset: Preset | None = None
+    from_scratch_lr: float = 0.01
+    from_scratch: Range = _FROM_SCRATCH
+    fine_tuning: Range = _FINE_TUNING
+    bound: str = ""
+    decay: str = ""
+    divides_by_norm: bool = False
+
+    def load(self) -> Any:
+        """The class."""
+        if not isinstance(self.home, str):
+            return self.home
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_FROMAGE = OptimizerEntry(
+    home="hf_relopt.optim.fromage:Fromage",
+    rule="fromage",
+    words="Fromage: each weight tensor moves by a fixed fraction of its own norm "
+    "([Bernstein et al., 2020](https://arxiv.org/abs/2002.03432))",
+    directions={
+        "momentum": "the momentum",
+        "spectral": "the orthogonalized momentum "
+        "([Amsel et al., 2025](https://arxiv.org/abs/2505.16932))",
+        "adam": "the momentum over the root of the second moment",
+    },
+    bound="p_bound=1.0",
+    divides_by_norm=True,
+)
+_MADAM = OptimizerEntry(
+    home="hf_relopt.optim.madam:Madam",
+    rule="madam",
+    words="Madam: each weight is multiplied by a factor near one "
+    "([Bernstein et al., 2020](https://arxiv.org/abs/2006.14560))",
+    from_scratch=Range(0.01, 0.05),
+    bound="p_scale=3.0",
+    decay="beta=0.999",
+)
+_PRESET = replace(
+    _FROMAGE,
+    # The best of .01, .02 and .04 at five sizes after 2,000 steps, and better than .01 after
+    # fewer: benchmarks/results/quality_widths_cpu_202611.md and the short one beside it.
+    from_scratch_lr=0.02,
+    from_scratch=Range(0.01, 0.04),
+    fine_tuning=Range(0.001, 0.002),
+    # Embeddings are bounded closely as they stand.
+    bound="matrix.p_bound=2.0",
+    decay="momentum=0.9",
+)
+
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "fromage": _FROMAGE,
+    "madam": _MADAM,
+    "fromage_spectral": replace(_PRESET, preset=SPECTRAL),
+    "fromage_momentum": replace(_PRESET, preset=MOMENTUM),
+}
+
+
+def rule_of_name(optim: str) -> str:
+    """The rule of an optimizer's weights without an override; other names as they are."""
+    return OPTIMIZERS[optim].rule if optim in OPTIMIZERS else optim
+
+
+def preset_of(optim: str) -> Preset | None:
+    """The preset of this name; None for others."""
+    return OPTIMIZERS[optim].preset if optim in OPTIMIZERS else None
+
+
+def entry_of_rule(rule: str) -> OptimizerEntry | None:
+    """The optimizer that gives all weights this rule; None for AdamW, which has no name of ours."""
+    own = (entry for entry in OPTIMIZERS.values() if entry.rule == rule and entry.preset is None)
+    return next(own, None)
+
+
+def follows_spectral(optim: str, options: Mapping[str, Any]) -> bool:
+    """True if matrices have direction "spectral" without an override."""
+    preset = preset_of(optim)
+    return {**(preset.others if preset else {}), **options}.get("direction") == "spectral"
+
+
+def in_place_of_decay(optim: str) -> str:
+    """The end of a sentence that refuses a weight decay."""
+    bound = OPTIMIZERS[optim].bound
+    return f", and use --optim_args {bound} to bound the weights" if bound else ""
