@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_relopt.hf import guards
 from hf_relopt.hf.log import logger
-from hf_relopt.optim.learning_rates import Look, default_for, look_at
+from hf_relopt.plans.defaults import Look, default_for, look_at
 
 
 class LrInForce(float):

@@ -29,11 +29,11 @@ from hf_relopt.hf.caller_groups import (
 )
 from hf_relopt.hf.learning_rate import Choice
 from hf_relopt.hf.log import say_once
-from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.optim.create import from_plan
 from hf_relopt.optim.create import plan as make_plan
-from hf_relopt.optim.learning_rates import Look, default_lrs, look_at
+from hf_relopt.plans import defaults
+from hf_relopt.plans.defaults import Look, default_lrs, look_at
 from hf_relopt.plans.entries import OPTIMIZERS, follows_spectral, preset_of
 from hf_relopt.plans.plan import Plan
 
@@ -213,11 +213,9 @@ class Maker:
     def _remarks(self, chosen: Plan, choice: Choice) -> Iterator[str]:
         """Warnings about learning rates that are unlikely to be intended."""
         overrides = self.said.overrides
-        yield from learning_rates.remarks(
-            chosen, overrides, lr_is_given=choice.is_given, look=self.look
-        )
+        yield from defaults.remarks(chosen, overrides, lr_is_given=choice.is_given, look=self.look)
         known = {choice.lr, *(one["lr"] for one in overrides.values() if "lr" in one)}
         own = {e.options["lr"] for e in chosen.entries if e.options["rule"] != "adamw"} - known
         for lr in sorted(map(float, own)):
             name = "the lr of a param group"
-            yield from filter(None, [learning_rates.remark_on_part(lr, self.name, name)])
+            yield from filter(None, [defaults.remark_on_part(lr, self.name, name)])

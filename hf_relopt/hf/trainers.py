@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from hf_relopt.hf import arguments, learning_rate, optim_args
 from hf_relopt.hf.checkpoints import holds_weights_alone, weights_alone_error
 from hf_relopt.hf.learning_rate import look_as_rank_zero
-from hf_relopt.optim.learning_rates import Look
+from hf_relopt.plans.defaults import Look
 from hf_relopt.sharding.layout import is_sharded
 
 # Trainer -> (the model it was looked at with, what was seen).

@@ -10,21 +10,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim import learning_rates
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.checks import check_options, check_together, unknown_option
-from hf_relopt.options.method import check_spectral, require_shapes
+from hf_relopt.options.method import check_spectral
 from hf_relopt.options.tables import OPTIONS
-from hf_relopt.plans import plan as groups
+from hf_relopt.plans import defaults
 from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name
-from hf_relopt.plans.plan import Overrides, Plan
+from hf_relopt.plans.lazy_weights import require_shapes
+from hf_relopt.plans.plan import Overrides, Plan, build
 from hf_relopt.rules.rule import RULES
 
 
 def default_lr(model: nn.Module, optim: str) -> tuple[float, str]:
     """The default learning rate of ``model``, and the reason for it."""
-    look = learning_rates.look_at(model)
-    return learning_rates.default_for(look, optim), f"{look.words}: {look.evidence}"
+    look = defaults.look_at(model)
+    return defaults.default_for(look, optim), f"{look.words}: {look.evidence}"
 
 
 def plan(
@@ -73,7 +73,7 @@ def plan(
     for target, changes in (overrides or {}).items():
         check_override(optim, target, changes)
     preset = preset_of(optim)
-    chosen = groups.build(model, optim, lr, overrides=overrides, options=options, preset=preset)
+    chosen = build(model, optim, lr, overrides=overrides, options=options, preset=preset)
     spectral: list[dict[str, Any]] = []
     for entry in chosen.entries:
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
@@ -113,10 +113,10 @@ def create_optimizer(
             without trainable weights.
     """
     chosen = plan(model, optim, lr, overrides=overrides, **options)
-    look = functools.partial(learning_rates.look_at, model)
+    look = functools.partial(defaults.look_at, model)
     given = lr is not None
-    for remark in learning_rates.remarks(chosen, overrides, lr_is_given=given, look=look):
-        learning_rates.warn_once(remark)
+    for remark in defaults.remarks(chosen, overrides, lr_is_given=given, look=look):
+        defaults.warn_once(remark)
     return from_plan(chosen)
 
 

@@ -9,7 +9,7 @@ from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
@@ -23,6 +23,7 @@ from hf_relopt.options.tables import (
     VECTOR_BETA,
     VECTOR_DECAY,
 )
+from hf_relopt.plans.lazy_weights import no_shape_yet
 from hf_relopt.plans.roles import steps_as_vector
 from hf_relopt.rules.rule import DIRECTED, ELEMENTWISE, MOMENTS, RULES, Moments, Rule, Sums
 
@@ -284,21 +285,6 @@ def check_method(group: Mapping[str, Any]) -> None:
             method.blocks(tensor.shape, name)
         if method.options["bound"] == "sphere" and (method.direction == "gradient" or not vector):
             _refuse_zero(tensor, name)
-
-
-def require_shapes(model: nn.Module) -> None:
-    """Raise ConfigError for a model with weights of lazy modules that have no shape yet."""
-    for name, param in model.named_parameters():
-        if is_lazy(param):
-            raise no_shape_yet(name)
-
-
-def no_shape_yet(name: str) -> ConfigError:
-    """The error for a weight of a lazy module, where what it follows depends on its shape."""
-    return ConfigError(
-        f"{name} belongs to a lazy module and has no shape yet, but its options depend on its "
-        "shape. Run one batch through the model before you make the optimizer."
-    )
 
 
 def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:

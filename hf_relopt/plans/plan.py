@@ -189,7 +189,7 @@ def build(
     return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}), lr)
 
 
-def adapters(model: nn.Module) -> list[str]:
+def adapters_of(model: nn.Module) -> list[str]:
     """The kinds of adapters to train, named as in PEFT, those with most parameters first.
 
     Empty if most of the adapted weights are trained as well: then it is the model that is trained.

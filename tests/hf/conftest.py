@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from hf_relopt import Madam
 from hf_relopt.hf import log
-from hf_relopt.optim import learning_rates
+from hf_relopt.plans import defaults
 from tests.hf.tiny import arguments, gpt2, rows
 
 
@@ -40,7 +40,7 @@ def said() -> Iterator[Said]:
     handler = Said()
     # What an earlier test heard is news here.
     log._said.clear()
-    learning_rates.warn_once.cache_clear()
+    defaults.warn_once.cache_clear()
     logger = logging.getLogger("hf_relopt")
     logger.addHandler(handler)
     yield handler

@@ -10,10 +10,9 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from hf_relopt.options.method import require_shapes
-from hf_relopt.plans import plan as groups
 from hf_relopt.plans.entries import OPTIMIZERS, Range, rule_of_name
-from hf_relopt.plans.plan import FINE_TUNING_LR, Overrides, Plan
+from hf_relopt.plans.lazy_weights import require_shapes
+from hf_relopt.plans.plan import FINE_TUNING_LR, Overrides, Plan, adapters_of, looks_pretrained
 
 _logger = logging.getLogger("hf_relopt")
 
@@ -66,10 +65,10 @@ def look_at(model: nn.Module) -> Look:
         ConfigError: a lazy module has not made its weights yet.
     """
     require_shapes(model)
-    adapters = groups.adapters(model)
+    adapters = adapters_of(model)
     if adapters:
         return Look("adapters", "the weights that they adapt are frozen", tuple(adapters))
-    pretrained, evidence = groups.looks_pretrained(model)
+    pretrained, evidence = looks_pretrained(model)
     return Look("pretrained" if pretrained else "untrained", evidence)
 
 
