@@ -140,7 +140,7 @@ def build(
     used: set[str] = set()
     entries: list[Entry] = []
     skipped: list[Entry] = []
-    adapting = adapters(model)
+    adapting = adapters_of(model)
     task_head = PROMPTS_HEAD if adapting and adapting[0] in _PROMPT_TUNING else TASK_HEAD
     for name, param, tied in _trainable(model):
         home = home_of(model, name)
