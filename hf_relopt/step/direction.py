@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.backends.orthogonalize import multiplies_in_bfloat16
-from hf_relopt.plans.roles import is_vector
 from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import Cut, cut_of
 from hf_relopt.sharding.matrices import Matrix, processes, transform_whole
-from hf_relopt.step.lineup import Bundle
 from hf_relopt.step.slot import Slot
 
+if TYPE_CHECKING:
+    from hf_relopt.step.lineup import Bundle
+    from hf_relopt.step.portions import Portion
 
-def directions(bundles: tuple[Bundle, ...]) -> list[list[Tensor]]:
+
+def directions(portion: Portion) -> list[list[Tensor]]:
     """U of each slot of each bundle, of the shape of its shard.
 
-    Every rank passes bundles of the same sharded matrices.
+    Every rank passes a portion with the same sharded matrices.
     """
-    found = list(map(_direction, bundles))
-    _orthogonalize(bundles, found)
+    found = list(map(_direction, portion.bundles))
+    if portion.matrices:
+        _orthogonalize(portion, found)
     return found
 
 
@@ -56,7 +59,7 @@ def _adam(bundle: Bundle, grads: Sequence[Tensor]) -> list[Tensor]:
         each = zip(momenta, second, correction1.float(), correction2.float(), strict=True)
         return [moments.adam(m, v, correction1=c1, correction2=c2) for m, v, c1, c2 in each]
     # Vectors are many and small: end to end they cost what one of them does.
-    numel, lengths = _lengths(bundle)
+    numel, lengths = bundle.entries
     flat = moments.adam(
         end_to_end(momenta),
         end_to_end(second),
@@ -64,30 +67,15 @@ def _adam(bundle: Bundle, grads: Sequence[Tensor]) -> list[Tensor]:
         correction2=correction2.float().repeat_interleave(lengths, output_size=numel),
     )
     found = apart(flat, momenta)
-    for t in _resting(bundle):
+    for t in bundle.rests_by_entry:
         found[t] = torch.where(grads[t] != 0, found[t], 0.0)
     return found
 
 
-@lru_cache(maxsize=256)
-def _lengths(bundle: Bundle) -> tuple[int, Tensor]:
-    """Entries of all shards, and int64 [T], of each."""
-    numels = [view.numel for view in bundle.whole_views]
-    return sum(numels), torch.tensor(numels).to(bundle.numbers.step.device, non_blocking=True)
-
-
-@lru_cache(maxsize=256)
-def _resting(bundle: Bundle) -> list[int]:
-    """Biases of experts, or of positions: those that nothing has met in a step rest."""
-    return [t for t, slot in enumerate(bundle.slots) if not is_vector(slot.param)]
-
-
-def _orthogonalize(bundles: tuple[Bundle, ...], found: Sequence[list[Tensor]]) -> None:
+def _orthogonalize(portion: Portion, found: Sequence[list[Tensor]]) -> None:
     """Put the orthogonalized matrices in the place of each momentum that is to be so."""
-    matrices = _spectral(bundles)
-    if not matrices:
-        return
-    orthogonalize = bundles[matrices[0].bundle].backend.orthogonalize
+    matrices = portion.matrices
+    orthogonalize = portion.bundles[matrices[0].bundle].backend.orthogonalize
 
     def transform(numbers: Sequence[int], momenta: Sequence[Tensor]) -> list[Tensor]:
         blocks: list[Tensor] = []
@@ -115,7 +103,7 @@ def _orthogonalize(bundles: tuple[Bundle, ...], found: Sequence[list[Tensor]]) -
 
 
 @dataclass(frozen=True)
-class Spectral:
+class SpectralMatrix:
     """A slot whose momentum is orthogonalized.
 
     Attributes:
@@ -170,22 +158,22 @@ class Spectral:
         return together.view(like.shape)
 
 
-@lru_cache(maxsize=256)
-def _spectral(bundles: tuple[Bundle, ...]) -> list[Spectral]:
-    """In the order of the slots' numbers: every rank has to name the same matrices."""
+def spectral_matrices(slots: Sequence[Sequence[Slot]]) -> list[SpectralMatrix]:
+    """Those among the slots of some bundles.
+
+    They are in the order of the slots' numbers: every rank has to name the same matrices.
+    """
     found = []
-    for b, bundle in enumerate(bundles):
-        if bundle.method.direction != "spectral":
-            continue
-        for t, slot in enumerate(bundle.slots):
-            if slot.layout.shape.numel() == 0:
-                continue
+    for b, own in enumerate(slots):
+        for t, slot in enumerate(own):
             method, layout = slot.method, slot.layout
+            if method.direction != "spectral" or layout.shape.numel() == 0:
+                continue
             cut = cut_of(slot.param, f"parameter {slot.number}") if layout.sharded else None
             if method.in_experts and layout.rows_are_whole:
                 cut = None  # a rank has whole experts, and nothing to ask of the others
             shared = method.options["share_work"] and not layout.sharded and processes() > 1
             sizes = method.blocks(layout.shape) if method.scale == "block" else None
             dim = method.options["split_dim"]
-            found.append(Spectral(b, t, slot, cut, shared, sizes, dim, method.in_experts))
+            found.append(SpectralMatrix(b, t, slot, cut, shared, sizes, dim, method.in_experts))
     return sorted(found, key=lambda matrix: matrix.slot.number)

@@ -19,11 +19,13 @@ from torch.nn.parameter import is_lazy
 from hf_relopt.backends.backend import Backend, backend_of
 from hf_relopt.backends.part import Equation, Part, View
 from hf_relopt.options.method import Method
+from hf_relopt.plans.roles import is_vector
 from hf_relopt.rules.rounding import rounds_stochastically
 from hf_relopt.sharding.layout import Layout, local, local_grad
 from hf_relopt.step.decide import compute_dtype
 from hf_relopt.step.numbers import Numbers, SomeNumbers
-from hf_relopt.step.slot import Slot, refuse_gradient, slot_of
+from hf_relopt.step.portions import Joint, portions
+from hf_relopt.step.slot import Slot, in_bundles, refuse_gradient, slot_of
 from hf_relopt.step.state import has_state, new_buffers
 
 # Lineups that are kept, since mixtures of experts change who has a gradient from step to step.
@@ -125,6 +127,18 @@ class Bundle:
         return [slot.whole(place) for place, slot in enumerate(self.slots)]
 
     @cached_property
+    def entries(self) -> tuple[int, Tensor]:
+        """Those of all shards together, and int64 [T], of each."""
+        numels = [view.numel for view in self.whole_views]
+        lengths = torch.tensor(numels).to(self.numbers.step.device, non_blocking=True)
+        return sum(numels), lengths
+
+    @cached_property
+    def rests_by_entry(self) -> list[int]:
+        """Places of vectors of experts, or of positions: entries rest that nothing has met."""
+        return [t for t, slot in enumerate(self.slots) if not is_vector(slot.param)]
+
+    @cached_property
     def views(self) -> list[list[View]]:
         """Each shard's slices, as views."""
         if self.method.scale == "tensor":
@@ -198,7 +212,8 @@ class Lineup:
     Attributes:
         numbers: the packed numbers of each device.
         bundles: sharded ones are in the same order on every rank.
-        direct, directed: those that follow their gradients, and all others.
+        direct, directed: those that follow their gradients, and all others, which are stepped in
+            ``portions``.
         alone: does a backend take some of them from their sums to the new weights?
         sharded: is any of them?
     """
@@ -211,13 +226,14 @@ class Lineup:
             for slots in in_bundles(each.slots):
                 self.bundles.append(Bundle(each, begin, begin + len(slots)))
                 begin += len(slots)
-        self.direct = [bundle for bundle in self.bundles if bundle.method.direct]
-        self.directed = tuple([each for each in self.bundles if not each.method.direct])
+        self.direct = [Joint((each,)) for each in self.bundles if each.method.direct]
+        self.directed = [bundle for bundle in self.bundles if not bundle.method.direct]
+        self.portions = portions(self.directed)
         self.sharded = any([bundle.layout.sharded for bundle in self.bundles])
         self.alone = [
             bundle
-            for bundle in self.direct
-            if bundle.backend.step_alone and not bundle.layout.sharded
+            for bundle in self.bundles
+            if bundle.method.direct and bundle.backend.step_alone and not bundle.layout.sharded
         ]
         self.on_devices = [
             (each, [bundle for bundle in self.bundles if bundle.numbers is each])
@@ -380,12 +396,3 @@ class Slots:
             numbers.adopt(place)
             self._without_state.discard(slot.number)
             self._kept += [(slot.state, name, slot.state[name]) for name in slot.method.state]
-
-
-def in_bundles(slots: Sequence[Slot]) -> list[list[Slot]]:
-    """Slots by what they have in common; those that are decided together follow each other."""
-    formulas: dict[Any, dict[Any, list[Slot]]] = {}
-    for slot in slots:
-        bundles = formulas.setdefault(slot.formula, {})
-        bundles.setdefault(slot.key, []).append(slot)
-    return [bundle for bundles in formulas.values() for bundle in bundles.values()]

@@ -35,7 +35,7 @@ def take_in(bundle: Bundle, learn: Tensor) -> None:
     bundle.backend.update(parts, _equation(method), Decision({}, learn, learn, keys))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # a method holds no tensors
 def _equation(method: Method) -> Equation:
     assert method.moments is not None
     return Equation(method.moments.update, method.decays, method.options["maximize"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from hf_relopt.step.direction import directions
 from hf_relopt.step.lineup import Bundle, Lineup, Slots
 from hf_relopt.step.moments import take_in
 from hf_relopt.step.numbers import Numbers
-from hf_relopt.step.portions import portions
+from hf_relopt.step.portions import Joint, Portion
 from hf_relopt.step.telemetry import Measurement
 
 
@@ -69,16 +68,12 @@ def step(slots: Slots, probe: Measurement | None) -> None:
         numbers.fetch()
     parts, rows = _sums_of_gradients(lineup, slots)
     verdicts = _judge(lineup, rows)
-    for bundle in lineup.direct:
-        verdict, row = verdicts[bundle.numbers], rows[bundle]
-        if not slots.are_anchored(bundle):
-            _make_anchors(bundle, row, verdict)
-        [decision] = _decide([bundle], [row], [verdict.learn[bundle.slices]], verdict, slots)
-        _apply(bundle, parts[bundle], decision, probe)
+    for joint in lineup.direct:
+        _decide_and_apply(joint, rows, parts, verdicts, slots, probe)
     for bundle in lineup.directed:
         if bundle.method.moments is not None:
             take_in(bundle, verdicts[bundle.numbers].judged.learn[bundle.places])
-    for portion in portions(lineup.directed):
+    for portion in lineup.portions:
         _step_portion(portion, verdicts, slots, probe)
     for numbers in lineup.copies:
         numbers.put_back()
@@ -189,113 +184,72 @@ def _learning_rates(numbers: Numbers) -> tuple[Tensor, bool]:
 
 
 def _step_portion(
-    portion: tuple[Bundle, ...],
-    verdicts: dict[Numbers, Verdict],
+    portion: Portion,
+    verdicts: Mapping[Numbers, Verdict],
     slots: Slots,
     probe: Measurement | None,
 ) -> None:
     """Directions live no longer than this."""
+    sources = dict(zip(portion.bundles, directions(portion), strict=True))
     parts: dict[Bundle, list[Part]] = {}
-    for bundle, sources in zip(portion, directions(portion), strict=True):
-        parts[bundle] = bundle.parts(sources)
-        if not parts[bundle]:
-            del parts[bundle]  # a tensor of no experts has no slices, and a rank may have no rows
-    rows = _sums_of_directions(parts)
-    learns: dict[Bundle, Tensor] = {}
-    for bundle, row in rows.items():
-        verdict = verdicts[bundle.numbers]
-        if not slots.are_anchored(bundle):
-            _make_anchors(bundle, row, verdict)
-        learns[bundle] = verdict.learn[bundle.slices]
-        if bundle.rests_untouched:
-            learns[bundle] = learns[bundle] & _touched(bundle)
-    for bundles in _decided_together(tuple(rows)):
-        own = list(map(rows.__getitem__, bundles))
-        learn = list(map(learns.__getitem__, bundles))
-        decisions = _decide(bundles, own, learn, verdicts[bundles[0].numbers], slots)
-        for bundle, decision in zip(bundles, decisions, strict=True):
-            _apply(bundle, parts[bundle], decision, probe)
-
-
-def _sums_of_directions(parts: Mapping[Bundle, Sequence[Part]]) -> dict[Bundle, Tensor]:
     rows: dict[Bundle, Tensor] = {}
     sharded = False
-    for bundle, own in parts.items():
-        rows[bundle] = bundle.backend.sums(own, bundle.method.sums)
+    for bundle in portion.with_slices:
+        parts[bundle] = bundle.parts(sources[bundle])
+        rows[bundle] = bundle.backend.sums(parts[bundle], bundle.method.sums)
         sharded |= bundle.layout.sharded
     if sharded:
         layouts = [bundle.slice_layout for bundle in rows]
         rows = dict(zip(rows, full_norms(list(rows.values()), layouts), strict=True))
-    return rows
+    for joint in portion.joints:
+        _decide_and_apply(joint, rows, parts, verdicts, slots, probe)
 
 
-@lru_cache(maxsize=256)
-def _decided_together(bundles: tuple[Bundle, ...]) -> list[list[Bundle]]:
-    """Runs of bundles of one formula, whose packed numbers follow each other."""
-    runs: list[list[Bundle]] = []
-    for bundle in bundles:
-        before = runs[-1][-1] if runs else None
-        if (
-            before is not None
-            and before.numbers is bundle.numbers
-            and before.end == bundle.begin
-            and before.slots[0].formula == bundle.slots[0].formula
-        ):
-            runs[-1].append(bundle)
-        else:
-            runs.append([bundle])
-    return runs
-
-
-def _decide(
-    bundles: Sequence[Bundle],
-    rows: Sequence[Tensor],
-    learns: Sequence[Tensor],
-    verdict: Verdict,
+def _decide_and_apply(
+    joint: Joint,
+    rows: Mapping[Bundle, Tensor],
+    parts: Mapping[Bundle, Sequence[Part]],
+    verdicts: Mapping[Numbers, Verdict],
     slots: Slots,
-) -> list[Decision]:
-    """What the step does with each slice of bundles of one formula that follow each other."""
-    first, numbers = bundles[0], bundles[0].numbers
-    slices = slice(first.slices.start, bundles[-1].slices.stop)
-    norms = norms_of(_joined(rows), first.method)
-    # Where each slot has one slice they have the same places.
-    owner = slices if numbers.owner is None else numbers.owner[slices]
-    wide = norms.grad.dtype
+    probe: Measurement | None,
+) -> None:
+    """Step bundles along what is summed of their ``parts`` in ``rows``."""
+    verdict = verdicts[joint.bundles[0].numbers]
+    learns: list[Tensor] = []
+    for bundle in joint.bundles:
+        if not slots.are_anchored(bundle):
+            _make_anchors(bundle, rows[bundle], verdict)
+        learn = verdict.learn[bundle.slices]
+        learns.append(learn & _touched(bundle) if bundle.rests_untouched else learn)
+    own = list(map(rows.__getitem__, joint.bundles))
+    decision = _decide(joint, _joined(own), _joined(learns), verdict, slots)
+    begin = joint.slices.start
+    for bundle in joint.bundles:
+        decided = decision
+        if len(joint.bundles) > 1:
+            first, last = bundle.slices.start, bundle.slices.stop
+            decided = decision.narrow(first - begin, last - first)
+        _apply(bundle, parts[bundle], decided, probe)
+
+
+def _decide(joint: Joint, rows: Tensor, learn: Tensor, verdict: Verdict, slots: Slots) -> Decision:
+    """What the step does with each slice."""
+    first, numbers, slices = joint.bundles[0], joint.bundles[0].numbers, joint.slices
+    norms = norms_of(rows, first.method)
     facts = Facts(
         grad_norm=norms.grad,
         param_norm=norms.param,
         cosine=norms.cosine,
-        anchor_norm=numbers.anchor_norm[slices].to(wide),
-        step=numbers.step[owner].to(wide),
+        anchor_norm=numbers.anchor_norm[slices].to(rows.dtype),
+        step=numbers.step[joint.owner].to(rows.dtype),
         numel=numbers.numel[slices],
         lr=verdict.lr[slices] if verdict.lr.dim() else verdict.lr,
-        p_bound=_p_bounds(tuple(bundles)),
+        p_bound=joint.p_bound,
         moves=verdict.moves,
         from_zero=slots.may_start_at_zero(first),
     )
-    number = numbers.number[owner] if first.is_noisy else None
-    together = decide(first.method, first.precision, facts, _joined(learns), number)
-    if len(bundles) == 1:
-        return [together]
-    found = []
-    for bundle in bundles:
-        begin, end = bundle.slices.start, bundle.slices.stop
-        found.append(together.narrow(begin - slices.start, end - begin))
-    return found
-
-
-@lru_cache(maxsize=256)
-def _p_bounds(bundles: tuple[Bundle, ...]) -> float | Tensor | None:
-    """The bound in force: one for all slices, or one for each."""
-    bounds: list[Any] = [bundle.method.options.get("p_bound") for bundle in bundles]
-    if len(set(bounds)) == 1:
-        return bounds[0]
-    like = bundles[0].numbers.numel
-    each = [
-        like.new_full((bundle.slices.stop - bundle.slices.start,), float(bound))
-        for bundle, bound in zip(bundles, bounds, strict=True)
-    ]
-    return torch.cat(each)
+    number = numbers.number[joint.owner] if first.is_noisy else None
+    return decide(first.method, first.precision, facts, learn, number)
 
 
 def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:

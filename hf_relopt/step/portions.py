@@ -1,13 +1,21 @@
-"""Portions: what goes through the pipeline at once where directions take room."""
+"""Portions: what goes through the pipeline at once, and what of it is decided at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from hf_relopt.sharding.matrices import processes
-from hf_relopt.step.lineup import Bundle
+from hf_relopt.step.direction import SpectralMatrix, spectral_matrices
 from hf_relopt.step.slot import Slot
+
+if TYPE_CHECKING:
+    from hf_relopt.step.lineup import Bundle
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26
@@ -15,14 +23,79 @@ _PORTION = 2**26
 _SHARED_PORTION = 1 / 8
 
 
-@lru_cache(maxsize=256)  # the same in each step
-def portions(bundles: tuple[Bundle, ...]) -> list[tuple[Bundle, ...]]:
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Bundles of one formula whose packed numbers follow each other: they are decided at once."""
+
+    bundles: tuple[Bundle, ...]
+
+    @cached_property
+    def slices(self) -> slice:
+        """Picks the numbers of all their slices."""
+        return slice(self.bundles[0].slices.start, self.bundles[-1].slices.stop)
+
+    @cached_property
+    def owner(self) -> slice | Tensor:
+        """Picks the number of the slot of each slice."""
+        owner = self.bundles[0].numbers.owner
+        # Where each slot has one slice they have the same places.
+        return self.slices if owner is None else owner[self.slices]
+
+    @cached_property
+    def p_bound(self) -> float | Tensor | None:
+        """The bound in force: one for all slices, or one for each."""
+        bounds: list[Any] = [bundle.method.options.get("p_bound") for bundle in self.bundles]
+        if len(set(bounds)) == 1:
+            return bounds[0]
+        like = self.bundles[0].numbers.numel
+        each = [
+            like.new_full((bundle.slices.stop - bundle.slices.start,), float(bound))
+            for bundle, bound in zip(self.bundles, bounds, strict=True)
+        ]
+        return torch.cat(each)
+
+
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """Bundles whose directions exist at the same time."""
+
+    bundles: tuple[Bundle, ...]
+
+    @cached_property
+    def with_slices(self) -> list[Bundle]:
+        """Those that have something to apply: of no experts, or no rows here, there is nothing."""
+        return [bundle for bundle in self.bundles if any(bundle.views)]
+
+    @cached_property
+    def joints(self) -> list[Joint]:
+        """What of them is decided at once."""
+        runs: list[list[Bundle]] = []
+        for bundle in self.with_slices:
+            before = runs[-1][-1] if runs else None
+            if (
+                before is not None
+                and before.numbers is bundle.numbers
+                and before.end == bundle.begin
+                and before.slots[0].formula == bundle.slots[0].formula
+            ):
+                runs[-1].append(bundle)
+            else:
+                runs.append([bundle])
+        return [Joint(tuple(run)) for run in runs]
+
+    @cached_property
+    def matrices(self) -> list[SpectralMatrix]:
+        """The momenta that are to be orthogonalized."""
+        return spectral_matrices([bundle.slots for bundle in self.bundles])
+
+
+def portions(bundles: Sequence[Bundle]) -> list[Portion]:
     """Cut ``bundles`` by the slots' numbers, so that every rank cuts alike.
 
     Sharded weights come first and by themselves: of plain tensors a rank has those that it saw a
     gradient of, and these must not decide where a collective begins.
     """
-    found: list[tuple[Bundle, ...]] = []
+    found: list[Portion] = []
     for sharded in (True, False):
         some = [bundle for bundle in bundles if bundle.layout.sharded is sharded]
         members = sorted(
@@ -37,7 +110,8 @@ def portions(bundles: tuple[Bundle, ...]) -> list[tuple[Bundle, ...]]:
             for _, b, t in members[places]:
                 chosen.setdefault(b, []).append(t)
             # By their numbers in a row, since a bundle's slots are in that order.
-            found.append(tuple([some[b].only(t[0], t[-1] + 1) for b, t in sorted(chosen.items())]))
+            own = [some[b].only(t[0], t[-1] + 1) for b, t in sorted(chosen.items())]
+            found.append(Portion(tuple(own)))
     return found
 
 

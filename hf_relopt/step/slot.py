@@ -199,3 +199,12 @@ def _begins(sizes: Sequence[int]) -> list[tuple[int, int]]:
         found.append((begin, size))
         begin += size
     return found
+
+
+def in_bundles(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """Slots by what they have in common; those that are decided together follow each other."""
+    formulas: dict[Any, dict[Any, list[Slot]]] = {}
+    for slot in slots:
+        bundles = formulas.setdefault(slot.formula, {})
+        bundles.setdefault(slot.key, []).append(slot)
+    return [bundle for bundles in formulas.values() for bundle in bundles.values()]
