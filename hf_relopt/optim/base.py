@@ -6,6 +6,7 @@ It is not made in ``__init__``, because Accelerate's FSDP2 path replaces the par
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -13,6 +14,7 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
@@ -26,6 +28,7 @@ from hf_relopt.options.checks import (
     settle,
     unknown_option,
 )
+from hf_relopt.options.schema import Option
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.plan import peak_lr
 from hf_relopt.sharding.layout import refuse_inexact
@@ -54,12 +57,22 @@ class RelativeOptimizer(torch.optim.Optimizer):
     _slots: Slots | None
     _before: Slots | None
 
-    def __init__(self, params: Any, unknown: Mapping[str, Any], **options: Any) -> None:
-        for name in unknown:
-            raise unknown_option(self.rule, name)
-        settle(options)
-        check_options(self.rule, options)
-        super().__init__(inputs.as_list(params), {"rule": self.rule, **options})
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The table has the options once; help() and editors see them as if they stood here.
+        options = OPTIONS.get(getattr(cls, "rule", ""))
+        if options is not None:
+            cls.__signature__ = _signature(options)  # type: ignore[attr-defined]
+
+    def __init__(self, params: Any, lr: float | Tensor = 1e-2, **options: Any) -> None:
+        given = {name: option.default for name, option in OPTIONS[self.rule].items()}
+        for name in options:
+            if name not in given:
+                raise unknown_option(self.rule, name)
+        given |= {**options, "lr": lr}
+        settle(given)
+        check_options(self.rule, given)
+        super().__init__(inputs.as_list(params), {"rule": self.rule, **given})
         self._measurement: Measurement | None = None
 
     def __repr__(self) -> str:
@@ -261,3 +274,19 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._given = []
         self._watched = []
         self._slots = self._before = None
+
+
+def _signature(options: Mapping[str, Option]) -> inspect.Signature:
+    """That of an optimizer with these options."""
+    either, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [
+            inspect.Parameter("params", either),
+            inspect.Parameter("lr", either, default=options["lr"].default),
+            *[
+                inspect.Parameter(name, named, default=option.default)
+                for name, option in options.items()
+                if name != "lr"
+            ],
+        ]
+    )

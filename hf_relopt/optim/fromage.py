@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.method import check_spectral
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class FromageOptions(TypedDict, total=False):
+    """Types of Fromage's options; options/tables.py has their defaults and what is allowed."""
+
+    direction: str
+    scale: str
+    bound: str | None
+    p_bound: float | None
+    lr_factor: float | None
+    momentum: float | None
+    nesterov: bool | None
+    beta: float | None
+    split_dim: int | None
+    split_sizes: int | Sequence[int] | None
+    momentum_dtype: str | None
+    share_work: bool
+    min_scale: float
+    rounding: str | None
+    seed: int
+    backend: str
+    maximize: bool
 
 
 class Fromage(RelativeOptimizer):
@@ -61,56 +86,15 @@ class Fromage(RelativeOptimizer):
         ConfigError: an unknown option, a value out of range, a non-zero weight_decay in a group, an
             empty parameter list, or a parameter that is listed twice.
 
-    Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/direction.py.
+    Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/moments.py
+    and rules/orthogonalize.py.
     """
 
     rule = "fromage"
 
     def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1e-2,
-        *,
-        direction: str = "gradient",
-        scale: str = "tensor",
-        bound: str | None = None,
-        p_bound: float | None = None,
-        lr_factor: float | None = None,
-        momentum: float | None = None,
-        nesterov: bool | None = None,
-        beta: float | None = None,
-        split_dim: int | None = None,
-        split_sizes: int | Sequence[int] | None = None,
-        momentum_dtype: str | None = None,
-        share_work: bool = False,
-        min_scale: float = 1e-1,
-        rounding: str | None = None,
-        seed: int = 0,
-        backend: str = "auto",
-        maximize: bool = False,
-        **unknown: Any,
+        self, params: Any, lr: float | Tensor = 1e-2, **options: Unpack[FromageOptions]
     ) -> None:
-        super().__init__(
-            params,
-            unknown,
-            lr=lr,
-            direction=direction,
-            scale=scale,
-            bound=bound,
-            p_bound=p_bound,
-            lr_factor=lr_factor,
-            momentum=momentum,
-            nesterov=nesterov,
-            beta=beta,
-            split_dim=split_dim,
-            split_sizes=split_sizes,
-            momentum_dtype=momentum_dtype,
-            share_work=share_work,
-            min_scale=min_scale,
-            rounding=rounding,
-            seed=seed,
-            backend=backend,
-            maximize=maximize,
-        )
-        if direction == "spectral":
+        super().__init__(params, lr, **options)
+        if self.defaults["direction"] == "spectral":
             check_spectral(self.param_groups)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
 from hf_relopt.optim.base import RelativeOptimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class MadamOptions(TypedDict, total=False):
+    """Types of Madam's options; options/tables.py has their defaults and what is allowed."""
+
+    beta: float
+    p_scale: float
+    g_bound: float
+    min_scale: float
+    rounding: str | None
+    seed: int
+    backend: str
+    maximize: bool
 
 
 class Madam(RelativeOptimizer):
@@ -43,30 +59,6 @@ class Madam(RelativeOptimizer):
     rule = "madam"
 
     def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1e-2,
-        *,
-        beta: float = 0.999,
-        p_scale: float = 3.0,
-        g_bound: float = 10.0,
-        min_scale: float = 1e-1,
-        rounding: str | None = None,
-        seed: int = 0,
-        backend: str = "auto",
-        maximize: bool = False,
-        **unknown: Any,
+        self, params: Any, lr: float | Tensor = 1e-2, **options: Unpack[MadamOptions]
     ) -> None:
-        super().__init__(
-            params,
-            unknown,
-            lr=lr,
-            beta=beta,
-            p_scale=p_scale,
-            g_bound=g_bound,
-            min_scale=min_scale,
-            rounding=rounding,
-            seed=seed,
-            backend=backend,
-            maximize=maximize,
-        )
+        super().__init__(params, lr, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_relopt import ConfigError, Fromage, Madam
+from hf_relopt.optim.fromage import FromageOptions
+from hf_relopt.optim.madam import MadamOptions
 from hf_relopt.options.checks import check_options, parse_value, refuse_swallowed
 from hf_relopt.options.tables import OPTIONS
 
 CLASSES = {"fromage": Fromage, "madam": Madam}
+TYPES = {"fromage": FromageOptions, "madam": MadamOptions}
 NUMBERS = {
     "lr",
     "p_bound",
@@ -29,12 +33,17 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("rule", CLASSES)
-def test_the_class_s_signature_and_the_table_are_one(rule):
+def test_types_signature_and_docstring_have_the_options_of_the_table(rule):
+    table, types = OPTIONS[rule], TYPES[rule].__annotations__
+    assert set(types) == set(table) - {"lr"}
     parameters = inspect.signature(CLASSES[rule]).parameters
-    stated = {n: p.default for n, p in parameters.items() if n not in ("params", "unknown")}
-    assert stated == {name: option.default for name, option in OPTIONS[rule].items()}
-    for name in set(stated) - {"lr"}:
-        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(parameters)[:2] == ["params", "lr"]
+    assert {n: p.default for n, p in parameters.items() if n != "params"} == {
+        name: option.default for name, option in table.items()
+    }
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in types)
+    documented = re.findall(r"^        (\w+): ", CLASSES[rule].__doc__, re.MULTILINE)
+    assert sorted(documented) == sorted(parameters)
 
 
 @pytest.mark.parametrize("rule", OPTIONS)
