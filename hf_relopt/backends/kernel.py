@@ -1,4 +1,8 @@
-"""One step of one piece: precision, rounding and masks around a rule's equation."""
+"""One step of one piece: how weights are read and written, and masks, around a rule's equation.
+
+``load`` and ``store`` are the storage of a weight: dense, and rounded stochastically where its dtype
+is short. Weights that are stored in another way need another pair of these.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +45,30 @@ def results(
     torch.where decides, not a factor of 0 or 1: 0 * inf is NaN, and -0.0 - 0 * (-1) is +0.0.
     """
     weight, source, *buffers = tensors
-    wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
-    gradient = source.to(wide)
+    held = load(weight)
+    gradient = source.to(held.dtype)
     if equation.maximize:
         gradient = -gradient
     new, *new_buffers = equation.update(
-        weight.to(wide), gradient, *buffers, **decided.coefficients, **equation.constants
+        held, gradient, *buffers, **decided.coefficients, **equation.constants
     )
-    if decided.keys is not None and position is not None:
-        rounded = stochastic_round(new, weight.dtype, noise(decided.keys, position))
-    else:
-        rounded = new.to(weight.dtype)
-    found = [torch.where(decided.move, rounded, weight)]
+    found = [torch.where(decided.move, store(new, weight.dtype, decided.keys, position), weight)]
     for new_buffer, buffer in zip(new_buffers, buffers, strict=True):
         found.append(torch.where(decided.learn, new_buffer, buffer))
     return found
+
+
+def load(weight: Tensor) -> Tensor:
+    """What is stored, in the precision that the rule runs in: float64 stays, all else is float32."""
+    return weight if weight.dtype is torch.float64 else weight.to(torch.float32)
+
+
+def store(new: Tensor, dtype: torch.dtype, keys: Tensor | None, position: Tensor | None) -> Tensor:
+    """What is to be stored of ``new``.
+
+    Args:
+        keys, position: of the rounding noise, see rules/rounding.py; None to round to nearest.
+    """
+    if keys is None or position is None:
+        return new.to(dtype)
+    return stochastic_round(new, dtype, noise(keys, position))

@@ -82,7 +82,7 @@ def is_sharded(param: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of ``tensor`` on this rank, as an alias; itself if it is not a DTensor."""
+    """The shard of ``tensor`` on this rank, as an alias; itself if it is not a DTensor."""
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
@@ -90,7 +90,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_grad(param: Tensor) -> Tensor:
-    """The gradient of this rank's part of ``param``.
+    """The gradient of this rank's shard of ``param``.
 
     Zeros where a DTensor has no gradient: another rank may have one, and all must decide alike.
     """
@@ -106,23 +106,15 @@ def local_grad(param: Tensor) -> Tensor:
     return local(grad)
 
 
-def takes_part(param: Tensor) -> bool:
-    """Say whether ``param`` is stepped: with a gradient, or a DTensor that may have one elsewhere.
-
-    Which tensors take part in a collective must not depend on what one rank has seen.
-    """
-    return param.grad is not None or (is_sharded(param) and param.requires_grad)
-
-
 @dataclass(frozen=True)
-class Cut:
-    """How a tensor is cut over the ranks of one process group.
+class Shards:
+    """How a tensor is sharded over the ranks of one process group.
 
     Attributes:
         group: the process group.
         rank: this process's place in it.
-        dim: the dimension that is cut.
-        sizes: along it, of each rank's part; their sum is the tensor's.
+        dim: the dimension that is sharded.
+        sizes: along it, of each rank's shard; their sum is the tensor's.
     """
 
     group: Any
@@ -131,8 +123,8 @@ class Cut:
     sizes: tuple[int, ...]
 
 
-def cut_of(param: Tensor, name: str) -> Cut | None:
-    """How ``param`` is cut; None if this rank has all of it.
+def shards_of(param: Tensor, name: str) -> Shards | None:
+    """How ``param`` is sharded; None if this rank has all of it.
 
     Raises:
         UnsupportedSetup: it is sharded over several dimensions of its mesh, as FSDP with
@@ -159,7 +151,7 @@ def cut_of(param: Tensor, name: str) -> Cut | None:
     dim, ranks, length = placement.dim, mesh.size(mesh_dim), param.shape[placement.dim]
     part = -(-length // ranks)
     sizes = tuple(min(part, max(0, length - rank * part)) for rank in range(ranks))
-    return Cut(mesh.get_group(mesh_dim), mesh.get_local_rank(mesh_dim), dim, sizes)
+    return Shards(mesh.get_group(mesh_dim), mesh.get_local_rank(mesh_dim), dim, sizes)
 
 
 def as_rows_of(param: Tensor, rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ from torch import Tensor
 from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.backends.orthogonalize import multiplies_in_bfloat16
 from hf_relopt.rules import moments
-from hf_relopt.sharding.layout import Cut, cut_of
-from hf_relopt.sharding.matrices import Matrix, processes, transform_whole
+from hf_relopt.sharding.layout import Shards, shards_of
+from hf_relopt.sharding.matrices import Matrix, transform_full, world_size
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def _orthogonalize(portion: Portion, found: Sequence[list[Tensor]]) -> None:
 
     momenta = [found[matrix.bundle][matrix.place] for matrix in matrices]
     if any([matrix.travels for matrix in matrices]):
-        whole = [matrix.on_its_way(own) for matrix, own in zip(matrices, momenta, strict=True)]
-        momenta = transform_whole(whole, transform)
+        full = [matrix.on_its_way(own) for matrix, own in zip(matrices, momenta, strict=True)]
+        momenta = transform_full(full, transform)
     else:
         momenta = transform(range(len(matrices)), momenta)
     for matrix, momentum in zip(matrices, momenta, strict=True):
@@ -108,8 +109,8 @@ class SpectralMatrix:
 
     Attributes:
         bundle, place: of the slot, among the bundles and in its own.
-        cut: how its momentum is brought to one rank; None if this one has all, or whole experts.
-        shared: does each rank orthogonalize some of the matrices that all have?
+        shards: how its momentum is brought to one rank; None if this one has all, or full experts.
+        replicated: does each rank orthogonalize some of the matrices that all have?
         sizes, dim: of its blocks along a dimension; None if it is one matrix.
         experts: is each index of the first dimension a matrix?
     """
@@ -117,8 +118,8 @@ class SpectralMatrix:
     bundle: int
     place: int
     slot: Slot
-    cut: Cut | None
-    shared: bool
+    shards: Shards | None
+    replicated: bool
     sizes: list[int] | None
     dim: int
     experts: bool
@@ -126,18 +127,22 @@ class SpectralMatrix:
     @property
     def travels(self) -> bool:
         """True if other ranks have a part in it."""
-        return self.cut is not None or self.shared
+        return self.shards is not None or self.replicated
 
     def on_its_way(self, momentum: Tensor) -> Matrix:
         """What the ranks have to know to share the work."""
-        if self.cut is not None:
+        if self.shards is not None:
             momentum = self.slot.layout.reachable(momentum)
         if self.travels and multiplies_in_bfloat16(momentum.device):
             momentum = momentum.bfloat16()  # which it will be anyway, and half as much to send
         shape = self.slot.layout.shape
-        blocks = self.blocks(torch.empty(shape, device="meta"))
-        flops = float(sum([block.numel() * min(block.shape) for block in blocks]))
-        return Matrix(momentum, shape, self.cut, flops, self.shared)
+        return Matrix(momentum, shape, self.shards, self.flops, self.replicated)
+
+    @cached_property
+    def flops(self) -> float:
+        """Those of the iterations, up to a factor."""
+        blocks = self.blocks(torch.empty(self.slot.layout.shape, device="meta"))
+        return float(sum([block.numel() * min(block.shape) for block in blocks]))
 
     def blocks(self, matrix: Tensor) -> list[Tensor]:
         """Views as [rows, columns]."""
@@ -169,11 +174,11 @@ def spectral_matrices(slots: Sequence[Sequence[Slot]]) -> list[SpectralMatrix]:
             method, layout = slot.method, slot.layout
             if method.direction != "spectral" or layout.shape.numel() == 0:
                 continue
-            cut = cut_of(slot.param, f"parameter {slot.number}") if layout.sharded else None
+            shards = shards_of(slot.param, slot.name) if layout.sharded else None
             if method.in_experts and layout.rows_are_whole:
-                cut = None  # a rank has whole experts, and nothing to ask of the others
-            shared = method.options["share_work"] and not layout.sharded and processes() > 1
+                shards = None  # a rank has full experts, and nothing to ask of the others
+            shares = method.options["share_work"] and not layout.sharded and world_size() > 1
             sizes = method.blocks(layout.shape) if method.scale == "block" else None
             dim = method.options["split_dim"]
-            found.append(SpectralMatrix(b, t, slot, cut, shared, sizes, dim, method.in_experts))
+            found.append(SpectralMatrix(b, t, slot, shards, shares, sizes, dim, method.in_experts))
     return sorted(found, key=lambda matrix: matrix.slot.number)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_relopt.sharding.matrices import processes
+from hf_relopt.sharding.matrices import world_size
 from hf_relopt.step.direction import SpectralMatrix, spectral_matrices
 from hf_relopt.step.slot import Slot
 
@@ -128,7 +128,7 @@ def _copies_at_once(bundles: Sequence[Bundle], entries: int) -> int:
     """
     if not any([bundle.method.options["share_work"] for bundle in bundles]):
         return _PORTION
-    return max(_PORTION, min(_PORTION * processes(), int(entries * _SHARED_PORTION)))
+    return max(_PORTION, min(_PORTION * world_size(), int(entries * _SHARED_PORTION)))
 
 
 def _cut_by_size(sizes: Sequence[int], limit: int) -> Iterator[slice]:

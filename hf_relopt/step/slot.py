@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_relopt.backends.part import View
 from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.options.method import Method, method_of
-from hf_relopt.sharding.layout import Layout, cut_of, layout_of, rows_are_whole
+from hf_relopt.sharding.layout import Layout, layout_of, rows_are_whole, shards_of
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def refuse_unfit(group: Mapping[str, Any], param: Tensor, name: str) -> None:
     """
     method = method_of(group, param)
     if method.direction == "spectral":
-        cut_of(param, name)
+        shards_of(param, name)
     if method.scale == "row" and not rows_are_whole(param):
         raise UnsupportedSetup(
             f"{name} is sharded across its rows ({param.placements}), but scale 'row' needs "  # type: ignore[attr-defined]
