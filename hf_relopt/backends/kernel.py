@@ -1,7 +1,7 @@
 """One step of one piece: how weights are read and written, and masks, around a rule's equation.
 
-``load`` and ``store`` are the storage of a weight: dense, and rounded stochastically where its dtype
-is short. Weights that are stored in another way need another pair of these.
+``load`` and ``store`` are the storage of a weight: dense, and rounded stochastically where its
+dtype is short. Weights that are stored in another way need another pair of these.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def results(
 
 
 def load(weight: Tensor) -> Tensor:
-    """What is stored, in the precision that the rule runs in: float64 stays, all else is float32."""
+    """What is stored, in the precision of the rule: float64 stays, all else becomes float32."""
     return weight if weight.dtype is torch.float64 else weight.to(torch.float32)
 
 

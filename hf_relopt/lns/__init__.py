@@ -1,1 +1,0 @@
-"""The numbers: how a real weight becomes one that fits in few bits."""
