@@ -181,6 +181,15 @@ def test_file_keeps_to_its_floor(path):
     assert faults(path, (PACKAGE / path).read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if home(path) in {"hf", "cli"} and path.stem != "__init__"],
+    ids=str,
+)
+def test_module_has_its_tests_under_its_own_name(path):
+    assert (Path(__file__).parent / path.parent / f"test_{path.name}").is_file()
+
+
 def test_no_circles():
     modules = {_module(path): path for path in FILES}
     graph = {
