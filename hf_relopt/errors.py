@@ -26,5 +26,6 @@ def one_line(error: BaseException) -> str:
     """Another library's exception as one line for our own messages, without a final full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) > 200:
-        text = text[:200].rpartition(". ")[0] or text[:200].rpartition(" ")[0] + " ..."
+        cut = text[:200]
+        text = cut.rpartition(". ")[0] or (cut.rpartition(" ")[0] or cut) + " ..."
     return text.removesuffix(".")

@@ -187,6 +187,15 @@ def test_recipes_are_short_and_each_module_has_its_test():
         assert test.is_file() or "RECIPE = Recipe(" in source, f"{path} has no {test.name}"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if home(path) in {"hf", "cli"} and path.stem != "__init__"],
+    ids=str,
+)
+def test_module_has_its_tests_under_its_own_name(path):
+    assert (Path(__file__).parent / path.parent / f"test_{path.name}").is_file()
+
+
 def test_no_circles():
     modules = {_module(path): path for path in FILES}
     graph = {

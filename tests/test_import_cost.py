@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 from hf_relopt.cli.run import AUTOLOAD
+from tests.hf.tiny import forked_python, passed
 
 ROOT = AUTOLOAD.parents[1]
 
@@ -65,13 +66,12 @@ def test_the_package_alone_does_not_load_torch():
 
 def test_register_comes_with_transformers_in_either_order():
     code = """
-        import {first}
-        import {second}
+        import sys
+        assert ("transformers.training_args" in sys.modules) == {loaded}
+        assert "hf_relopt" not in sys.modules
+        import hf_relopt
         from transformers.training_args import OptimizerNames
         print(OptimizerNames("fromage").value, OptimizerNames("madam").value)
     """
-    for first, second in (
-        ("hf_relopt", "transformers.training_args"),
-        ("transformers.training_args", "hf_relopt"),
-    ):
-        assert _fresh(code.format(first=first, second=second)) == "fromage madam\n"
+    assert _fresh(code.format(loaded=False)) == "fromage madam\n"
+    assert passed(forked_python(code.format(loaded=True))) == "fromage madam\n"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 from transformers.training_args import OptimizerNames
 
 import hf_relopt
-from hf_relopt.cli.doctor import examine
+from hf_relopt.cli.doctor import run_doctor
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import OPTIMIZERS
 from hf_relopt.rules.rule import RULES
@@ -63,11 +65,14 @@ def test_each_script_of_the_gallery_runs_and_says_what_it_prints():
     assert all(script.output and not script.not_run for script in scripts)
 
 
-def test_the_page_s_optimizer_works_by_name_everywhere(tmp_path):
+def test_the_page_s_optimizer_works_by_name_everywhere(tmp_path, capsys):
     """Its class and three entries are all there is to write: nothing in hf or cli knows it."""
     (script,) = examples((ROOT / "docs/adding-an-optimizer.md").read_text(encoding="utf-8"))
     exec(script.code, {"__name__": "__main__"})
     hf_relopt.register()
+    words = ["--output_dir", str(tmp_path), "--optim", "relative_sign", "--use_cpu"]
+    (typed,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(words)
+    assert typed.optim is OptimizerNames("relative_sign")
     args = arguments(tmp_path, optim="relative_sign", optim_args="min_scale=0.05", max_steps=1)
     with pytest.raises(hf_relopt.ConfigError, match=r"p_bound.*belongs to fromage"):
         arguments(tmp_path, optim="relative_sign", optim_args="p_bound=1.0")
@@ -91,9 +96,14 @@ def test_the_page_s_optimizer_works_by_name_everywhere(tmp_path):
 
     model.config.architectures = ["GPT2LMHeadModel"]
     model.config.save_pretrained(tmp_path / "model")
-    found = examine(None, str(tmp_path / "model"), "relative_sign", "min_scale=0.05", None, None)
+    capsys.readouterr()
+    said = {"optim": "relative_sign", "optim_args": "min_scale=0.05", "as_json": True}
+    assert run_doctor(model=str(tmp_path / "model"), **said) == 0
+    found = json.loads(capsys.readouterr().out)
     assert {group["follows"] for group in found["plan"]["groups"]} == {"relative_sign"}
     assert found["memory"]["per_parameter"]["state"] == 0
+    assert run_doctor(optim="relative_sing") == 2
+    assert "Did you mean relative_sign?" in capsys.readouterr().err
 
 
 # PEFT itself still asks for the old name.

@@ -243,37 +243,6 @@ def test_from_adamw_to_ours_when_told_to_discard(optim, tmp_path, said):
     assert {int(state["step"]) for state in after.optimizer.optimizer.state.values()} == {2}
 
 
-@pytest.fixture
-def weights_alone(tmp_path) -> Path:
-    """A run from scratch whose checkpoints hold no optimizer state."""
-    saving = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
-    args = arguments(tmp_path, optim="fromage_spectral", **saving)
-    RelOptTrainer(gpt2(), args, train_dataset=rows()).train()
-    return tmp_path
-
-
-@pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
-def test_weights_alone_are_not_resumed_in_silence(trainer, named, weights_alone):
-    args = arguments(weights_alone, optim="fromage_spectral", max_steps=6)
-    job = trainer(gpt2(seed=1), args, train_dataset=rows())
-    before = weights(job.model)
-    folder = str(weights_alone / "checkpoint-4")
-    with pytest.raises(FormatError, match=r"save_only_model.*discard_optimizer_state"):
-        job.train(resume_from_checkpoint=folder if named else True)
-    assert same(before, weights(job.model))
-
-
-def test_weights_alone_go_on_at_their_place_when_told_so(weights_alone):
-    args = arguments(weights_alone / "after", optim="fromage_spectral", max_steps=8)
-    job = RelOptTrainer(gpt2(seed=1), args, train_dataset=rows())
-    job.train(str(weights_alone / "checkpoint-4"), discard_optimizer_state=True)
-    logged = [entry for entry in job.state.log_history if "learning_rate" in entry]
-    found = {entry["step"]: entry["learning_rate"] for entry in logged if entry["step"] > 4}
-    # The default of a model from scratch, although the weights that were loaded look trained.
-    assert found == pytest.approx({step: 0.02 * (9 - step) / 8 for step in (6, 8)})
-
-
 def test_a_whole_checkpoint_before_weights_alone_is_taken(run, said):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (run / "checkpoint-4" / name).unlink()
