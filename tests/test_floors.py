@@ -26,6 +26,7 @@ FLOORS = {
     "lns": 1,
     "sharding": 2,
     "plans": 2,
+    "shipped": 2,
     "options": 2,
     "backends": 2,
     "nn": 2,
