@@ -39,7 +39,7 @@ FLOORS = {
     "__main__": 6,
 }
 # Who may import from its own floor: (importer, imported).
-ASIDE = {("options", "plans"), ("options", "backends"), ("optim", "step")}
+ASIDE = {("options", "plans"), ("options", "backends"), ("optim", "step"), ("shipped", "plans")}
 # Third parties that only some may know: module -> who. Everything below the module counts as well.
 ONLY_FOR = {
     "torch.distributed": {"sharding", "nn", "optim", "hf", "cli"},

@@ -144,10 +144,9 @@ class Bundle:
         if self.method.scale == "tensor":
             return [[view] for view in self.whole_views]
         first = self.numbers.first
-        begins = first[self.begin : self.end]
         return [
-            slot.views(begin - first[self.begin])
-            for slot, begin in zip(self.slots, begins, strict=True)
+            slot.views(first[place] - first[self.begin])
+            for place, slot in enumerate(self.slots, self.begin)
         ]
 
     @cached_property
@@ -170,7 +169,12 @@ class Bundle:
 
     def grads(self) -> list[Tensor]:
         """Their gradients."""
-        return list(map(local_grad if self.layout.sharded else _GRAD, self._params))
+        return list(map(_GRAD, self.slots if self.layout.sharded else self._params))
+
+    def keep_grads(self, during_step: bool) -> None:
+        """Have the gradients of sharded weights at hand as shards, until the end of the step."""
+        for slot in self.slots:
+            slot.grad = local_grad(slot.param) if during_step else None
 
     def _shards_of(self, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
         """Each slot's state tensors of these names."""
@@ -201,9 +205,8 @@ class Bundle:
 
     def only(self, begin: int, end: int) -> Bundle:
         """The slots from ``begin`` to ``end`` of these."""
-        if (begin, end) == (0, len(self.slots)):
-            return self
-        return Bundle(self.numbers, self.begin + begin, self.begin + end)
+        all_of_them = (begin, end) == (0, len(self.slots))
+        return self if all_of_them else Bundle(self.numbers, self.begin + begin, self.begin + end)
 
 
 class Lineup:
@@ -215,7 +218,7 @@ class Lineup:
         direct, directed: those that follow their gradients, and all others, which are stepped in
             ``portions``.
         alone: does a backend take some of them from their sums to the new weights?
-        sharded: is any of them?
+        sharded: those whose weights are sharded.
     """
 
     def __init__(self, numbers: Sequence[Numbers]) -> None:
@@ -229,7 +232,7 @@ class Lineup:
         self.direct = [Joint((each,)) for each in self.bundles if each.method.direct]
         self.directed = [bundle for bundle in self.bundles if not bundle.method.direct]
         self.portions = portions(self.directed)
-        self.sharded = any([bundle.layout.sharded for bundle in self.bundles])
+        self.sharded = [bundle for bundle in self.bundles if bundle.layout.sharded]
         self.alone = [
             bundle
             for bundle in self.bundles
@@ -373,9 +376,7 @@ class Slots:
     def _lineup_without(self, absent: Collection[int]) -> Lineup:
         chosen: list[Numbers] = []
         for numbers in self._numbers:
-            places = [
-                place for place, slot in enumerate(numbers.slots) if slot.number not in absent
-            ]
+            places = [t for t, slot in enumerate(numbers.slots) if slot.number not in absent]
             if len(places) == len(numbers.slots):
                 chosen.append(numbers)
             elif places:

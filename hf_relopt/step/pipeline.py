@@ -66,6 +66,19 @@ def step(slots: Slots, probe: Measurement | None) -> None:
         lineup = slots.taking_part(beside=_step_alone(lineup.alone, slots, probe))
     for numbers in lineup.copies:
         numbers.fetch()
+    for bundle in lineup.sharded:
+        bundle.keep_grads(during_step=True)
+    try:
+        _step(lineup, slots, probe)
+    finally:
+        for bundle in lineup.sharded:
+            bundle.keep_grads(during_step=False)
+    for numbers in lineup.copies:
+        numbers.put_back()
+    slots.note_anchors(lineup)
+
+
+def _step(lineup: Lineup, slots: Slots, probe: Measurement | None) -> None:
     parts, rows = _sums_of_gradients(lineup, slots)
     verdicts = _judge(lineup, rows)
     for joint in lineup.direct:
@@ -75,9 +88,6 @@ def step(slots: Slots, probe: Measurement | None) -> None:
             take_in(bundle, verdicts[bundle.numbers].judged.learn[bundle.places])
     for portion in lineup.portions:
         _step_portion(portion, verdicts, slots, probe)
-    for numbers in lineup.copies:
-        numbers.put_back()
-    slots.note_anchors(lineup)
 
 
 def _sums_of_gradients(

@@ -44,6 +44,8 @@ class Slot:
         number: its place among all weights of the optimizer, the same on every rank.
         group: its param group, for the learning rate alone: what else is in it, the method holds.
         state: what the optimizer keeps of it; empty until it first takes part.
+        grad: during a step, the shard's gradient of a sharded weight. It may take a collective to
+            make, so that it is made once.
     """
 
     number: int
@@ -55,6 +57,7 @@ class Slot:
     slices: Slices
     device: torch.device
     dtype: torch.dtype
+    grad: Tensor | None = None
 
     @property
     def name(self) -> str:
