@@ -13,22 +13,9 @@ from torch import nn
 
 from hf_relopt import Fromage
 from tests.cases import BY_NAME
-from tests.frames import (
-    NEW_KEYS,
-    each_backend,
-    each_pair,
-    frame_of,
-    kinds_of_tensors,
-)
+from tests.frames import NEW_KEYS, each_backend, each_pair, frame_of, kinds_of_tensors
 from tests.oracles.frame import is_vector
-from tests.tensors import (
-    Optimizer,
-    run,
-    same_bits,
-    snapshot,
-    state_of,
-    to_numpy,
-)
+from tests.tensors import Optimizer, run, same_bits, snapshot, state_of, to_numpy
 
 
 @each_backend

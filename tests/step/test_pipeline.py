@@ -11,13 +11,11 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from tests.cases import ADAM_STATE, FROMAGE_STATE, MOMENTUM_STATE
+from tests.cases import FROMAGE_STATE
 from tests.frames import (
     BOUNDS,
     DIRECTIONS,
     NEW_KEYS,
-    PAIRS,
-    STATES,
     WHOLE,
     each_backend,
     each_pair,
@@ -28,7 +26,6 @@ from tests.frames import (
 from tests.oracles import Path as Trajectory
 from tests.oracles.frame import frame, is_vector
 from tests.tensors import (
-    ULP,
     Optimizer,
     assert_close,
     assert_near_oracle,
@@ -178,38 +175,6 @@ def test_the_papers_rule_is_untouched(backend: str) -> None:
 # --- state --------------------------------------------------------------------------------
 
 
-@each_pair
-def test_state_is_frozen_per_kind_of_tensor(direction: str, scale: str) -> None:
-    params, groups = frame_of(torch.bfloat16, direction, scale)
-    optimizer = Fromage(groups)
-    run(optimizer, params, (1,))
-    blocks = {"tensor": (1, 1), "row": (6, 3), "block": (2, 3)}[scale]
-    for param in params:
-        state = state_of(optimizer, param)
-        vector = is_vector(to_numpy(param))
-        if vector and direction != "gradient":
-            assert set(state) == ADAM_STATE
-        else:
-            assert set(state) == STATES.get(direction, MOMENTUM_STATE)
-        anchors = 1 if vector else blocks[param.dim() - 2]
-        assert state["anchor_norm"].shape == (anchors,)
-        for name in {"momentum", "second_moment"} & set(state):
-            assert state[name].shape == param.shape
-        assert all(value.dtype == torch.float32 for value in state.values())
-
-
-@each_backend
-@pytest.mark.parametrize(("direction", "scale"), [pair for pair in PAIRS if pair[0] != "gradient"])
-def test_a_framed_anchor_is_written_once(direction: str, scale: str, backend: str) -> None:
-    params, groups = frame_of(torch.float32, direction, scale)
-    optimizer = Fromage(groups, backend=backend)
-    run(optimizer, params, (1,))
-    anchors = [state_of(optimizer, param)["anchor_norm"] for param in params]
-    written = [anchor._version for anchor in anchors]
-    run(optimizer, params, (2, 3))
-    assert [anchor._version for anchor in anchors] == written
-
-
 @each_backend
 @each_pair
 def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend: str) -> None:
@@ -265,39 +230,6 @@ def test_a_group_may_follow_a_part_of_the_rate_or_more(
         ends.append(params)
     for params in ends[1:]:
         assert_close(ends[0], params, torch.float32)
-
-
-@each_backend
-@pytest.mark.parametrize("direction", ["momentum", "spectral", "adam"])
-def test_a_bfloat16_momentum_is_rounded_without_bias(direction: str, backend: str) -> None:
-    """Each entry is one of its two neighbours, and their mean is the momentum."""
-    param = nn.Parameter(gradient(torch.empty(128, 64), 1, 0.1))
-    optimizer = Fromage([param], direction=direction, momentum_dtype="bfloat16", backend=backend)
-    param.grad = torch.full_like(param, 1.0)
-    param.grad[:, ::2] = -1.0
-    optimizer.step()
-    kept = state_of(optimizer, param)["momentum"]
-    exact = (1.0 - 0.9) * param.grad.double()
-    assert kept.dtype == torch.bfloat16 and kept.shape == param.shape
-    spacing = ULP[torch.bfloat16] * exact.abs()
-    assert ((kept.double() - exact).abs() < spacing).all()
-    size = kept.double().abs()
-    assert len(size.unique()) == 2, "rounded to nearest"
-    # The spread of one draw is at most half a spacing; 8,192 of them.
-    assert abs(float((size - exact.abs()).mean())) < 5 * 0.5 * float(spacing.max()) / 8192**0.5
-
-
-@each_backend
-def test_a_bfloat16_momentum_keeps_learning_small_gradients(backend: str) -> None:
-    """Rounded to nearest, m would stop a few units in the last place short of the gradient."""
-    param = nn.Parameter(gradient(torch.empty(16, 16), 1, 0.1))
-    options = {"momentum": 0.999, "momentum_dtype": "bfloat16"}
-    optimizer = Fromage([param], lr=0.0, direction="momentum", backend=backend, **options)
-    for _ in range(300):
-        param.grad = torch.ones_like(param)
-        optimizer.step()
-    mean = float(state_of(optimizer, param)["momentum"].double().mean())
-    assert mean == pytest.approx(1 - 0.999**300, rel=0.02)
 
 
 @each_backend
