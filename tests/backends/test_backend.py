@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from hf_relopt import Fromage
 from hf_relopt.backends import backend, foreach
 from hf_relopt.backends.backend import AUTO, BACKENDS, backend_of
 from tests.cases import BY_NAME, CASES_AND_DTYPES, DEFAULTS, Case
+from tests.frames import BOUNDS, each_pair, frame_of
 from tests.tensors import (
     ULP,
     Optimizer,
@@ -58,8 +60,20 @@ def _eventful_step(optimizer: Optimizer, params: list[nn.Parameter], number: int
             param.grad.zero_()
         if place == (number + 2) % 4:
             param.grad = None
-    optimizer.param_groups[0]["lr"] = 0.0 if number == 4 else 2.0**-number
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if number == 4 else 2.0**-number
     optimizer.step()
+
+
+def _assert_same_ends(
+    one: tuple[list[nn.Parameter], Optimizer], two: tuple[list[nn.Parameter], Optimizer]
+) -> None:
+    (params, optimizer), (others, other) = one, two
+    for param, twin in zip(params, others, strict=True):
+        mine, theirs = state_of(optimizer, param), state_of(other, twin)
+        assert same_bits(param, twin)
+        assert mine.keys() == theirs.keys() != set()
+        assert all(same_bits(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize(("case", "dtype"), CASES_AND_DTYPES, ids=_name)
@@ -74,14 +88,27 @@ def test_foreach_ends_at_the_bits_of_the_loop(case: Case, dtype: torch.dtype) ->
         for number in range(1, 8):
             _eventful_step(optimizer, params, number)
         ends.append((params, optimizer))
-    (params, optimizer), (others, other) = ends
-    for param, twin in zip(params, others, strict=True):
-        mine, theirs = state_of(optimizer, param), state_of(other, twin)
-        assert same_bits(param, twin)
-        assert mine.keys() == theirs.keys() != set()
-        assert all(same_bits(mine[name], theirs[name]) for name in mine)
+    _assert_same_ends(*ends)
+    params, optimizer = ends[0]
     counts = [float(state_of(optimizer, params[0])[name]) for name in ("step", "skipped")]
     assert counts == [2, 1], "not all that may happen has happened"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
+@pytest.mark.parametrize("bound", BOUNDS)
+@each_pair
+def test_foreach_ends_at_the_bits_of_the_loop_in_every_combination(
+    direction: str, scale: str, bound: str, dtype: torch.dtype
+) -> None:
+    """Matrices with rows of zeros, experts and vectors under each direction, scale and bound."""
+    ends = []
+    for name in ("loop", "foreach"):
+        params, groups = frame_of(dtype, direction, scale, **BOUNDS[bound])
+        optimizer = Fromage(groups, backend=name, seed=3)
+        for number in range(1, 6):
+            _eventful_step(optimizer, params, number)
+        ends.append((params, optimizer))
+    _assert_same_ends(*ends)
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=_name)

@@ -34,20 +34,28 @@ def _name(value: object) -> str:
 each_default = pytest.mark.parametrize("case", DEFAULTS, ids=_name)
 
 
-each_backend = pytest.mark.parametrize("backend", ["loop", "foreach", "compiled"])
+each_backend = pytest.mark.parametrize("backend", ["foreach", "compiled"])
 
 
-@each_backend
+@pytest.mark.parametrize(
+    ("backend", "dtypes"),
+    [("foreach", DTYPES), ("compiled", (torch.float32, torch.float64))],
+    ids=["foreach", "compiled"],
+)
 @each_default
-def test_mixed_dtypes_in_one_group_go_as_each_alone(case: Case, backend: str) -> None:
+def test_mixed_dtypes_in_one_group_go_as_each_alone(
+    case: Case, backend: str, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    options = {"rounding": "nearest"} if torch.bfloat16 in dtypes else {}
+
     def mixed() -> list[nn.Parameter]:
-        return [nn.Parameter(weights(dtype)[0].detach()) for dtype in DTYPES]
+        return [nn.Parameter(weights(dtype)[0].detach()) for dtype in dtypes]
 
     together = mixed()
-    optimizer = case.make(together, lr=0.05, backend=backend, rounding="nearest")
+    optimizer = case.make(together, lr=0.05, backend=backend, **options)
     run(optimizer, together, (1, 2))
     for index, single in enumerate(mixed()):
-        alone = case.make([single], lr=0.05, backend=backend, rounding="nearest")
+        alone = case.make([single], lr=0.05, backend=backend, **options)
         for number in (1, 2):
             single.grad = gradient(single, 100 * number + index)
             alone.step()
@@ -73,7 +81,6 @@ def test_devices_in_one_group_are_stepped_apart(case: Case, backend: str) -> Non
     assert all(same_bits(a, b) for a, b in zip(*ends, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["loop", "foreach"])
 @pytest.mark.parametrize(
     ("build", "option", "values"),
     [
@@ -87,16 +94,16 @@ def test_devices_in_one_group_are_stepped_apart(case: Case, backend: str) -> Non
         (Fromage, "maximize", (False, True)),
     ],
 )
-def test_options_hold_per_group(build, option: str, values: tuple, backend: str) -> None:  # type: ignore[no-untyped-def]
+def test_options_hold_per_group(build, option: str, values: tuple) -> None:  # type: ignore[no-untyped-def]
     def ends(value: object) -> list[torch.Tensor]:
         params = weights(torch.float32)
         groups = [{"params": [p], option: value} for p in params]
-        run(build(groups, lr=0.125, backend=backend), params, (1, 2, 3))
+        run(build(groups, lr=0.125), params, (1, 2, 3))
         return snapshot(params)
 
     def each(value: object) -> list[torch.Tensor]:
         params = weights(torch.float32)
-        run(build(params, lr=0.125, backend=backend, **{option: value}), params, (1, 2, 3))
+        run(build(params, lr=0.125, **{option: value}), params, (1, 2, 3))
         return snapshot(params)
 
     results = []

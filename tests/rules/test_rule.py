@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage, Madam
-from tests.cases import BACKENDS, DEFAULTS, DTYPES, MIN_SCALE, Case
+from tests.cases import DEFAULTS, DTYPES, MIN_SCALE, Case
 from tests.oracles import fromage as fromage_oracle
 from tests.oracles import madam as madam_oracle
 from tests.rules.problems import SHAPES, Build, assert_same_path, uniform_weights
@@ -22,11 +22,11 @@ def _name(value: object) -> str:
 each_default = pytest.mark.parametrize("case", DEFAULTS, ids=_name)
 # a compilation costs a second: the compiled backend meets two dtypes
 BACKEND_DTYPES = [
-    *[(backend, dtype) for backend in ("loop", "foreach") for dtype in DTYPES],
+    *[("foreach", dtype) for dtype in DTYPES],
     *[("compiled", dtype) for dtype in (torch.float32, torch.bfloat16)],
 ]
 each_backend_dtype = pytest.mark.parametrize(("backend", "dtype"), BACKEND_DTYPES, ids=_name)
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", ["foreach", "compiled"])
 
 
 @each_backend_dtype

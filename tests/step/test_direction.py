@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_relopt import Fromage
 from tests.cases import MIN_SCALE
-from tests.frames import each_backend, each_own_direction, each_pair, frame_of
+from tests.frames import each_own_direction, each_pair, frame_of
 from tests.tensors import assert_close, gradient, norm, run, same_bits, snapshot, state_of
 
 
@@ -38,20 +38,17 @@ def _matrix() -> nn.Parameter:
     return nn.Parameter(torch.ones(2, 2))
 
 
-@each_backend
 @pytest.mark.parametrize("shape", [(5,), (), (1,), (1, 5), (5, 1, 1)], ids=str)
 @each_own_direction
 def test_vectors_go_the_same_way_under_every_direction(
-    direction: str, shape: tuple[int, ...], backend: str
+    direction: str, shape: tuple[int, ...]
 ) -> None:
     """Whatever momentum and bound their group has; and the first step is lr * s for each entry."""
     ends = []
     for options in ({}, {"momentum": 0.5}, {"bound": "sphere"}, {"p_bound": 0.5}):
         param = nn.Parameter(gradient(torch.empty(shape), 1) + 2.0)
         first, size = param.detach().clone(), norm(param) / max(param.numel(), 1) ** 0.5
-        optimizer = Fromage(
-            [param, _matrix()], lr=0.125, direction=direction, backend=backend, **options
-        )
+        optimizer = Fromage([param, _matrix()], lr=0.125, direction=direction, **options)
         run(optimizer, [param], (1,))
         expected = 0.125 * size * torch.ones(shape)
         assert torch.allclose((param.detach() - first).abs(), expected, rtol=1e-5)
@@ -60,13 +57,10 @@ def test_vectors_go_the_same_way_under_every_direction(
     assert all(same_bits(ends[0], end) for end in ends[1:])
 
 
-@each_backend
 @each_own_direction
-def test_vectors_that_start_at_zero_move_by_min_scale_and_cross_zero(
-    direction: str, backend: str
-) -> None:
+def test_vectors_that_start_at_zero_move_by_min_scale_and_cross_zero(direction: str) -> None:
     param = nn.Parameter(torch.zeros(4))
-    optimizer = Fromage([param, _matrix()], lr=0.125, direction=direction, backend=backend)
+    optimizer = Fromage([param, _matrix()], lr=0.125, direction=direction)
     param.grad = torch.tensor([1.0, -2.0, 3.0, 1e-3])
     optimizer.step()
     signs = param.grad.sign()
@@ -77,14 +71,13 @@ def test_vectors_that_start_at_zero_move_by_min_scale_and_cross_zero(
     assert (param.detach() * signs > 0).all()
 
 
-@each_backend
 @each_pair
-def test_the_scale_of_gradients_is_ignored(direction: str, scale: str, backend: str) -> None:
+def test_the_scale_of_gradients_is_ignored(direction: str, scale: str) -> None:
     """A million times larger or smaller; powers of two, so that only sums may round otherwise."""
     ends = []
     for factor in (1.0, 2.0**20, 2.0**-20):
         params, groups = frame_of(torch.float32, direction, scale)
-        optimizer = Fromage(groups, lr=0.05, backend=backend)
+        optimizer = Fromage(groups, lr=0.05)
         for number in (1, 2, 3):
             for index, param in enumerate(params):
                 param.grad = gradient(param, 100 * number + index) * factor

@@ -7,16 +7,15 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from tests.frames import each_backend, each_own_direction
+from tests.frames import each_own_direction
 from tests.tensors import ULP, gradient, run, same_bits, state_of
 
 
-@each_backend
 @pytest.mark.parametrize("direction", ["momentum", "spectral", "adam"])
-def test_a_bfloat16_momentum_is_rounded_without_bias(direction: str, backend: str) -> None:
+def test_a_bfloat16_momentum_is_rounded_without_bias(direction: str) -> None:
     """Each entry is one of its two neighbours, and their mean is the momentum."""
     param = nn.Parameter(gradient(torch.empty(128, 64), 1, 0.1))
-    optimizer = Fromage([param], direction=direction, momentum_dtype="bfloat16", backend=backend)
+    optimizer = Fromage([param], direction=direction, momentum_dtype="bfloat16")
     param.grad = torch.full_like(param, 1.0)
     param.grad[:, ::2] = -1.0
     optimizer.step()
@@ -31,12 +30,11 @@ def test_a_bfloat16_momentum_is_rounded_without_bias(direction: str, backend: st
     assert abs(float((size - exact.abs()).mean())) < 5 * 0.5 * float(spacing.max()) / 8192**0.5
 
 
-@each_backend
-def test_a_bfloat16_momentum_keeps_learning_small_gradients(backend: str) -> None:
+def test_a_bfloat16_momentum_keeps_learning_small_gradients() -> None:
     """Rounded to nearest, m would stop a few units in the last place short of the gradient."""
     param = nn.Parameter(gradient(torch.empty(16, 16), 1, 0.1))
     options = {"momentum": 0.999, "momentum_dtype": "bfloat16"}
-    optimizer = Fromage([param], lr=0.0, direction="momentum", backend=backend, **options)
+    optimizer = Fromage([param], lr=0.0, direction="momentum", **options)
     for _ in range(300):
         param.grad = torch.ones_like(param)
         optimizer.step()

@@ -17,7 +17,6 @@ from tests.frames import (
     DIRECTIONS,
     NEW_KEYS,
     WHOLE,
-    each_backend,
     each_pair,
     frame_of,
     kinds_of_tensors,
@@ -96,27 +95,24 @@ RATES = [0.05, 0.0, 0.2, 0.1, 0.1, 0.02, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=_name)
-@each_backend
 @pytest.mark.parametrize("bound", BOUNDS)
 @each_pair
 def test_every_combination_follows_the_oracle(
-    direction: str, scale: str, bound: str, backend: str, dtype: torch.dtype
+    direction: str, scale: str, bound: str, dtype: torch.dtype
 ) -> None:
     params, groups = frame_of(dtype, direction, scale, **BOUNDS[bound])
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
 
 
-@each_backend
 @each_pair
-def test_the_default_bound_follows_the_oracle(direction: str, scale: str, backend: str) -> None:
+def test_the_default_bound_follows_the_oracle(direction: str, scale: str) -> None:
     """Nothing but direction and scale given: 3 for all but the paper's, which has none."""
     params, groups = frame_of(torch.float32, direction, scale, kinds=WHOLE)
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     _assert_follows(optimizer, params, _walk(optimizer, params, [0.5] * 8), direction)
 
 
-@each_backend
 @pytest.mark.parametrize(
     "options",
     [
@@ -131,25 +127,22 @@ def test_the_default_bound_follows_the_oracle(direction: str, scale: str, backen
     ],
     ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
 )
-def test_options_follow_the_oracle(options: dict[str, Any], backend: str) -> None:
+def test_options_follow_the_oracle(options: dict[str, Any]) -> None:
     tensors = kinds_of_tensors(torch.float32)
     params = [*tensors["matrices"], *tensors["experts"]]
     if options["direction"] != "gradient":
         params += tensors["vectors"]
-    optimizer = Fromage(params, backend=backend, **options)
+    optimizer = Fromage(params, **options)
     paths = _walk(optimizer, params, RATES)
     _assert_follows(optimizer, params, paths, options["direction"])
 
 
-@each_backend
 @pytest.mark.parametrize(("split_dim", "split_sizes"), [(1, 2), (1, (1, 3)), (0, 3), (None, [6])])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_splits_follow_the_oracle(
-    direction: str, split_dim: int | None, split_sizes: Any, backend: str
-) -> None:
+def test_splits_follow_the_oracle(direction: str, split_dim: int | None, split_sizes: Any) -> None:
     params = kinds_of_tensors(torch.float32)["matrices"]
     options = {"scale": "block", "split_dim": split_dim, "split_sizes": split_sizes}
-    optimizer = Fromage(params, direction=direction, backend=backend, **options)
+    optimizer = Fromage(params, direction=direction, **options)
     _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
 
 
@@ -160,14 +153,13 @@ def test_compiled_follows_the_oracle(direction: str) -> None:
     _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
 
 
-@each_backend
-def test_the_papers_rule_is_untouched(backend: str) -> None:
+def test_the_papers_rule_is_untouched() -> None:
     """Saying the defaults aloud is saying nothing."""
     ends = []
     for options in ({}, {"direction": "gradient", "scale": "tensor", "bound": None}):
         tensors = kinds_of_tensors(torch.bfloat16)
         params = [param for each in tensors.values() for param in each]
-        run(Fromage(params, lr=0.1, p_bound=1.2, backend=backend, **options), params, (1, 2, 3))
+        run(Fromage(params, lr=0.1, p_bound=1.2, **options), params, (1, 2, 3))
         ends.append(params)
     assert all(same_bits(a, b) for a, b in zip(*ends, strict=True))
 
@@ -175,12 +167,11 @@ def test_the_papers_rule_is_untouched(backend: str) -> None:
 # --- state --------------------------------------------------------------------------------
 
 
-@each_backend
 @each_pair
-def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend: str) -> None:
+def test_what_should_do_nothing_does_nothing(direction: str, scale: str) -> None:
     """The table, for vectors, experts, rows and blocks as for whole matrices."""
     params, groups = frame_of(torch.bfloat16, direction, scale)
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     first = snapshot(params)
     for param in params:
         param.grad = torch.zeros_like(param)
@@ -212,17 +203,16 @@ def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend
         assert same_bits(param, old) and float(state_of(optimizer, param)["step"]) == count + 1
 
 
-@each_backend
 @each_pair
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_a_group_may_follow_a_part_of_the_rate_or_more(
-    kind: Callable[[float], Any], direction: str, scale: str, backend: str
+    kind: Callable[[float], Any], direction: str, scale: str
 ) -> None:
     """As if the rate were that, and a rate that is changed for all groups keeps it."""
     ends = []
     for lr, lr_factor in ((0.1, None), (0.2, 0.5), (0.025, 4.0)):
         params, groups = frame_of(torch.float32, direction, scale)
-        optimizer = Fromage(groups, lr=kind(lr), lr_factor=lr_factor, backend=backend)
+        optimizer = Fromage(groups, lr=kind(lr), lr_factor=lr_factor)
         run(optimizer, params, (1, 2))
         for group in optimizer.param_groups:
             group["lr"] = kind(lr / 4)
@@ -232,8 +222,7 @@ def test_a_group_may_follow_a_part_of_the_rate_or_more(
         assert_close(ends[0], params, torch.float32)
 
 
-@each_backend
-def test_groups_have_directions_of_their_own(backend: str) -> None:
+def test_groups_have_directions_of_their_own() -> None:
     """As a plan gives them: spectral matrices, embeddings by rows, a head by the paper's rule."""
 
     def made() -> list[nn.Parameter]:
@@ -247,9 +236,9 @@ def test_groups_have_directions_of_their_own(backend: str) -> None:
     ]
     together, alone = made(), made()
     groups = [{"params": [p], **way} for p, way in zip(together, ways, strict=True)]
-    run(Fromage(groups, lr=0.1, backend=backend), together, (1, 2, 3))
+    run(Fromage(groups, lr=0.1), together, (1, 2, 3))
     for index, (param, way) in enumerate(zip(alone, ways, strict=True)):
-        optimizer = Fromage([param], lr=0.1, backend=backend, **way)
+        optimizer = Fromage([param], lr=0.1, **way)
         for number in (1, 2, 3):
             param.grad = gradient(param, 100 * number + index)
             optimizer.step()

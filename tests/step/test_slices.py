@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_relopt import Fromage
 from tests.cases import MIN_SCALE
-from tests.frames import each_backend, each_direction, each_own_direction, slack_of
+from tests.frames import each_direction, each_own_direction, slack_of
 from tests.oracles.frame import frame
 from tests.tensors import (
     assert_close,
@@ -30,12 +30,11 @@ def _name(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 
-@each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
 @pytest.mark.parametrize("bound", [None, "sphere"])
 @pytest.mark.parametrize("direction", ["gradient", "momentum", "adam"])
 def test_rows_without_gradient_keep_every_bit(
-    direction: str, bound: str | None, dtype: torch.dtype, backend: str
+    direction: str, bound: str | None, dtype: torch.dtype
 ) -> None:
     """As an embedding's rows of tokens that do not occur; -0.0 and 3-D tables too."""
     params = [nn.Parameter(gradient(torch.empty(s, dtype=dtype), 1)) for s in ((9, 4), (9, 2, 3))]
@@ -44,7 +43,7 @@ def test_rows_without_gradient_keep_every_bit(
             param[3], param[5] = 0.0, -0.0
     before = snapshot(params)
     options = {"direction": direction, "scale": "row", "bound": bound}
-    optimizer = Fromage(params, lr=0.125, backend=backend, **options)
+    optimizer = Fromage(params, lr=0.125, **options)
     used = torch.tensor([0, 3, 7])
     for number in range(1, 6):
         for param in params:
@@ -58,17 +57,16 @@ def test_rows_without_gradient_keep_every_bit(
         assert all((bits(param[row]) != bits(old[row])).any() for row in used)
 
 
-@each_backend
 @pytest.mark.parametrize("direction", ["momentum", "adam", "spectral"])
 @pytest.mark.parametrize(("scale", "shape"), [("row", (5, 4)), ("block", (5, 4, 3))])
 def test_what_had_a_gradient_once_rests_without_one(
-    scale: str, shape: tuple[int, ...], direction: str, backend: str
+    scale: str, shape: tuple[int, ...], direction: str
 ) -> None:
     """A momentum has no size: by it alone, rows and experts would go on by whole steps."""
     if (scale, direction) == ("row", "spectral"):
         return
     param = nn.Parameter(gradient(torch.empty(shape), 1))
-    optimizer = Fromage([param], lr=0.1, direction=direction, scale=scale, backend=backend)
+    optimizer = Fromage([param], lr=0.1, direction=direction, scale=scale)
     param.grad = gradient(param, 2)
     optimizer.step()
     after, was = param.detach().clone(), state_of(optimizer, param)["momentum"].clone()
@@ -91,12 +89,11 @@ def test_no_experts_are_no_work(direction: str) -> None:
     assert torch.isfinite(params[1]).all() and (params[1] != 1).any()
 
 
-@each_backend
-def test_a_rows_step_hangs_on_that_row_alone(backend: str) -> None:
+def test_a_rows_step_hangs_on_that_row_alone() -> None:
     ends = []
     for loud in (1.0, 1000.0):
         param = nn.Parameter(gradient(torch.empty(5, 6), 1))
-        optimizer = Fromage([param], lr=0.1, scale="row", backend=backend)
+        optimizer = Fromage([param], lr=0.1, scale="row")
         for number in (1, 2, 3):
             param.grad = gradient(param, number)
             param.grad[0] *= loud
@@ -117,7 +114,6 @@ def _cut(tensor: torch.Tensor, dim: int, sizes: list[int] | None) -> list[torch.
     return [part.clone() for part in each]
 
 
-@each_backend
 @pytest.mark.parametrize("bound", [{"p_bound": 1.1}, {"bound": "sphere"}], ids=str)
 @pytest.mark.parametrize(
     ("shape", "dim", "sizes", "given"),
@@ -138,13 +134,12 @@ def test_blocks_are_the_same_matrices_given_separately(
     sizes: list[int] | None,
     given: Any,
     bound: dict[str, Any],
-    backend: str,
 ) -> None:
     """A fused QKV steps as its three matrices would, a tensor of experts as each of them."""
     fused = nn.Parameter(gradient(torch.empty(shape), 1, 0.1))
     alone = [nn.Parameter(part) for part in _cut(fused.detach(), dim, sizes)]
     split = {} if sizes is None else {"split_dim": dim, "split_sizes": given}
-    options = {"lr": 0.1, "direction": direction, "backend": backend, **bound}
+    options = {"lr": 0.1, "direction": direction, **bound}
     one = Fromage([fused], scale="block", **split, **options)
     other = Fromage(alone, **options)
     for number in range(1, 6):

@@ -7,7 +7,7 @@ import torch
 
 from hf_relopt import ConfigError, Fromage
 from tests.cases import ADAM_STATE, MOMENTUM_STATE
-from tests.frames import PAIRS, STATES, each_backend, each_pair, frame_of
+from tests.frames import PAIRS, STATES, each_pair, frame_of
 from tests.oracles.frame import is_vector
 from tests.tensors import run, same_bits, set_gradients, snapshot, state_of, to_numpy, weights
 
@@ -32,11 +32,10 @@ def test_state_is_frozen_per_kind_of_tensor(direction: str, scale: str) -> None:
         assert all(value.dtype == torch.float32 for value in state.values())
 
 
-@each_backend
 @pytest.mark.parametrize(("direction", "scale"), [pair for pair in PAIRS if pair[0] != "gradient"])
-def test_a_framed_anchor_is_written_once(direction: str, scale: str, backend: str) -> None:
+def test_a_framed_anchor_is_written_once(direction: str, scale: str) -> None:
     params, groups = frame_of(torch.float32, direction, scale)
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     run(optimizer, params, (1,))
     anchors = [state_of(optimizer, param)["anchor_norm"] for param in params]
     written = [anchor._version for anchor in anchors]
