@@ -23,6 +23,7 @@ from tests.tensors import (
     snapshot,
     start,
     state_of,
+    to_nearest,
     to_numpy,
     weights,
 )
@@ -31,7 +32,7 @@ from tests.tensors import (
 def law_tensor_lr_equals_float_lr(case: Case, backend: str, dtype: torch.dtype) -> None:
     ends = []
     for lr in (0.125, torch.tensor(0.125), torch.tensor(0.125, dtype=torch.float64)):
-        params, optimizer = start(case, backend, dtype, lr=lr, rounding="nearest")
+        params, optimizer = start(case, backend, dtype, lr=lr, **to_nearest(dtype))
         run(optimizer, params, (1, 2, 3))
         ends.append(snapshot(params))
         assert type(optimizer.param_groups[0]["lr"]) is type(lr)
@@ -49,7 +50,7 @@ def law_lr_schedulers_steer(case: Case, backend: str, dtype: torch.dtype) -> Non
     for maker in makers:
         ends, last = [], []
         for lr in (0.125, torch.tensor(0.125)):
-            params, optimizer = start(case, backend, dtype, lr=lr, rounding="nearest")
+            params, optimizer = start(case, backend, dtype, lr=lr, **to_nearest(dtype))
             schedule, used = maker(optimizer), []
             for number in (1, 2, 3):
                 used.append(float(optimizer.param_groups[0]["lr"]))
@@ -149,7 +150,7 @@ def law_groups_have_their_own_lr(case: Case, backend: str, dtype: torch.dtype) -
         {"params": [params[1]], "lr": torch.tensor(0.125)},
         {"params": [params[2]], "weight_decay": 0.0, "initial_lr": 0.5, "note": "mine"},
     ]
-    optimizer = case.make(groups, lr=0.0625, backend=backend, rounding="nearest")
+    optimizer = case.make(groups, lr=0.0625, backend=backend, **to_nearest(dtype))
     run(optimizer, params, (1,))
     for index, (param, lr) in enumerate(zip(params, (0.25, 0.125, 0.0625), strict=True)):
         grads = [to_numpy(gradient(param, 100 + index))]
@@ -167,7 +168,7 @@ def law_groups_have_their_own_lr(case: Case, backend: str, dtype: torch.dtype) -
 def law_finite_stays_finite_and_follows_oracle(
     case: Case, backend: str, dtype: torch.dtype
 ) -> None:
-    params, optimizer = start(case, backend, dtype, lr=2.0**-4, rounding="nearest")
+    params, optimizer = start(case, backend, dtype, lr=2.0**-4, **to_nearest(dtype))
     run(optimizer, params, range(1, 5))
     for index, param in enumerate(params):
         grads = [to_numpy(gradient(param, 100 * n + index)) for n in range(1, 5)]

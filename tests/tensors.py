@@ -71,6 +71,11 @@ def start(
     return params, case.make(params, backend=backend, **options)
 
 
+def to_nearest(dtype: torch.dtype) -> dict[str, str]:
+    """The option, where it says something: the compiled backend has a program for each option."""
+    return {"rounding": "nearest"} if dtype.itemsize == 2 else {}
+
+
 def state_of(optimizer: Optimizer, param: nn.Parameter) -> dict[str, Any]:
     return optimizer.state.get(param, {})
 

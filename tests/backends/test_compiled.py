@@ -10,6 +10,8 @@ from hf_relopt import Fromage, Madam
 from hf_relopt.backends import compiled, loop, sums
 from hf_relopt.backends.part import Part
 from tests.batches import batch_of, view_of
+from tests.cases import DEFAULTS, Case
+from tests.tensors import run
 
 SHAPES = [(3,), (200, 100), (), (5, 7), (180, 120), (0,)]
 
@@ -53,3 +55,17 @@ def test_mixed_sizes_end_where_the_loop_does(build, monkeypatch) -> None:  # typ
             optimizer.step()
         ends.append([param.detach() for param in params])
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=lambda case: case.name)
+def test_compiled_takes_many_shapes_and_a_schedule_without_falling_back(case: Case) -> None:
+    """Past torch's recompile limit a frame quietly runs uncompiled: the limit must not be met."""
+    params = [nn.Parameter(torch.randn(n, n + 2)) for n in range(2, 14)]
+    params += [nn.Parameter(torch.randn(n)) for n in range(2, 14)]
+    optimizer = case.make(params, lr=0.01, backend="compiled")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        run(optimizer, params, (1, 2))  # the first makes anchors, the second is a steady step
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(3, 6):
+            optimizer.param_groups[0]["lr"] = 0.01 / number
+            run(optimizer, params, (number,))

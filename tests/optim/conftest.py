@@ -1,16 +1,3 @@
-"""The laws use tiny tensors: let them meet the compiled kernels, which else leave those alone."""
+from tests.tiny_kernels import compiled_kernels_for_tiny_tensors
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-
-from hf_relopt.backends import compiled
-
-
-@pytest.fixture(autouse=True, scope="session")
-def compiled_kernels_for_tiny_tensors() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_SMALLEST", 2)
-        yield
+__all__ = ["compiled_kernels_for_tiny_tensors"]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from hf_relopt import ConfigError, Fromage, Madam, create_optimizer, plan
-from hf_relopt.optim.create import default_lr
 
 
 def model(trained=False, lora=False):
@@ -34,34 +33,6 @@ def test_the_name_makes_the_class_with_the_class_s_options(name, cls):
     for group in create_optimizer(model(), name, 0.01).param_groups:
         shared = set(plain) - {"params", "shapes_crc32"}
         assert {key: group[key] for key in shared} == {key: plain[key] for key in shared}
-
-
-@pytest.mark.parametrize(
-    ("given", "expected", "evidence"),
-    [
-        ({}, None, "untrained"),
-        ({"trained": True}, 0.001, "1.weight"),
-        ({"trained": True, "lora": True}, 0.03, "LoRA"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("name", "from_scratch"),
-    [("fromage", 0.01), ("madam", 0.01), ("fromage_spectral", 0.02), ("fromage_momentum", 0.02)],
-)
-def test_default_rate_follows_the_model(name, from_scratch, given, expected, evidence):
-    net = model(**given)
-    expected = expected or from_scratch
-    lr, why = default_lr(net, name)
-    assert lr == expected
-    assert evidence in why
-    assert {g["lr"] for g in create_optimizer(net, name).param_groups} == {expected}
-    assert {g["lr"] for g in create_optimizer(net, name, 0.5).param_groups} == {0.5}
-
-
-def test_adapters_that_are_frozen_do_not_count():
-    net = model(lora=True)
-    net.adapter.requires_grad_(False)
-    assert default_lr(net, "fromage")[0] == 0.01
 
 
 def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():

@@ -13,33 +13,19 @@ from torch import nn
 
 from hf_relopt import Fromage
 from tests.cases import BY_NAME
-from tests.frames import (
-    NEW_KEYS,
-    each_backend,
-    each_pair,
-    frame_of,
-    kinds_of_tensors,
-)
+from tests.frames import NEW_KEYS, each_pair, frame_of, kinds_of_tensors
 from tests.oracles.frame import is_vector
-from tests.tensors import (
-    Optimizer,
-    run,
-    same_bits,
-    snapshot,
-    state_of,
-    to_numpy,
-)
+from tests.tensors import Optimizer, run, same_bits, snapshot, state_of, to_numpy
 
 
-@each_backend
 @each_pair
-def test_resume_is_bit_equal(direction: str, scale: str, backend: str, tmp_path: Path) -> None:
+def test_resume_is_bit_equal(direction: str, scale: str, tmp_path: Path) -> None:
     """Vectors, experts and fused matrices; the momentum in bfloat16, weights too."""
     low = {} if direction == "gradient" else {"momentum_dtype": "bfloat16"}
 
     def built() -> tuple[list[nn.Parameter], Optimizer]:
         params, groups = frame_of(torch.bfloat16, direction, scale, **low)
-        return params, Fromage(groups, lr=0.05, backend=backend, seed=3)
+        return params, Fromage(groups, lr=0.05, seed=3)
 
     params, optimizer = built()
     run(optimizer, params, (1, 2))
@@ -70,14 +56,13 @@ def _as_before_the_frame(state_dict: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
-@each_backend
 @pytest.mark.parametrize("name", ["fromage", "fromage-p_bound-1", "fromage-maximize"])
-def test_a_checkpoint_of_before_the_frame_continues_bit_equal(name: str, backend: str) -> None:
+def test_a_checkpoint_of_before_the_frame_continues_bit_equal(name: str) -> None:
     """Its groups know nothing of directions, scales and splits: it goes on by the paper's rule."""
 
     def built() -> tuple[list[nn.Parameter], Optimizer]:
         params = [param for each in kinds_of_tensors(torch.bfloat16).values() for param in each]
-        return params, BY_NAME[name].make(params, backend=backend)
+        return params, BY_NAME[name].make(params)
 
     params, optimizer = built()
     run(optimizer, params, (1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,21 @@ import torch
 
 from tests.optim import old_checkpoints as old
 
-FOLDER = Path(__file__).parent / "checkpoints_0_1_0"
+# What old_checkpoints.py wrote with 0.1.0 (e84ce3e).
+OF_0_1_0 = Path(__file__).parent / "checkpoints_0_1_0.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints_0_1_0")
+    with tarfile.open(OF_0_1_0) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.mark.parametrize("name", old.SETTINGS)
-def test_a_checkpoint_of_0_1_0_continues_bit_equal(name: str) -> None:
-    saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
+def test_a_checkpoint_of_0_1_0_continues_bit_equal(name: str, folder: Path) -> None:
+    saved = torch.load(folder / f"{name}.pt", weights_only=True)
     model = old.net(old.dtype_of(name))
     model.load_state_dict(saved["weights"])
     optimizer = old.make(model, name)

@@ -11,20 +11,9 @@ from torch import nn
 
 from hf_relopt import Fromage
 from tests.cases import MIN_SCALE
-from tests.frames import (
-    PAIRS,
-    WHOLE,
-    frame_of,
-    norms_of,
-    options_of,
-)
+from tests.frames import PAIRS, WHOLE, frame_of, norms_of, options_of
 from tests.oracles.frame import parts
-from tests.tensors import (
-    Optimizer,
-    gradient,
-    snapshot,
-    to_numpy,
-)
+from tests.tensors import Optimizer, gradient, snapshot, to_numpy
 
 
 def _name(value: object) -> str:

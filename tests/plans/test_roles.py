@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from hf_relopt import Fromage, create_optimizer, plan
-from tests.frames import each_backend
 from tests.oracles.frame import frame
 from tests.tensors import assert_near_oracle, gradient, same_bits, state_of, to_numpy
 
@@ -370,16 +369,15 @@ def _biases() -> nn.Parameter:
     return nn.Parameter(gradient(torch.empty(3, 6), 1, 0.3))
 
 
-@each_backend
 @pytest.mark.parametrize("direction", ["spectral", "momentum", "adam"])
-def test_a_bias_of_two_dimensions_takes_the_steps_of_a_vector(direction: str, backend: str) -> None:
+def test_a_bias_of_two_dimensions_takes_the_steps_of_a_vector(direction: str) -> None:
     """As the same numbers end to end, to the last bit, and with the same state."""
     bias, flat = _biases(), nn.Parameter(_biases().detach().flatten())
     matrices = [nn.Parameter(torch.ones(2, 2)) for _ in "ab"]
     ends = []
     for param, matrix in zip((bias, flat), matrices, strict=True):
         groups = [{"params": [param], "role": "vector"}, {"params": [matrix]}]
-        optimizer = Fromage(groups, lr=0.1, direction=direction, backend=backend)
+        optimizer = Fromage(groups, lr=0.1, direction=direction)
         for number in (1, 2, 3):
             param.grad = gradient(flat, number).view_as(param)
             optimizer.step()
@@ -390,11 +388,10 @@ def test_a_bias_of_two_dimensions_takes_the_steps_of_a_vector(direction: str, ba
     assert same_bits(*ends)
 
 
-@each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_biases_of_experts_rest_where_no_token_came(dtype: torch.dtype, backend: str) -> None:
+def test_biases_of_experts_rest_where_no_token_came(dtype: torch.dtype) -> None:
     model = Experts().to(dtype)
-    optimizer = create_optimizer(model, SPECTRAL, 0.02, backend=backend)
+    optimizer = create_optimizer(model, SPECTRAL, 0.02)
     before = None
     for number in range(1, 5):
         for param in model.parameters():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.cases import BACKENDS, CASES, DEFAULTS, Case
+from tests.cases import BACKENDS, BY_NAME, CASES, DEFAULTS, Case
 from tests.tensors import gradient, run, set_gradients, start
 
 # what makes the host wait on an accelerator: reading a value, or a shape that hangs on values
@@ -71,9 +71,14 @@ def test_the_mode_sees_a_sync() -> None:
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float-lr", "tensor-lr"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
-@pytest.mark.parametrize("case", CASES, ids=_name)
-@pytest.mark.parametrize("backend", ["loop", "foreach"])
+@pytest.mark.parametrize(
+    ("backend", "case", "dtype"),
+    [
+        *[("foreach", case, dtype) for case in CASES for dtype in (torch.float32, torch.bfloat16)],
+        *[("loop", case, torch.bfloat16) for case in (*DEFAULTS, BY_NAME["fromage-momentum-row"])],
+    ],
+    ids=_name,
+)
 def test_steady_step_never_syncs(
     backend: str, case: Case, dtype: torch.dtype, tensor_lr: bool
 ) -> None:

@@ -11,15 +11,12 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from tests.cases import ADAM_STATE, FROMAGE_STATE, MOMENTUM_STATE
+from tests.cases import FROMAGE_STATE
 from tests.frames import (
     BOUNDS,
     DIRECTIONS,
     NEW_KEYS,
-    PAIRS,
-    STATES,
     WHOLE,
-    each_backend,
     each_pair,
     frame_of,
     kinds_of_tensors,
@@ -28,7 +25,6 @@ from tests.frames import (
 from tests.oracles import Path as Trajectory
 from tests.oracles.frame import frame, is_vector
 from tests.tensors import (
-    ULP,
     Optimizer,
     assert_close,
     assert_near_oracle,
@@ -99,27 +95,24 @@ RATES = [0.05, 0.0, 0.2, 0.1, 0.1, 0.02, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=_name)
-@each_backend
 @pytest.mark.parametrize("bound", BOUNDS)
 @each_pair
 def test_every_combination_follows_the_oracle(
-    direction: str, scale: str, bound: str, backend: str, dtype: torch.dtype
+    direction: str, scale: str, bound: str, dtype: torch.dtype
 ) -> None:
     params, groups = frame_of(dtype, direction, scale, **BOUNDS[bound])
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
 
 
-@each_backend
 @each_pair
-def test_the_default_bound_follows_the_oracle(direction: str, scale: str, backend: str) -> None:
+def test_the_default_bound_follows_the_oracle(direction: str, scale: str) -> None:
     """Nothing but direction and scale given: 3 for all but the paper's, which has none."""
     params, groups = frame_of(torch.float32, direction, scale, kinds=WHOLE)
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     _assert_follows(optimizer, params, _walk(optimizer, params, [0.5] * 8), direction)
 
 
-@each_backend
 @pytest.mark.parametrize(
     "options",
     [
@@ -134,25 +127,22 @@ def test_the_default_bound_follows_the_oracle(direction: str, scale: str, backen
     ],
     ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
 )
-def test_options_follow_the_oracle(options: dict[str, Any], backend: str) -> None:
+def test_options_follow_the_oracle(options: dict[str, Any]) -> None:
     tensors = kinds_of_tensors(torch.float32)
     params = [*tensors["matrices"], *tensors["experts"]]
     if options["direction"] != "gradient":
         params += tensors["vectors"]
-    optimizer = Fromage(params, backend=backend, **options)
+    optimizer = Fromage(params, **options)
     paths = _walk(optimizer, params, RATES)
     _assert_follows(optimizer, params, paths, options["direction"])
 
 
-@each_backend
 @pytest.mark.parametrize(("split_dim", "split_sizes"), [(1, 2), (1, (1, 3)), (0, 3), (None, [6])])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_splits_follow_the_oracle(
-    direction: str, split_dim: int | None, split_sizes: Any, backend: str
-) -> None:
+def test_splits_follow_the_oracle(direction: str, split_dim: int | None, split_sizes: Any) -> None:
     params = kinds_of_tensors(torch.float32)["matrices"]
     options = {"scale": "block", "split_dim": split_dim, "split_sizes": split_sizes}
-    optimizer = Fromage(params, direction=direction, backend=backend, **options)
+    optimizer = Fromage(params, direction=direction, **options)
     _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
 
 
@@ -163,14 +153,13 @@ def test_compiled_follows_the_oracle(direction: str) -> None:
     _assert_follows(optimizer, params, _walk(optimizer, params, RATES), direction)
 
 
-@each_backend
-def test_the_papers_rule_is_untouched(backend: str) -> None:
+def test_the_papers_rule_is_untouched() -> None:
     """Saying the defaults aloud is saying nothing."""
     ends = []
     for options in ({}, {"direction": "gradient", "scale": "tensor", "bound": None}):
         tensors = kinds_of_tensors(torch.bfloat16)
         params = [param for each in tensors.values() for param in each]
-        run(Fromage(params, lr=0.1, p_bound=1.2, backend=backend, **options), params, (1, 2, 3))
+        run(Fromage(params, lr=0.1, p_bound=1.2, **options), params, (1, 2, 3))
         ends.append(params)
     assert all(same_bits(a, b) for a, b in zip(*ends, strict=True))
 
@@ -179,43 +168,10 @@ def test_the_papers_rule_is_untouched(backend: str) -> None:
 
 
 @each_pair
-def test_state_is_frozen_per_kind_of_tensor(direction: str, scale: str) -> None:
-    params, groups = frame_of(torch.bfloat16, direction, scale)
-    optimizer = Fromage(groups)
-    run(optimizer, params, (1,))
-    blocks = {"tensor": (1, 1), "row": (6, 3), "block": (2, 3)}[scale]
-    for param in params:
-        state = state_of(optimizer, param)
-        vector = is_vector(to_numpy(param))
-        if vector and direction != "gradient":
-            assert set(state) == ADAM_STATE
-        else:
-            assert set(state) == STATES.get(direction, MOMENTUM_STATE)
-        anchors = 1 if vector else blocks[param.dim() - 2]
-        assert state["anchor_norm"].shape == (anchors,)
-        for name in {"momentum", "second_moment"} & set(state):
-            assert state[name].shape == param.shape
-        assert all(value.dtype == torch.float32 for value in state.values())
-
-
-@each_backend
-@pytest.mark.parametrize(("direction", "scale"), [pair for pair in PAIRS if pair[0] != "gradient"])
-def test_a_framed_anchor_is_written_once(direction: str, scale: str, backend: str) -> None:
-    params, groups = frame_of(torch.float32, direction, scale)
-    optimizer = Fromage(groups, backend=backend)
-    run(optimizer, params, (1,))
-    anchors = [state_of(optimizer, param)["anchor_norm"] for param in params]
-    written = [anchor._version for anchor in anchors]
-    run(optimizer, params, (2, 3))
-    assert [anchor._version for anchor in anchors] == written
-
-
-@each_backend
-@each_pair
-def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend: str) -> None:
+def test_what_should_do_nothing_does_nothing(direction: str, scale: str) -> None:
     """The table, for vectors, experts, rows and blocks as for whole matrices."""
     params, groups = frame_of(torch.bfloat16, direction, scale)
-    optimizer = Fromage(groups, backend=backend)
+    optimizer = Fromage(groups)
     first = snapshot(params)
     for param in params:
         param.grad = torch.zeros_like(param)
@@ -247,17 +203,16 @@ def test_what_should_do_nothing_does_nothing(direction: str, scale: str, backend
         assert same_bits(param, old) and float(state_of(optimizer, param)["step"]) == count + 1
 
 
-@each_backend
 @each_pair
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_a_group_may_follow_a_part_of_the_rate_or_more(
-    kind: Callable[[float], Any], direction: str, scale: str, backend: str
+    kind: Callable[[float], Any], direction: str, scale: str
 ) -> None:
     """As if the rate were that, and a rate that is changed for all groups keeps it."""
     ends = []
     for lr, lr_factor in ((0.1, None), (0.2, 0.5), (0.025, 4.0)):
         params, groups = frame_of(torch.float32, direction, scale)
-        optimizer = Fromage(groups, lr=kind(lr), lr_factor=lr_factor, backend=backend)
+        optimizer = Fromage(groups, lr=kind(lr), lr_factor=lr_factor)
         run(optimizer, params, (1, 2))
         for group in optimizer.param_groups:
             group["lr"] = kind(lr / 4)
@@ -267,41 +222,7 @@ def test_a_group_may_follow_a_part_of_the_rate_or_more(
         assert_close(ends[0], params, torch.float32)
 
 
-@each_backend
-@pytest.mark.parametrize("direction", ["momentum", "spectral", "adam"])
-def test_a_bfloat16_momentum_is_rounded_without_bias(direction: str, backend: str) -> None:
-    """Each entry is one of its two neighbours, and their mean is the momentum."""
-    param = nn.Parameter(gradient(torch.empty(128, 64), 1, 0.1))
-    optimizer = Fromage([param], direction=direction, momentum_dtype="bfloat16", backend=backend)
-    param.grad = torch.full_like(param, 1.0)
-    param.grad[:, ::2] = -1.0
-    optimizer.step()
-    kept = state_of(optimizer, param)["momentum"]
-    exact = (1.0 - 0.9) * param.grad.double()
-    assert kept.dtype == torch.bfloat16 and kept.shape == param.shape
-    spacing = ULP[torch.bfloat16] * exact.abs()
-    assert ((kept.double() - exact).abs() < spacing).all()
-    size = kept.double().abs()
-    assert len(size.unique()) == 2, "rounded to nearest"
-    # The spread of one draw is at most half a spacing; 8,192 of them.
-    assert abs(float((size - exact.abs()).mean())) < 5 * 0.5 * float(spacing.max()) / 8192**0.5
-
-
-@each_backend
-def test_a_bfloat16_momentum_keeps_learning_small_gradients(backend: str) -> None:
-    """Rounded to nearest, m would stop a few units in the last place short of the gradient."""
-    param = nn.Parameter(gradient(torch.empty(16, 16), 1, 0.1))
-    options = {"momentum": 0.999, "momentum_dtype": "bfloat16"}
-    optimizer = Fromage([param], lr=0.0, direction="momentum", backend=backend, **options)
-    for _ in range(300):
-        param.grad = torch.ones_like(param)
-        optimizer.step()
-    mean = float(state_of(optimizer, param)["momentum"].double().mean())
-    assert mean == pytest.approx(1 - 0.999**300, rel=0.02)
-
-
-@each_backend
-def test_groups_have_directions_of_their_own(backend: str) -> None:
+def test_groups_have_directions_of_their_own() -> None:
     """As a plan gives them: spectral matrices, embeddings by rows, a head by the paper's rule."""
 
     def made() -> list[nn.Parameter]:
@@ -315,9 +236,9 @@ def test_groups_have_directions_of_their_own(backend: str) -> None:
     ]
     together, alone = made(), made()
     groups = [{"params": [p], **way} for p, way in zip(together, ways, strict=True)]
-    run(Fromage(groups, lr=0.1, backend=backend), together, (1, 2, 3))
+    run(Fromage(groups, lr=0.1), together, (1, 2, 3))
     for index, (param, way) in enumerate(zip(alone, ways, strict=True)):
-        optimizer = Fromage([param], lr=0.1, backend=backend, **way)
+        optimizer = Fromage([param], lr=0.1, **way)
         for number in (1, 2, 3):
             param.grad = gradient(param, 100 * number + index)
             optimizer.step()
