@@ -261,6 +261,7 @@ def law_copies_continue_bit_equal(case: Case, backend: str, dtype: torch.dtype) 
         params, optimizer = start(case, backend, dtype)
         run(optimizer, params, (1, 2))
         other_params, other = clone((params, optimizer))
+        assert other.state[torch.zeros(1)] == {}, "a defaultdict, as torch's optimizers have it"
         run(optimizer, params, (3, 4))
         run(other, other_params, (3, 4))
         for param, twin in zip(params, other_params, strict=True):

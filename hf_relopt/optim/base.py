@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import is_
@@ -35,7 +36,7 @@ from hf_relopt.sharding.layout import refuse_inexact
 from hf_relopt.step import pipeline
 from hf_relopt.step.lineup import Slots
 from hf_relopt.step.slot import refuse_unfit
-from hf_relopt.step.state import has_state
+from hf_relopt.step.state import NUMBERS, has_state
 from hf_relopt.step.telemetry import Measurement
 
 _NOTHING_TO_DO = (
@@ -226,7 +227,12 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """State and options as torch's optimizers return them, readable with ``weights_only``."""
         for group in self.param_groups:
             settle(group)  # a schedule may have set a number of numpy's since the last step
-        return super().state_dict()
+        found = super().state_dict()
+        return {**found, "state": _own_numbers(found["state"])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "state": defaultdict(dict, _own_numbers(state["state"]))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the same optimizer over the same parameters.
@@ -274,6 +280,21 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._given = []
         self._watched = []
         self._slots = self._before = None
+
+
+@torch.no_grad()
+def _own_numbers(states: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """``states`` with a tensor of its own for each number that is packed with others.
+
+    Pickle takes an alias for all that is packed: of a thousand weights, a thousand times as much.
+    """
+    return {
+        key: {
+            name: value.clone() if name in NUMBERS and isinstance(value, Tensor) else value
+            for name, value in state.items()
+        }
+        for key, state in states.items()
+    }
 
 
 def _signature(options: Mapping[str, Option]) -> inspect.Signature:

@@ -15,6 +15,8 @@ State = dict[str, Tensor]
 
 # Two counts that every rule keeps: of steps, and of gradients that were not finite.
 SCALARS = ("step", "skipped")
+# What is packed for all weights: these, and the anchors.
+NUMBERS = (*SCALARS, "anchor_norm")
 
 
 def new_buffers(method: Method, param: Tensor) -> State:

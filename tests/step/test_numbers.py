@@ -153,7 +153,6 @@ def test_a_file_of_state_holds_each_number_once() -> None:
     assert sizes[1] < 4.5 * sizes[0]
 
 
-@pytest.mark.xfail(strict=True, reason="each alias is pickled with all packed numbers behind it")
 @pytest.mark.parametrize("what", [lambda opt: opt, lambda opt: opt.state_dict()],
                          ids=["optimizer", "state_dict"])  # fmt: skip
 def test_a_pickle_grows_with_the_count_of_weights_and_not_its_square(

@@ -54,8 +54,8 @@ def _runs(keys: list[Any]) -> list[tuple[int, int]]:
     return list(zip(begins, [*begins[1:], len(keys)], strict=True))
 
 
-def numbers_of(portion: tuple[Bundle, ...]) -> list[int]:
-    return sorted(slot.number for bundle in portion for slot in bundle.slots)
+def numbers_of(portion: cutting.Portion) -> list[int]:
+    return sorted(slot.number for bundle in portion.bundles for slot in bundle.slots)
 
 
 rows_and_ways = st.lists(
@@ -78,7 +78,7 @@ def test_every_slot_is_in_one_portion_and_none_holds_too_much(
     # No more portions than there must be: what comes next would not have fitted.
     for some, after in itertools.pairwise(members):
         assert sum(2 * each[number][0] for number in [*some, after[0]]) > limit
-    assert all(bundle.method == bundle.slots[0].method for some in found for bundle in some)
+    assert all(bundle.method == bundle.slots[0].method for some in found for bundle in some.bundles)
 
 
 @given(rows_and_ways, st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7)), st.integers(2, 30))
@@ -93,7 +93,7 @@ def test_sharded_weights_are_cut_alike_whatever_plain_ones_have_gradients(
         found = cutting.portions(
             bundles_of([each[n][0] for n in numbers], [each[n][1] for n in numbers], parts)
         )
-        kinds = [{bundle.layout.sharded for bundle in some} for some in found]
+        kinds = [{bundle.layout.sharded for bundle in some.bundles} for some in found]
         assert all(len(kind) == 1 for kind in kinds), "mixed"
         assert kinds == sorted(kinds, key=lambda kind: not max(kind)), "sharded ones come first"
         return [
@@ -117,7 +117,7 @@ def test_processes_that_share_the_work_get_one_portion_each_up_to_an_eighth(
     processes: int, entries: int, share_work: bool, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cutting, "_PORTION", 100)
-    monkeypatch.setattr(cutting, "processes", lambda: processes)
+    monkeypatch.setattr(cutting, "world_size", lambda: processes)
     bundles = bundles_of([2, 3], [0, 0], share_work=share_work)
     assert cutting._copies_at_once(bundles, entries) == expected
 
