@@ -21,6 +21,7 @@ FLOORS = {
     "errors": 0,
     "import_hook": 0,
     "version": 0,
+    "shipped": 0,
     "autoload": 0,
     "rules": 1,
     "lns": 1,
@@ -48,6 +49,14 @@ ONLY_FOR = {
     "triton": {"backends"},
     "typer": {"cli"},
     "rich": {"cli"},
+}
+# Folders whose modules have their tests under their own names.
+MIRRORED = ("rules", "sharding", "options", "plans", "backends", "step", "optim")
+# Modules that only say what is tested elsewhere: records, and classes whose options are a table.
+TESTED_BY = {
+    "rules/facts": "step/test_decide.py",
+    "optim/fromage": "options/test_tables.py",
+    "optim/madam": "options/test_tables.py",
 }
 # The package's own __init__ names everything for type checkers and loads it when asked.
 ROOT = "__init__"
@@ -185,6 +194,16 @@ def test_recipes_are_short_and_each_module_has_its_test():
         assert source.count("\n") < 400 and path.stem not in BANNED_NAMES, path
         test = PACKAGE.parent / "tests" / "recipes" / f"test_{path.stem}.py"
         assert test.is_file() or "RECIPE = Recipe(" in source, f"{path} has no {test.name}"
+
+
+def test_each_module_has_its_test():
+    tests = PACKAGE.parent / "tests"
+    for path in FILES:
+        if home(path) in MIRRORED and path.stem != "__init__":
+            name = path.with_suffix("").as_posix()
+            test = tests / TESTED_BY.get(name, f"{home(path)}/test_{path.stem}.py")
+            assert test.is_file(), f"{path} has no {test.relative_to(tests)}"
+    assert all((PACKAGE / f"{name}.py").is_file() for name in TESTED_BY)
 
 
 def test_no_circles():
