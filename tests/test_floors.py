@@ -32,6 +32,7 @@ FLOORS = {
     "nn": 2,
     "step": 3,
     "optim": 3,
+    "shipped": 3,
     "distance": 3,
     "compress": 3,
     "hf": 4,
@@ -49,6 +50,14 @@ ONLY_FOR = {
     "triton": {"backends"},
     "typer": {"cli"},
     "rich": {"cli"},
+}
+# Folders whose modules have their tests under their own names.
+MIRRORED = ("rules", "sharding", "options", "plans", "backends", "step", "optim")
+# Modules that only say what is tested elsewhere: records, and classes whose options are a table.
+TESTED_BY = {
+    "rules/facts": "step/test_decide.py",
+    "optim/fromage": "options/test_tables.py",
+    "optim/madam": "options/test_tables.py",
 }
 # The package's own __init__ names everything for type checkers and loads it when asked.
 ROOT = "__init__"
@@ -195,6 +204,16 @@ def test_recipes_are_short_and_each_module_has_its_test():
 )
 def test_module_has_its_tests_under_its_own_name(path):
     assert (Path(__file__).parent / path.parent / f"test_{path.name}").is_file()
+
+
+def test_each_module_has_its_test():
+    tests = PACKAGE.parent / "tests"
+    for path in FILES:
+        if home(path) in MIRRORED and path.stem != "__init__":
+            name = path.with_suffix("").as_posix()
+            test = tests / TESTED_BY.get(name, f"{home(path)}/test_{path.stem}.py")
+            assert test.is_file(), f"{path} has no {test.relative_to(tests)}"
+    assert all((PACKAGE / f"{name}.py").is_file() for name in TESTED_BY)
 
 
 def test_no_circles():

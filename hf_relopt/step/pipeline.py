@@ -180,7 +180,10 @@ def _learning_rates(numbers: Numbers) -> tuple[Tensor, bool]:
         rates.append(lr if factor is None else lr * factor)
     like = numbers.numel
     if any([isinstance(rate, Tensor) for rate in rates]):
-        each = [torch.as_tensor(rate).to(like, non_blocking=True) for rate in rates]
+        each = [
+            torch.as_tensor(rate, dtype=like.dtype).to(like.device, non_blocking=True)
+            for rate in rates
+        ]
         return torch.stack(each).index_select(0, numbers.group), False
     if numbers.rates is not None and numbers.rates[0] == rates:
         return numbers.rates[1]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from hf_relopt import Fromage
 from hf_relopt.backends import stacks, sums
 from hf_relopt.backends.part import Part
+from hf_relopt.step.slot import slot_of
 from tests.batches import view_of
+from tests.oracles.frame import parts as slices
+from tests.tensors import gradient, to_numpy
 
 
 def _expected(param: torch.Tensor, grad: torch.Tensor) -> list[float]:
@@ -102,3 +109,49 @@ def test_every_slice_has_its_own_sums_however_they_are_grouped(
     torch.testing.assert_close(
         found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-15
     )
+
+
+@pytest.mark.parametrize("limits", [None, 5])
+@pytest.mark.parametrize("what", ["grad", "norms", "cosine"])
+@pytest.mark.parametrize(("shape", "options"), [
+    ((6, 4), {"direction": "momentum"}),
+    ((6, 4), {"scale": "row"}),
+    ((6, 4), {"scale": "block", "split_sizes": 3}),
+    ((6, 4), {"scale": "block", "split_sizes": 2, "split_dim": 1}),
+    ((6, 4), {"scale": "block", "split_sizes": 1}),
+    ((6, 4), {"scale": "block", "split_sizes": (1, 5)}),
+    ((6, 4), {"scale": "block", "split_sizes": (1, 2, 1), "split_dim": 1}),
+    ((3, 4, 2), {"scale": "block"}),
+    ((6, 4, 2), {"scale": "block", "split_sizes": (2, 4)}),
+], ids=str)  # fmt: skip
+def test_slices_of_every_kind_of_view_are_summed(
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    what: str,
+    limits: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two weights with the views that a step has of them, of slices and of the whole."""
+    sums._plan.cache_clear()
+    if limits is not None:
+        for name in ("_SHORT", "_MATRIX", "_CACHED"):
+            monkeypatch.setattr(sums, name, limits)
+        monkeypatch.setattr(sums, "piece_size", lambda device: limits)
+    params = [nn.Parameter(gradient(torch.empty(shape), n)) for n in range(2)]
+    grads = [gradient(torch.empty(shape), 10 + n) for n in range(2)]
+    group = Fromage(params, **options).param_groups[0]
+    parts, expected, first = [], [], 0
+    for number, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        slot = slot_of(number, param, group, {})
+        for view in slot.views(first):
+            parts.append(Part(view, view.of(param.detach()), view.of(grad)))
+        first += slot.slices.count
+        split = (group["split_dim"], group["split_sizes"])
+        each = zip(*(slices(to_numpy(t), group["scale"], *split) for t in (param, grad)),
+                   strict=True)  # fmt: skip
+        expected += [_expected(torch.tensor(w), torch.tensor(g)) for w, g in each]
+    found = sums.sums(parts, what)
+    sums._plan.cache_clear()
+    assert found.shape == (first, {"grad": 1, "norms": 2, "cosine": 3}[what])
+    wanted = torch.tensor(expected, dtype=torch.float64)[:, : found.size(1)]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)

@@ -97,6 +97,30 @@ def test_steady_step_never_syncs(
         optimizer.step()
 
 
+@pytest.mark.parametrize("name", ["fromage-momentum", "fromage-spectral", "fromage-momentum-row"])
+def test_a_momentum_that_a_schedule_changes_in_every_step_never_syncs(name: str) -> None:
+    """Another momentum is another method and makes other slots; what is known of anchors stays."""
+    params, optimizer = start(BY_NAME[name], "foreach", torch.bfloat16)
+    run(optimizer, params, (1,))
+    for number in range(2, 6):
+        optimizer.param_groups[0].update(momentum=0.5 + 0.05 * number, lr=0.01 * number)
+        set_gradients(params, number)
+        with no_host_sync():
+            optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["fromage", "fromage-momentum"])
+def test_a_set_of_weights_that_was_never_met_before_never_syncs(name: str) -> None:
+    params, optimizer = start(BY_NAME[name], "foreach", torch.float32)
+    run(optimizer, params, (1,))
+    for having in ((0,), (1, 2), (0, 2), (2,)):
+        set_gradients(params, 2)
+        for place, param in enumerate(params):
+            param.grad = param.grad if place in having else None
+        with no_host_sync():
+            optimizer.step()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
 @pytest.mark.parametrize("case", DEFAULTS, ids=_name)
 def test_compiled_steady_step_never_syncs(case: Case, dtype: torch.dtype) -> None:

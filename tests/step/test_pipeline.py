@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from tests.cases import FROMAGE_STATE
+from hf_relopt.step.lineup import Slots
+from hf_relopt.step.pipeline import _asked, _learning_rates
+from tests.cases import BY_NAME, FROMAGE_STATE
 from tests.frames import (
     BOUNDS,
     DIRECTIONS,
@@ -243,3 +245,87 @@ def test_groups_have_directions_of_their_own() -> None:
             param.grad = gradient(param, 100 * number + index)
             optimizer.step()
         assert_close([together[index]], [param], torch.float32)
+
+
+# --- learning rates -----------------------------------------------------------------------
+
+LRS = {
+    "floats": [0.1, 0.25, 0.0, 0.03125],
+    "tensors": [torch.tensor(0.1), torch.tensor(0.25), torch.tensor(0.0), torch.tensor(0.03125)],
+    "float64": [torch.tensor(v, dtype=torch.float64) for v in (0.1, 0.25, 0.0, 0.03125)],
+    "mixed": [torch.tensor(0.1), 0.3, torch.tensor([0.0]), 0.007],
+}
+FACTORS = (None, 0.5, 3.0, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
+@pytest.mark.parametrize("form", [form for form in LRS if form != "floats"])
+@pytest.mark.parametrize("case", ["fromage", "madam", "fromage-momentum", "fromage-momentum-row"])
+def test_learning_rates_as_tensors_step_as_floats_do(
+    case: str, form: str, dtype: torch.dtype
+) -> None:
+    """To the bit, one for each group, changed in place or replaced, with factors of their own."""
+    options = dict(BY_NAME[case].options)
+    ends = []
+    for each in (form, "floats"):
+        params = [nn.Parameter(gradient(torch.empty(4, 3, dtype=dtype), n)) for n in range(8)]
+        lrs = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in LRS[each]]
+        if each == "floats":  # what the tensors say, who may have fewer digits
+            lrs = [float(lr) for lr in LRS[form]]
+        groups = [
+            {"params": params[2 * n : 2 * n + 2], "lr": lr, **options}
+            | ({} if case == "madam" else {"lr_factor": FACTORS[n]})
+            for n, lr in enumerate(lrs)
+        ]
+        optimizer = BY_NAME[case].build(groups)
+        for number in range(1, 5):
+            run(optimizer, params, (number,))
+            group = optimizer.param_groups[number - 1]
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].mul_(0.5)
+            else:
+                group["lr"] = 0.5 * group["lr"]
+        ends.append((params, optimizer))
+    (params, optimizer), (others, other) = ends
+    assert all(map(same_bits, params, others))
+    for param, twin in zip(params, others, strict=True):
+        mine, theirs = state_of(optimizer, param), state_of(other, twin)
+        assert all(same_bits(mine[name], theirs[name]) for name in mine)
+    start = [gradient(torch.empty(4, 3, dtype=dtype), n) for n in (4, 5)]
+    assert all(map(same_bits, params[4:6], start)), "a learning rate of zero has moved something"
+
+
+def test_a_rate_that_is_the_same_for_all_groups_is_one_number() -> None:
+    params = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    optimizer = Fromage([{"params": [p]} for p in params], lr=0.1)
+    (numbers,) = Slots(optimizer.param_groups, optimizer.state)._numbers
+    lr, moves = _learning_rates(numbers)
+    assert lr.shape == () and float(lr) == 0.1 and moves
+    assert _learning_rates(numbers)[0] is lr, "made again though nothing has changed"
+    optimizer.param_groups[1]["lr"] = 0.0
+    lr, moves = _learning_rates(numbers)
+    assert lr.tolist() == [0.1, 0.0, 0.1] and not moves
+    optimizer.param_groups[1]["lr"] = torch.tensor(0.25)
+    lr, moves = _learning_rates(numbers)
+    assert lr.tolist() == [0.1, 0.25, 0.1] and not moves, "nobody has read the tensor"
+
+
+# --- what is summed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "first", "later"), [
+    ("fromage", "norms", "norms"), ("fromage-p_bound-1", "cosine", "cosine"),
+    ("madam", "norms", "grad"), ("adamw-groups", "grad", "grad"),
+    ("fromage-momentum", "norms", "grad"), ("fromage-row", "norms", "grad"),
+])  # fmt: skip
+def test_of_the_gradients_no_more_is_summed_than_a_step_needs(
+    case: str, first: str, later: str
+) -> None:
+    params = [nn.Parameter(gradient(torch.empty(4, 3), n)) for n in range(2)]
+    optimizer = BY_NAME[case].make(params)
+    for expected in (first, later, later):
+        for param in params:
+            param.grad = gradient(param, 1)
+        slots = optimizer._slots or Slots(optimizer.param_groups, optimizer.state)
+        assert {_asked(bundle, slots) for bundle in slots.taking_part().bundles} == {expected}
+        optimizer.step()
