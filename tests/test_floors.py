@@ -26,7 +26,6 @@ FLOORS = {
     "lns": 1,
     "sharding": 2,
     "plans": 2,
-    "shipped": 2,
     "options": 2,
     "backends": 2,
     "nn": 2,
@@ -40,7 +39,7 @@ FLOORS = {
     "__main__": 6,
 }
 # Who may import from its own floor: (importer, imported).
-ASIDE = {("options", "plans"), ("options", "backends"), ("optim", "step"), ("shipped", "plans")}
+ASIDE = {("options", "plans"), ("options", "backends"), ("optim", "step")}
 # Third parties that only some may know: module -> who. Everything below the module counts as well.
 ONLY_FOR = {
     "torch.distributed": {"sharding", "nn", "optim", "hf", "cli"},
