@@ -40,7 +40,7 @@ def test_types_signature_and_docstring_have_the_options_of_the_table(rule):
         name: option.default for name, option in table.items()
     }
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in types)
-    documented = re.findall(r"^        (\w+): ", CLASSES[rule].__doc__, re.MULTILINE)
+    documented = re.findall(r"^        ([a-z]\w*): ", CLASSES[rule].__doc__, re.MULTILINE)
     assert sorted(documented) == sorted(parameters)
 
 
