@@ -94,8 +94,11 @@ def test_foreach_ends_at_the_bits_of_the_loop(case: Case, dtype: torch.dtype) ->
     assert counts == [2, 1], "not all that may happen has happened"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_name)
-@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize(
+    ("bound", "dtype"),
+    [*[(bound, torch.float32) for bound in BOUNDS], ("p_bound", torch.bfloat16)],
+    ids=_name,
+)
 @each_pair
 def test_foreach_ends_at_the_bits_of_the_loop_in_every_combination(
     direction: str, scale: str, bound: str, dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""From a model and a name to an optimizer: defaults, names, and errors before anything is made."""
+"""From a model and a name to an optimizer: names, and errors before anything is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input ends in one clear ConfigError: option, value, what is allowed, remedy."""
+"""What an optimizer is given: lists of parameters, gradients, weights that were resized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cases import BACKENDS, DEFAULTS, Case
 from tests.refusals import refused
 from tests.tensors import run, same_bits, set_gradients, snapshot, weights
 
-NAN, INF = math.nan, math.inf
+NAN = math.nan
 RATE = r"0 <= lr < 1"
 
 

@@ -1,4 +1,4 @@
-"""Options as data: what each takes, what it refuses, and that text means the same as a value."""
+"""The tables: which rule has which options, with which defaults and ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-start tensors, bounds, outliers, signs, exploding gradients."""
+"""What both rules do: zero-start tensors, and gradients of many sizes."""
 
 from __future__ import annotations
 

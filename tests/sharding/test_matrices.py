@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_relopt.sharding.layout import Cut
@@ -44,6 +44,10 @@ def matrices(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, tuple[int, ...]
 
 
 @given(matrices())
+# A rank has several of each kind, of different sizes, among which one has nothing of its part.
+@example((2, [("shared", 0, (4, 3)), ("shared", 0, (2, 3)), ("shared", 0, (2, 2))]))
+@example((3, [("cut", 0, (4, 3)), ("cut", 1, (2, 5)), ("cut", 0, (1, 2)), ("cut", 0, (2, 2))]))
+@example((2, [("plain", 0, (2, 2)), ("cut", 1, (3, 3)), ("shared", 0, (2, 3)), ("cut", 0, (3, 1))]))
 def test_each_matrix_is_transformed_whole_by_one_rank_and_every_part_comes_back(
     drawn: tuple[int, list[tuple[str, int, tuple[int, ...]]]],
 ) -> None:

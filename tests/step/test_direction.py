@@ -1,20 +1,21 @@
-"""Rows, blocks, vectors and the size of gradients under every direction."""
+"""Directions: what comes of the moments; vectors, and the size of gradients, under each of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hf_relopt import Fromage
+from hf_relopt.step.direction import _spectral, directions
+from hf_relopt.step.lineup import Bundle, Slots
 from tests.cases import MIN_SCALE
 from tests.frames import each_own_direction, each_pair, frame_of
-from tests.tensors import assert_close, gradient, norm, run, same_bits, snapshot, state_of
-
-
-def _name(value: object) -> str:
-    return str(value).removeprefix("torch.")
-
+from tests.oracles.frame import parts, polar_express
+from tests.tensors import assert_close, gradient, norm, run, same_bits, snapshot, state_of, to_numpy
 
 # --- rows and blocks ----------------------------------------------------------------------
 
@@ -100,3 +101,78 @@ def test_entries_without_second_moment_stay() -> None:
         optimizer.step()
     assert same_bits(param, before[0]) and float(state_of(optimizer, param)["step"]) == 3
     assert float(vector.detach()[2]) == 1.0 and float(vector.detach()[1]) != 1.0
+
+
+# --- what comes of the moments ------------------------------------------------------------
+
+
+def bundles_of(
+    optimizer: Fromage, params: list[nn.Parameter], steps: int = 2
+) -> tuple[Bundle, ...]:
+    """The bundles whose moments have taken in so many gradients, and the last of these."""
+    run(optimizer, params, range(1, steps + 1))
+    return Slots(optimizer.param_groups, optimizer.state).taking_part().directed
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("options", [
+    {"direction": "momentum"}, {"direction": "momentum", "nesterov": False, "momentum": 0.5},
+    {"direction": "adam", "beta": 0.9}, {"direction": "gradient", "scale": "row"},
+    {"direction": "momentum", "momentum_dtype": "bfloat16"},
+], ids=str)  # fmt: skip
+def test_a_direction_is_made_of_the_moments_as_they_are(
+    options: dict[str, Any], maximize: bool
+) -> None:
+    params = [nn.Parameter(gradient(torch.empty(4, 3), n)) for n in range(3)]
+    optimizer = Fromage(params, maximize=maximize, **options)
+    (bundle,) = bundles_of(optimizer, params)
+    given = [tensor.clone() for param in params for tensor in (param.grad, param.detach())]
+    (found,) = directions((bundle,))
+    for param, direction in zip(params, found, strict=True):
+        state, grad = state_of(optimizer, param), param.grad * (-1 if maximize else 1)
+        momentum = state.get("momentum", torch.zeros(())).float()
+        decay = optimizer.param_groups[0]["momentum"] or 0.9
+        if options["direction"] == "gradient":
+            expected = grad
+        elif options["direction"] == "adam":
+            mean_square = state["second_moment"] / (1 - 0.9**2)
+            expected = momentum / (1 - decay**2) / mean_square.sqrt()
+        else:
+            ahead = decay * momentum + (1 - decay) * grad
+            expected = momentum if options.get("nesterov") is False else ahead
+        torch.testing.assert_close(direction, expected, rtol=1e-5, atol=1e-7)
+    now = [tensor for param in params for tensor in (param.grad, param.detach())]
+    assert all(map(same_bits, now, given)), "a gradient or a weight was written to"
+
+
+@pytest.mark.parametrize(("shape", "split"), [
+    ((6, 4), {}), ((6, 4), {"split_sizes": 3}), ((6, 4), {"split_sizes": (1, 5)}),
+    ((6, 4), {"split_sizes": 2, "split_dim": 1}), ((3, 4, 2), {}), ((6, 4, 2), {"split_sizes": 2}),
+], ids=str)  # fmt: skip
+def test_a_spectral_direction_is_that_of_each_block(
+    shape: tuple[int, ...], split: dict[str, Any]
+) -> None:
+    scale = "block" if split or len(shape) == 3 else "tensor"
+    params = [nn.Parameter(gradient(torch.empty(shape), n)) for n in range(2)]
+    optimizer = Fromage(params, direction="spectral", scale=scale, nesterov=False, **split)
+    (bundle,) = bundles_of(optimizer, params)
+    (found,) = directions((bundle,))
+    options = {"split_dim": None, "split_sizes": None, **split}
+    for param, direction in zip(params, found, strict=True):
+        momentum = to_numpy(state_of(optimizer, param)["momentum"])
+        each = zip(parts(momentum, scale, **options), parts(to_numpy(direction), scale, **options),
+                   strict=True)  # fmt: skip
+        for block, made in each:
+            expected = polar_express(block.reshape(len(block), -1))
+            gap = np.linalg.norm(made.reshape(len(made), -1) - expected)
+            assert gap <= 3e-5 * np.linalg.norm(expected)
+
+
+def test_matrices_are_named_in_the_order_of_their_numbers() -> None:
+    """Whatever bundles they are in: ranks share the work by that order."""
+    ways = [{"seed": n % 2} for n in range(5)]
+    params = [nn.Parameter(gradient(torch.empty(3 + n, 3), n)) for n in range(5)]
+    groups = [{"params": [p], **way} for p, way in zip(params, ways, strict=True)]
+    bundles = bundles_of(Fromage(groups, direction="spectral"), params)
+    assert [[slot.number for slot in each.slots] for each in bundles] == [[0, 2, 4], [1, 3]]
+    assert [matrix.slot.number for matrix in _spectral(bundles)] == [0, 1, 2, 3, 4]

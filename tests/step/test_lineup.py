@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -316,6 +317,57 @@ def test_weights_in_another_order_keep_their_state() -> None:
     run(optimizer, params, (1, 2))
     run(other, twins, (1, 2))
     optimizer.param_groups[0]["params"].reverse()
+    run(optimizer, params, (3,))
+    run(other, twins, (3,))
+    assert all(map(same_bits, params, twins))
+
+
+@pytest.mark.xfail(strict=True, reason="slots keep the dict that a weight's state was in")
+@each_way
+def test_a_dict_that_was_put_in_the_place_of_a_weight_s_state_is_the_one_that_counts(
+    way: str,
+) -> None:
+    """``optimizer.state[param] = {...}``: else a checkpoint holds the state of that moment."""
+    params, optimizer = made(way)
+    twins, other = copy.deepcopy((params, optimizer))
+    run(optimizer, params, (1, 2))
+    run(other, twins, (1, 2))
+    for param in params:
+        own = {name: value.clone() for name, value in state_of(optimizer, param).items()}
+        optimizer.state[param] = own
+    run(optimizer, params, (3,))
+    run(other, twins, (3,))
+    for param, twin in zip(params, twins, strict=True):
+        mine, theirs = state_of(optimizer, param), state_of(other, twin)
+        assert all(same_bits(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.xfail(strict=True, reason="slots keep the mapping that all state was in")
+@pytest.mark.filterwarnings("ignore:No weight of this optimizer")
+@each_way
+def test_a_mapping_that_was_put_in_the_place_of_all_state_begins_anew(way: str) -> None:
+    """``optimizer.state = defaultdict(dict)``, by which many reset an optimizer."""
+    params, optimizer = made(way)
+    run(optimizer, params, (1, 2))
+    optimizer.state = defaultdict(dict)
+    run(optimizer, params, (3,))
+    assert [float(state_of(optimizer, p)["step"]) for p in params] == [1, 1, 1]
+
+
+@pytest.mark.xfail(strict=True, reason="slots keep the groups that they were made for")
+@pytest.mark.parametrize("which", ["list", "group"])
+@each_way
+def test_groups_that_were_put_in_the_place_of_others_say_how_fast(way: str, which: str) -> None:
+    params, optimizer = made(way)
+    twins, other = copy.deepcopy((params, optimizer))
+    run(optimizer, params, (1, 2))
+    run(other, twins, (1, 2))
+    if which == "list":
+        optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
+    else:
+        optimizer.param_groups[0] = dict(optimizer.param_groups[0])
+    for each in (optimizer, other):
+        each.param_groups[0]["lr"] = 0.2
     run(optimizer, params, (3,))
     run(other, twins, (3,))
     assert all(map(same_bits, params, twins))

@@ -1,4 +1,4 @@
-"""Fromage as a frame: every direction, scale and bound against the oracle, and its state."""
+"""The whole step: every direction, scale and bound against the oracle, and learning rates."""
 
 from __future__ import annotations
 
