@@ -42,7 +42,7 @@ from typed_command import typed_command
 from hf_relopt import RelOptTrainer
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf.model_card import write_model_card
-from hf_relopt.plans.presets import rule_of_name
+from hf_relopt.plans.entries import rule_of_name
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
 CURVE = "loss_curve.png"
