@@ -15,6 +15,11 @@ from hf_relopt.backends.part import Decision, Equation, Part
 from hf_relopt.rules.rounding import noise, stochastic_round
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision the rule runs in: float64 for float64 weights, float32 for all others."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def columns_of(parts: Sequence[Part]) -> list[list[Tensor]]:
     """The weights of all parts, their sources, and each of their buffers."""
     _, weights, sources, buffers = zip(*parts, strict=True)

@@ -53,6 +53,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
     # All values in the groups as the last step saw them, and of each group those of its options.
     _given: list[Any]
     _watched: list[tuple[Any, ...]]
+    _momenta: list[Any]
     # The weights as the step sees them, and what those that were made before have learned of the
     # state; None until they are made.
     _slots: Slots | None
@@ -152,7 +153,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         given = list(chain.from_iterable(map(dict.values, self.param_groups)))
         if len(given) != len(self._given) or not all(map(is_, given, self._given)):
             self._look_at_options()
-        if self._slots is None or not self._slots.are_current():
+        if self._slots is None or not self._slots.are_current(self.param_groups, self.state):
             self._check_shapes()
             self._slots = Slots(self.param_groups, self.state, self._before)
             self._before = self._slots
@@ -200,6 +201,9 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self._watched = watched
         for group in self.param_groups:
             inputs.check_scheduled(group)
+        momenta = [group.get("momentum") for group in self.param_groups]
+        if momenta != self._momenta:
+            self._slots, self._momenta = None, momenta  # it is part of what a weight follows
         self._given = list(chain.from_iterable(map(dict.values, self.param_groups)))
 
     def _check_shapes(self) -> None:
@@ -279,6 +283,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Resolve options, shapes and slots again in the next step."""
         self._given = []
         self._watched = []
+        self._momenta = []
         self._slots = self._before = None
 
 

@@ -22,16 +22,20 @@ from hf_relopt.options.tables import OPTIONS
 from hf_relopt.rules.rule import RULES
 from hf_relopt.step.state import state_fault
 
+# What a schedule may set in every step; see inputs.check_scheduled.
+_SCHEDULED = ("lr", "momentum")
+
 
 @cache
 def _watched(rule: str) -> tuple[str, ...]:
-    return (*(name for name in OPTIONS[rule] if name != "lr"), "weight_decay")
+    return (*(name for name in OPTIONS[rule] if name not in _SCHEDULED), "weight_decay")
 
 
 def watched_values(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a group's options are now. As long as they are the same objects nothing has changed.
 
-    The learning rate is no part of it, unless it is a tensor, whose value lies on the device.
+    What a schedule sets is no part of it, but for a learning rate that is a tensor, whose value
+    lies on the device.
     """
     rule, lr = group.get("rule"), group.get("lr")
     if not isinstance(rule, str) or rule not in RULES:

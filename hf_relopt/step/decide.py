@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.kernel import compute_dtype
 from hf_relopt.backends.part import Decision
 from hf_relopt.options.method import Method
 from hf_relopt.rules import fromage
@@ -23,11 +24,6 @@ class Judged(NamedTuple):
 
     finite: Tensor
     learn: Tensor
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision the rule runs in: float64 for float64 weights, float32 for all others."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:

@@ -20,9 +20,7 @@ from hf_relopt.backends.backend import Backend, backend_of
 from hf_relopt.backends.part import Equation, Part, View
 from hf_relopt.options.method import Method
 from hf_relopt.plans.roles import is_vector
-from hf_relopt.rules.rounding import rounds_stochastically
-from hf_relopt.sharding.layout import Layout, local, local_grad
-from hf_relopt.step.decide import compute_dtype
+from hf_relopt.sharding.layout import Layout, local
 from hf_relopt.step.numbers import Numbers, SomeNumbers
 from hf_relopt.step.portions import Joint, portions
 from hf_relopt.step.slot import Slot, in_bundles, refuse_gradient, slot_of
@@ -33,6 +31,7 @@ _MOST = 64
 # Asked of every weight in every step, where a function of ours would take longer than a sum.
 _GRAD = attrgetter("grad")
 _SIGNED = attrgetter("shape", "dtype", "device")
+_VERSION = attrgetter("_version")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,40 +58,19 @@ class Bundle:
         return frozenset([slot.number for slot in self.slots])
 
     @cached_property
+    def first(self) -> Slot:
+        """One of them, for what they have in common."""
+        return self.slots[0]
+
+    @cached_property
     def method(self) -> Method:
         """What all of them follow."""
-        return self.slots[0].method
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.slots[0].dtype
-
-    @cached_property
-    def precision(self) -> torch.dtype:
-        """What the rule runs in."""
-        return compute_dtype(self.dtype)
-
-    @cached_property
-    def is_noisy(self) -> bool:
-        """True if the weights are rounded stochastically."""
-        return rounds_stochastically(self.dtype, self.method.options["rounding"])
+        return self.first.method
 
     @cached_property
     def layout(self) -> Layout:
         """That of one of them: all are sharded over the same process groups, or none is."""
-        return self.slots[0].layout
-
-    @cached_property
-    def slice_layout(self) -> Layout | None:
-        """That of slices which ranks share, if they do: a row is on one rank."""
-        return None if self.method.scale == "row" else self.layout
-
-    @cached_property
-    def rests_untouched(self) -> bool:
-        """True if a slice rests in a step that has no gradient for it, whatever its moments say."""
-        method = self.method
-        return method.moments is not None and (method.scale == "row" or method.in_experts)
+        return self.first.layout
 
     @cached_property
     def backend(self) -> Backend:
@@ -170,11 +148,6 @@ class Bundle:
     def grads(self) -> list[Tensor]:
         """Their gradients."""
         return list(map(_GRAD, self.slots if self.layout.sharded else self._params))
-
-    def keep_grads(self, during_step: bool) -> None:
-        """Have the gradients of sharded weights at hand as shards, until the end of the step."""
-        for slot in self.slots:
-            slot.grad = local_grad(slot.param) if during_step else None
 
     def _shards_of(self, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
         """Each slot's state tensors of these names."""
@@ -255,17 +228,20 @@ class Slots:
         before: those that were made before something changed.
     """
 
+    # Tensors that are made inside of inference mode could not be written to outside of it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(
         self,
         param_groups: Sequence[Mapping[str, Any]],
         state: MutableMapping[Tensor, Any],
         before: Slots | None = None,
     ) -> None:
-        self._groups, self._state = param_groups, state
-        self._params = [param for group in param_groups for param in group["params"]]
+        self._groups, self._state = list(param_groups), state
+        members = [(group, param) for group in param_groups for param in group["params"]]
+        self._params = [param for _, param in members]
         self._lazy = any(map(is_lazy, self._params))
         self._signature = [] if self._lazy else list(map(_SIGNED, self._params))
-        members = [(group, param) for group in param_groups for param in group["params"]]
         self.all = [
             slot_of(number, param, group, state.get(param, {}))
             for number, (group, param) in enumerate(members)
@@ -279,9 +255,9 @@ class Slots:
             for own in by_device.values()
         ]
         self._homes = {
-            slot.number: (numbers, place)
-            for numbers in self._numbers
-            for place, slot in enumerate(numbers.slots)
+            slot.number: (each, place)
+            for each in self._numbers
+            for place, slot in enumerate(each.slots)
         }
         self._lineups: dict[tuple[int, ...], Lineup] = {}
         anchored = set() if before is None else before._still_anchored(self.all)
@@ -290,23 +266,37 @@ class Slots:
             slot.number for slot in self.all if slot.method.rule.anchored
         } - anchored
         self._without_state: set[int] = {slot.number for slot in self.all}
-        # What is kept of each slot: the state, a name, and the tensor that should be there.
+        # The weights that have state, what it is in, and each tensor that should be there.
+        self._adopted: dict[Tensor, dict[str, Tensor]] = {}
         self._kept: list[tuple[dict[str, Tensor], str, Tensor]] = []
+        # Aliases of packed numbers, where they lie, and how often they were written to; anchors as
+        # the state shows them, which are DTensors for sharded rows.
+        self._steps: list[Tensor] = []
+        self._pointers: list[int] = []
+        self._anchors: list[Tensor] = []
+        self._shown: list[Tensor] = []
+        self._versions: list[int] = []
         self._adopt([slot for slot in self.all if has_state(slot.state)])
 
-    def are_current(self) -> bool:
-        """True if weights and state are still the tensors that these slots were made for."""
+    def are_current(
+        self, param_groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any]
+    ) -> bool:
+        """True if groups, weights and state are the objects that these slots were made for."""
         params: list[Tensor] = []
-        for group in self._groups:
+        for group in param_groups:
             params += group["params"]
         same = len(params) == len(self._params) and all(map(is_, params, self._params))
+        same &= state is self._state and all(map(is_, param_groups, self._groups))
         if self._lazy or not same or list(map(_SIGNED, params)) != self._signature:
             return False
-        for state, name, tensor in self._kept:
-            if state.get(name) is not tensor:
-                return False
-        # Somebody may have emptied all of it.
-        return len(self._state) >= len(self.all) - len(self._without_state)
+        if not all(map(is_, map(state.get, self._adopted), self._adopted.values())):
+            return False
+        # Other code may have given an alias another storage, or written to an anchor.
+        if list(map(Tensor.data_ptr, self._steps)) != self._pointers:
+            return False
+        if list(map(_VERSION, self._anchors)) != self._versions:
+            return False
+        return all([own.get(name) is tensor for own, name, tensor in self._kept])
 
     def taking_part(self, beside: Collection[int] = ()) -> Lineup:
         """The slots that are stepped: with a gradient, or sharded with one on another rank maybe.
@@ -340,18 +330,17 @@ class Slots:
 
     def are_anchored(self, bundle: Bundle) -> bool:
         """True if all anchors of a bundle are known to be made."""
-        return not self._unanchored or self._unanchored.isdisjoint(bundle.members)
+        return self._unanchored.isdisjoint(bundle.members)
 
     def may_start_at_zero(self, bundle: Bundle) -> bool:
         """True unless it is known that no weight of the bundle started at zero."""
-        known = self.are_anchored(bundle)
-        return not known or not self._from_zero.isdisjoint(bundle.members)
+        return not (self._unanchored | self._from_zero).isdisjoint(bundle.members)
 
     def note_anchors(self, lineup: Lineup) -> None:
         """Remember on the host which anchors are made: waits for the device if some were not."""
-        if not self._unanchored or self._unanchored.isdisjoint(lineup.members):
+        if self._unanchored.isdisjoint(lineup.members):
             return
-        for numbers in lineup.numbers:
+        for numbers in self._numbers:
             if numbers.anchor_norm.is_meta:
                 continue
             anchors = numbers.anchor_norm.tolist()
@@ -364,15 +353,14 @@ class Slots:
 
     def _still_anchored(self, slots: Sequence[Slot]) -> set[int]:
         """Numbers of those new ``slots`` whose anchors are known here to be made."""
-        anchors = {id(state): each for state, name, each in self._kept if name == "anchor_norm"}
-        return {
-            slot.number
-            for slot in slots
-            if slot.number not in self._unanchored
-            and slot.state
-            and slot.state.get("anchor_norm") is anchors.get(id(slot.state))
-        }
+        now = list(map(_VERSION, self._anchors))
+        each = zip(self._shown, now, self._versions, strict=True)
+        as_before = {id(anchor) for anchor, version, before in each if version == before}
+        found = {slot.number for slot in slots if id(slot.state.get("anchor_norm")) in as_before}
+        return found - self._unanchored
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _lineup_without(self, absent: Collection[int]) -> Lineup:
         chosen: list[Numbers] = []
         for numbers in self._numbers:
@@ -383,6 +371,8 @@ class Slots:
                 chosen.append(SomeNumbers(numbers, places))
         return Lineup(chosen)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _adopt(self, slots: Iterable[Slot]) -> None:
         """Give slots their state, or take over what they have."""
         for slot in slots:
@@ -394,6 +384,13 @@ class Slots:
             if not has_state(slot.state):
                 slot.state.update(new_buffers(slot.method, slot.param))
             numbers, place = self._homes[slot.number]
-            numbers.adopt(place)
+            aliases = numbers.adopt(place)
+            self._steps.append(aliases["step"])
+            self._pointers.append(aliases["step"].data_ptr())
+            if "anchor_norm" in aliases:
+                self._anchors.append(aliases["anchor_norm"])
+                self._shown.append(slot.state["anchor_norm"])
+                self._versions.append(_VERSION(aliases["anchor_norm"]))
             self._without_state.discard(slot.number)
+            self._adopted[slot.param] = slot.state
             self._kept += [(slot.state, name, slot.state[name]) for name in slot.method.state]

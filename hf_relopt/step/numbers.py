@@ -39,7 +39,7 @@ class Numbers:
         self.slots = slots
         self.step = torch.zeros(len(slots), dtype=torch.float32, device=device)
         self.skipped = torch.zeros_like(self.step)
-        self.anchor_norm = torch.full((sum(counts),), torch.nan, device=device)
+        self.anchor_norm = torch.full((sum(counts),), torch.nan, dtype=torch.float32, device=device)
         wide = widest(device)
         self.number = _on(device, [slot.number for slot in slots], torch.int64)
         owners = [place for place, count in enumerate(counts) for _ in range(count)]
@@ -59,24 +59,42 @@ class Numbers:
             if places.setdefault(id(slot.group), len(places)) == len(self.groups):
                 self.groups.append(slot.group)
         self.group = _on(device, [places[id(slot.group)] for slot in slots], torch.int64)
+        self._own: dict[int, dict[str, Tensor]] = {}
         # Learning rates of the last step, and what was made of them.
         self.rates: tuple[list[float], tuple[Tensor, bool]] | None = None
 
-    def adopt(self, place: int) -> None:
-        """Make the state of a slot an alias of the numbers here, which take its values over."""
-        slot = self.slots[place]
+    def own(self, place: int) -> dict[str, Tensor]:
+        """The numbers of a slot, made once: for what takes slots one by one."""
+        if place not in self._own:
+            self._own[place] = self.aliases(place)
+        return self._own[place]
+
+    def aliases(self, place: int) -> dict[str, Tensor]:
+        """The numbers of a slot, by the names that they have in its state."""
         slices = slice(self.first[place], self.first[place + 1])
-        mine = {"step": self.step[place], "skipped": self.skipped[place]}
-        if slot.method.rule.anchored:
-            mine["anchor_norm"] = self.anchor_norm[slices]
-        known = has_state(slot.state)
-        for name, alias in mine.items():
-            if known:
-                alias.copy_(local(slot.state[name]).view(alias.shape))
-            # Without the tie of a view: a compiler would look at what it is a view of.
-            alias = alias.data
-            by_row = name == "anchor_norm" and slot.method.scale == "row"
-            slot.state[name] = as_rows_of(slot.param, alias) if by_row else alias
+        # Without the tie of a view: a compiler would look at what it is a view of, and what other
+        # code writes to an alias counts as a change of that alone.
+        found = {"step": self.step[place].data, "skipped": self.skipped[place].data}
+        if self.slots[place].method.rule.anchored:
+            found["anchor_norm"] = self.anchor_norm[slices].data
+        return found
+
+    def adopt(self, place: int) -> dict[str, Tensor]:
+        """Make the state of a slot aliases of the numbers here, which take its values over.
+
+        Returns: the aliases, of a DTensor its shard.
+        """
+        slot, mine = self.slots[place], self.aliases(place)
+        if has_state(slot.state):
+            for name, value in self.aliases(place).items():
+                value.copy_(local(slot.state[name]).view(value.shape))
+        slot.state.update(mine)
+        if "anchor_norm" in mine and slot.method.scale == "row":
+            slot.state["anchor_norm"] = as_rows_of(slot.param, mine["anchor_norm"])
+        return mine
+
+    def put_back(self) -> None:
+        """Nothing: these are the numbers themselves."""
 
 
 class SomeNumbers(Numbers):
@@ -84,11 +102,15 @@ class SomeNumbers(Numbers):
 
     def __init__(self, all_of_them: Numbers, places: Sequence[int]) -> None:
         super().__init__([all_of_them.slots[place] for place in places])
-        self._source = all_of_them
+        self._source, self._chosen = all_of_them, list(places)
         device = self.step.device
         first = all_of_them.first
         slices = [n for place in places for n in range(first[place], first[place + 1])]
         self._places, self._slices = (_on(device, each, torch.int64) for each in (places, slices))
+
+    def own(self, place: int) -> dict[str, Tensor]:
+        """Those of the source: what is stepped alone is stepped before anything is copied."""
+        return self._source.own(self._chosen[place])
 
     def fetch(self) -> None:
         """Copy the numbers as they are now."""

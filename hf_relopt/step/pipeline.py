@@ -19,6 +19,7 @@ from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
 from hf_relopt.rules.facts import Facts
 from hf_relopt.rules.rule import Sums
+from hf_relopt.sharding.layout import local_grad
 from hf_relopt.sharding.reduce import all_reduced, full_norms
 from hf_relopt.step.decide import (
     DecideOne,
@@ -61,21 +62,22 @@ def step(slots: Slots, probe: Measurement | None) -> None:
     Args:
         probe: measures what apply changes, or None.
     """
-    lineup = slots.taking_part()
+    everyone = lineup = slots.taking_part()
     if lineup.alone:
         lineup = slots.taking_part(beside=_step_alone(lineup.alone, slots, probe))
     for numbers in lineup.copies:
         numbers.fetch()
-    for bundle in lineup.sharded:
-        bundle.keep_grads(during_step=True)
+    sharded = [slot for bundle in lineup.sharded for slot in bundle.slots]
+    for slot in sharded:
+        slot.grad = local_grad(slot.param)
     try:
         _step(lineup, slots, probe)
     finally:
-        for bundle in lineup.sharded:
-            bundle.keep_grads(during_step=False)
+        for slot in sharded:
+            slot.grad = None
     for numbers in lineup.copies:
         numbers.put_back()
-    slots.note_anchors(lineup)
+    slots.note_anchors(everyone)
 
 
 def _step(lineup: Lineup, slots: Slots, probe: Measurement | None) -> None:
@@ -126,16 +128,15 @@ def _step_alone(bundles: Sequence[Bundle], slots: Slots, probe: Measurement | No
 
 def _direct(bundle: Bundle, asked: Sums) -> Direct:
     method, numbers = bundle.method, bundle.numbers
-    names = [name for name in method.state if name not in method.buffers]
     return Direct(
         parts=bundle.parts(),
         equation=bundle.equation,
         sums=asked,
-        states=[{name: slot.state[name] for name in names} for slot in bundle.slots],
+        states=[numbers.own(place) for place in range(bundle.begin, bundle.end)],
         numel=numbers.numel[bundle.slices],
-        number=numbers.number[bundle.places] if bundle.is_noisy else None,
+        number=numbers.number[bundle.places] if bundle.first.is_noisy else None,
         lr=_learning_rates(numbers)[0].expand(len(numbers.slots))[bundle.places],
-        decide=DecideOne(method, bundle.dtype),
+        decide=DecideOne(method, bundle.first.dtype),
     )
 
 
@@ -212,10 +213,16 @@ def _step_portion(
         rows[bundle] = bundle.backend.sums(parts[bundle], bundle.method.sums)
         sharded |= bundle.layout.sharded
     if sharded:
-        layouts = [bundle.slice_layout for bundle in rows]
+        layouts = [bundle.first.slice_layout for bundle in rows]
         rows = dict(zip(rows, full_norms(list(rows.values()), layouts), strict=True))
     for joint in portion.joints:
         _decide_and_apply(joint, rows, parts, verdicts, slots, probe)
+    if probe is not None:
+        # Ranks without any of a weight's rows have seen its step, too.
+        for bundle in portion.without_slices:
+            for slot in bundle.slots:
+                with probe.around(slot):
+                    pass
 
 
 def _decide_and_apply(
@@ -233,7 +240,7 @@ def _decide_and_apply(
         if not slots.are_anchored(bundle):
             _make_anchors(bundle, rows[bundle], verdict)
         learn = verdict.learn[bundle.slices]
-        learns.append(learn & _touched(bundle) if bundle.rests_untouched else learn)
+        learns.append(learn & _touched(bundle) if bundle.first.rests_untouched else learn)
     own = list(map(rows.__getitem__, joint.bundles))
     decision = _decide(joint, _joined(own), _joined(learns), verdict, slots)
     begin = joint.slices.start
@@ -261,8 +268,8 @@ def _decide(joint: Joint, rows: Tensor, learn: Tensor, verdict: Verdict, slots: 
         moves=verdict.moves,
         from_zero=slots.may_start_at_zero(first),
     )
-    number = numbers.number[joint.owner] if first.is_noisy else None
-    return decide(first.method, first.precision, facts, learn, number)
+    number = numbers.number[joint.owner] if first.first.is_noisy else None
+    return decide(first.method, first.first.precision, facts, learn, number)
 
 
 def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:
@@ -279,8 +286,9 @@ def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:
         share, least = _row_shares(bundle, verdict), fromage.PLACEHOLDER_ROW
     elif bundle.method.scale == "block":
         share, least = _block_shares(bundle, param_norm), fromage.PLACEHOLDER_BLOCK
-    anchors = with_anchors(kept.to(param_norm.dtype), param_norm, finite, share, least)
-    kept.copy_(anchors)
+    kept.copy_(with_anchors(kept.to(param_norm.dtype), param_norm, finite, share, least))
+    # A probe looks at the anchors of the state, of which these may be copies.
+    bundle.numbers.put_back()
 
 
 def _row_shares(bundle: Bundle, verdict: Verdict) -> Tensor:

@@ -67,6 +67,11 @@ class Portion:
         return [bundle for bundle in self.bundles if any(bundle.views)]
 
     @cached_property
+    def without_slices(self) -> list[Bundle]:
+        """All others."""
+        return [bundle for bundle in self.bundles if not any(bundle.views)]
+
+    @cached_property
     def joints(self) -> list[Joint]:
         """What of them is decided at once."""
         runs: list[list[Bundle]] = []
@@ -76,7 +81,7 @@ class Portion:
                 before is not None
                 and before.numbers is bundle.numbers
                 and before.end == bundle.begin
-                and before.slots[0].formula == bundle.slots[0].formula
+                and before.first.formula == bundle.first.formula
             ):
                 runs[-1].append(bundle)
             else:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.kernel import compute_dtype
 from hf_relopt.backends.part import View
 from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.options.method import Method, method_of
+from hf_relopt.rules.rounding import rounds_stochastically
 from hf_relopt.sharding.layout import Layout, layout_of, rows_are_whole, shards_of
 
 
@@ -66,14 +69,35 @@ class Slot:
         names = self.group.get("param_names")
         return names[place] if names else f"parameter {place}"
 
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """What the rule runs in."""
+        return compute_dtype(self.dtype)
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """True if the weight is rounded stochastically."""
+        return rounds_stochastically(self.dtype, self.method.options["rounding"])
+
+    @cached_property
+    def slice_layout(self) -> Layout | None:
+        """That of slices which ranks share, if they do: a row is on one rank."""
+        return None if self.method.scale == "row" else self.layout
+
+    @cached_property
+    def rests_untouched(self) -> bool:
+        """True if a slice rests in a step that has no gradient for it, whatever its moments say."""
+        method = self.method
+        return method.moments is not None and (method.scale == "row" or method.in_experts)
+
     @property
     def formula(self) -> tuple[Any, ...]:
         """What slots have in common whose decisions are worked out together."""
         method, dtype = self.method, self.dtype
         if method.direct:
             return method, dtype
-        given = method.options
-        return method.elementwise, given["bound"], given["min_scale"], given["seed"], dtype
+        read = ("bound", "min_scale", "seed", "rounding")
+        return method.elementwise, dtype, *[method.options[name] for name in read]
 
     @property
     def key(self) -> tuple[Any, ...]:

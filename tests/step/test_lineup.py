@@ -322,7 +322,6 @@ def test_weights_in_another_order_keep_their_state() -> None:
     assert all(map(same_bits, params, twins))
 
 
-@pytest.mark.xfail(strict=True, reason="slots keep the dict that a weight's state was in")
 @each_way
 def test_a_dict_that_was_put_in_the_place_of_a_weight_s_state_is_the_one_that_counts(
     way: str,
@@ -342,7 +341,6 @@ def test_a_dict_that_was_put_in_the_place_of_a_weight_s_state_is_the_one_that_co
         assert all(same_bits(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.xfail(strict=True, reason="slots keep the mapping that all state was in")
 @pytest.mark.filterwarnings("ignore:No weight of this optimizer")
 @each_way
 def test_a_mapping_that_was_put_in_the_place_of_all_state_begins_anew(way: str) -> None:
@@ -354,7 +352,6 @@ def test_a_mapping_that_was_put_in_the_place_of_all_state_begins_anew(way: str) 
     assert [float(state_of(optimizer, p)["step"]) for p in params] == [1, 1, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="slots keep the groups that they were made for")
 @pytest.mark.parametrize("which", ["list", "group"])
 @each_way
 def test_groups_that_were_put_in_the_place_of_others_say_how_fast(way: str, which: str) -> None:
@@ -380,7 +377,7 @@ def test_nothing_is_made_anew_where_nothing_has_changed() -> None:
     for number in (3, 4):
         optimizer.param_groups[0]["lr"] = 0.01 * number
         run(optimizer, params, (number,))
-    assert optimizer._slots is slots and slots.are_current()
+    assert optimizer._slots is slots and slots.are_current(optimizer.param_groups, optimizer.state)
 
 
 # --- anchors ------------------------------------------------------------------------------
