@@ -260,8 +260,10 @@ class Slots:
             for place, slot in enumerate(each.slots)
         }
         self._lineups: dict[tuple[int, ...], Lineup] = {}
-        anchored = set() if before is None else before._still_anchored(self.all)
-        self._from_zero: set[int] = set() if before is None else before._from_zero
+        # Numbers mean the same weights as before unless somebody has changed their order.
+        known = before is not None and all(map(is_, before._params, self._params))
+        anchored = before._still_anchored(self.all) if before and known else set()
+        self._from_zero: set[int] = set(before._from_zero) if before and known else set()
         self._unanchored = {
             slot.number for slot in self.all if slot.method.rule.anchored
         } - anchored

@@ -214,3 +214,19 @@ def test_a_momentum_schedule_is_no_change_that_is_checked_against_the_weights() 
         params[0].zero_()
     optimizer.param_groups[0]["momentum"] = 0.8
     step(optimizer, params, 2)
+
+
+def test_groups_in_another_order_keep_what_is_known_of_their_weights() -> None:
+    """A weight that started at zero stays one, whatever its number is now."""
+    ends = []
+    for reverse in (False, True):
+        drawn = [gradient(torch.empty(4, 4), n, 0.1) for n in range(2)]
+        drawn[0].zero_()
+        params = list(map(nn.Parameter, drawn))
+        optimizer = Madam([{"params": params[:1], "beta": 0.9}, {"params": params[1:]}], lr=0.1)
+        for number in range(4):
+            if reverse and number == 2:
+                optimizer.param_groups.reverse()
+            step(optimizer, params, number)
+        ends.append(params)
+    assert all(map(same_bits, *ends))
