@@ -16,15 +16,15 @@ from hf_relopt import Fromage, UnsupportedSetup
 from hf_relopt.sharding.layout import (
     Layout,
     as_rows_of,
-    cut_of,
     is_sharded,
     layout_of,
     local,
     local_grad,
     refuse_inexact,
     rows_are_whole,
-    takes_part,
+    shards_of,
 )
+from hf_relopt.step.lineup import Slots
 from hf_relopt.step.slot import refuse_unfit
 from tests.sharding.one_of_many import as_rank, sharded
 
@@ -41,7 +41,7 @@ def test_the_shards_of_all_ranks_are_the_tensor(
     for rank in range(ranks):
         with as_rank(rank, (ranks,)) as mesh:
             param = sharded(full, mesh, [Shard(dim)])
-            layout, cut = layout_of(param), cut_of(param, "weight")
+            layout, cut = layout_of(param), shards_of(param, "weight")
         part = full
         for along, (begin, length) in enumerate(
             zip(layout.offset, layout.local_shape, strict=True)
@@ -63,7 +63,7 @@ def test_a_plain_tensor_is_whole(shape: tuple[int, ...]) -> None:
     param = nn.Parameter(torch.ones(shape))
     assert layout_of(param) == Layout(param.shape, param.shape, (0,) * param.dim())
     assert layout_of(param).is_whole and not layout_of(param).groups
-    assert cut_of(param, "weight") is None and rows_are_whole(param)
+    assert shards_of(param, "weight") is None and rows_are_whole(param)
     assert local(param) is param and not is_sharded(param)
     assert as_rows_of(param, rows := torch.ones(shape[0])) is rows
 
@@ -81,10 +81,15 @@ def test_over_two_dimensions_of_a_mesh_only_the_cut_ones_count(rank: int) -> Non
         assert hybrid.offset == (3 * (rank % 2), 0)
         assert both.offset == (3 * (rank % 2), 4 * (rank // 2)) and both.local_shape == (3, 4)
         with pytest.raises(UnsupportedSetup, match=r"weight is sharded over 2.*momentum"):
-            cut_of(both_param, "weight")
+            shards_of(both_param, "weight")
         replicated = sharded(full, mesh, [Replicate(), Replicate()])
-        assert cut_of(replicated, "weight") is None and layout_of(replicated).is_whole
+        assert shards_of(replicated, "weight") is None and layout_of(replicated).is_whole
         assert not layout_of(replicated).groups and layout_of(replicated).sharded
+
+
+def takes_part(param: torch.Tensor) -> bool:
+    optimizer = Fromage([param])
+    return bool(Slots(optimizer.param_groups, optimizer.state).taking_part().bundles)
 
 
 def test_a_sharded_weight_takes_part_whatever_this_rank_has_seen() -> None:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hf_relopt.sharding.layout import Cut
-from hf_relopt.sharding.matrices import Matrix, owners, processes, transform_whole
+from hf_relopt.sharding.layout import Shards
+from hf_relopt.sharding.matrices import Matrix, owners, transform_full, world_size
 from tests.sharding.one_of_many import Replay, as_rank
 from tests.tensors import gradient
 
@@ -55,10 +55,10 @@ def test_each_matrix_is_transformed_whole_by_one_rank_and_every_part_comes_back(
     full = [gradient(torch.empty(shape), n) for n, (_, _, shape) in enumerate(given)]
     worked: dict[int, list[int]] = {}
 
-    def cut_at(rank: int, dim: int, shape: tuple[int, ...]) -> Cut:
+    def cut_at(rank: int, dim: int, shape: tuple[int, ...]) -> Shards:
         part = -(-shape[dim] // ranks)
         sizes = tuple(min(part, max(0, shape[dim] - r * part)) for r in range(ranks))
-        return Cut("world", rank, dim, sizes)
+        return Shards("world", rank, dim, sizes)
 
     def parts_of(rank: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         parts = []
@@ -74,7 +74,7 @@ def test_each_matrix_is_transformed_whole_by_one_rank_and_every_part_comes_back(
             received.update(zip(numbers, whole, strict=True))
             return [tensor * 2 + number for number, tensor in zip(numbers, whole, strict=True)]
 
-        return transform_whole(
+        return transform_full(
             [
                 Matrix(
                     part,
@@ -107,15 +107,15 @@ def test_each_matrix_is_transformed_whole_by_one_rank_and_every_part_comes_back(
 
 
 def test_a_process_alone_has_everything_to_do() -> None:
-    assert processes() == 1
-    one = Matrix(torch.ones(2, 3), torch.Size((2, 3)), None, 1.0, shared=True)
+    assert world_size() == 1
+    one = Matrix(torch.ones(2, 3), torch.Size((2, 3)), None, 1.0, replicated=True)
     called: list[list[int]] = []
 
     def transform(numbers: list[int], whole: list[torch.Tensor]) -> list[torch.Tensor]:
         called.append(list(numbers))
         return [2 * each for each in whole]
 
-    assert torch.equal(transform_whole([one, one], transform)[1], torch.full((2, 3), 2.0))
+    assert torch.equal(transform_full([one, one], transform)[1], torch.full((2, 3), 2.0))
     assert called == [[0, 1]]
     with as_rank(1, (3,)):
-        assert processes() == 3
+        assert world_size() == 3

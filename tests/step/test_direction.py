@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from hf_relopt.step.direction import _spectral, directions
+from hf_relopt.step.direction import directions
 from hf_relopt.step.lineup import Bundle, Slots
+from hf_relopt.step.portions import Portion
 from tests.cases import MIN_SCALE
 from tests.frames import each_own_direction, each_pair, frame_of
 from tests.oracles.frame import parts, polar_express
@@ -111,7 +112,7 @@ def bundles_of(
 ) -> tuple[Bundle, ...]:
     """The bundles whose moments have taken in so many gradients, and the last of these."""
     run(optimizer, params, range(1, steps + 1))
-    return Slots(optimizer.param_groups, optimizer.state).taking_part().directed
+    return tuple(Slots(optimizer.param_groups, optimizer.state).taking_part().directed)
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -127,7 +128,7 @@ def test_a_direction_is_made_of_the_moments_as_they_are(
     optimizer = Fromage(params, maximize=maximize, **options)
     (bundle,) = bundles_of(optimizer, params)
     given = [tensor.clone() for param in params for tensor in (param.grad, param.detach())]
-    (found,) = directions((bundle,))
+    (found,) = directions(Portion((bundle,)))
     for param, direction in zip(params, found, strict=True):
         state, grad = state_of(optimizer, param), param.grad * (-1 if maximize else 1)
         momentum = state.get("momentum", torch.zeros(())).float()
@@ -156,7 +157,7 @@ def test_a_spectral_direction_is_that_of_each_block(
     params = [nn.Parameter(gradient(torch.empty(shape), n)) for n in range(2)]
     optimizer = Fromage(params, direction="spectral", scale=scale, nesterov=False, **split)
     (bundle,) = bundles_of(optimizer, params)
-    (found,) = directions((bundle,))
+    (found,) = directions(Portion((bundle,)))
     options = {"split_dim": None, "split_sizes": None, **split}
     for param, direction in zip(params, found, strict=True):
         momentum = to_numpy(state_of(optimizer, param)["momentum"])
@@ -175,4 +176,4 @@ def test_matrices_are_named_in_the_order_of_their_numbers() -> None:
     groups = [{"params": [p], **way} for p, way in zip(params, ways, strict=True)]
     bundles = bundles_of(Fromage(groups, direction="spectral"), params)
     assert [[slot.number for slot in each.slots] for each in bundles] == [[0, 2, 4], [1, 3]]
-    assert [matrix.slot.number for matrix in _spectral(bundles)] == [0, 1, 2, 3, 4]
+    assert [matrix.slot.number for matrix in Portion(bundles).matrices] == [0, 1, 2, 3, 4]
