@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -123,27 +123,12 @@ RULES: dict[str, Rule] = {
 }
 
 # Fromage along anything but the gradient of a full tensor, and what its vectors follow then.
-DIRECTED = Rule(
-    buffers=(),
-    anchored=True,
-    largest_grad=float("inf"),
-    constants=(),
-    sums=_fromage_sums,
-    coefficients=fromage.of_slices,
-    update=fromage.update,
-    largest_norm=_fromage_largest_norm,
-    largest_entry=no_bound,
-)
-ELEMENTWISE = Rule(
-    buffers=(),
-    anchored=True,
-    largest_grad=float("inf"),
-    constants=(),
+DIRECTED = replace(RULES["fromage"], coefficients=fromage.of_slices)
+ELEMENTWISE = replace(
+    RULES["fromage"],
     sums=lambda options: "norms",
     coefficients=fromage.of_vectors,
-    update=fromage.update,
     largest_norm=no_bound,
-    largest_entry=no_bound,
 )
 
 # What each direction of Fromage keeps; the gradient itself keeps nothing.
