@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
@@ -162,6 +163,9 @@ def doctor(
             as_json=as_json,
         )
     )
+
+
+app.command()(distance)
 
 
 def main() -> None:

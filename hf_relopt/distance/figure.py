@@ -15,7 +15,23 @@ if TYPE_CHECKING:
     from hf_relopt.distance.result import Distance
 
 MATRIX, VECTOR, QUIET, INK = "#2a6fbb", "#d1495b", "#8a8f98", "#22262e"
+LANDMARKS = 20
 KINDS = ((True, MATRIX, "matrices"), (False, VECTOR, "biases, norm weights"))
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no picture can be written.
+
+    Raises:
+        ConfigError: a suffix that matplotlib does not know, or no such folder.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = sorted(FigureCanvasAgg.filetypes)
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ConfigError(f"{path} has no suffix of a picture; use one of {', '.join(known)}.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it.")
 
 
 def draw(distance: Distance, path: Path) -> Path:
@@ -24,18 +40,12 @@ def draw(distance: Distance, path: Path) -> Path:
     Raises:
         ConfigError: a suffix that matplotlib does not know, or a distance without layers.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if not distance.layers:
         raise ConfigError("there is no layer to draw: every tensor stands apart.")
+    check_place(path)
     figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
-    known = FigureCanvasAgg(figure).get_supported_filetypes()
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in known:
-        raise ConfigError(
-            f"{path} has no suffix of a picture; use one of {', '.join(sorted(known))}."
-        )
     axes = figure.subplots()
     _scatter(axes, distance)
     places, words = _landmarks([layer.name for layer in distance.layers])
@@ -48,7 +58,7 @@ def draw(distance: Distance, path: Path) -> Path:
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=12, fontweight="bold")
     _calm(axes)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, format=kind)
+    figure.savefig(unfinished, format=path.suffix.lstrip("."))
     os.replace(unfinished, path)
     return path
 
@@ -59,10 +69,11 @@ def _scatter(axes: Axes, distance: Distance) -> None:
     for matrices, color, label in KINDS:
         points = [(n, x.relative_update) for n, x in moved if x.is_matrix is matrices]
         if points:
-            axes.scatter(*zip(*points, strict=True), s=size, color=color, label=label, linewidths=0)
+            places, values = zip(*points, strict=True)
+            axes.scatter(places, values, s=size, color=color, label=label, linewidths=0)
     if moved:
         axes.set_yscale("log")
-        axes.legend(frameon=False, ncols=2, loc="upper right")
+        axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     else:
         axes.text(0.5, 0.5, "nothing moved", transform=axes.transAxes, ha="center", color=QUIET)
 
@@ -76,20 +87,16 @@ def _calm(axes: Axes) -> None:
 
 
 def _landmarks(names: list[str]) -> tuple[list[int], list[str]]:
-    """Where each block of the network begins, as places and words; at most 24 of them."""
-    begins: list[tuple[int, str]] = []
+    """Where each block of the network begins, as places and words, as many as there is room for."""
+    places: list[int] = []
+    found: list[str] = []
     last = ""
     for place, name in enumerate(names):
         words = name.split(".")
-        numbers = [n for n, word in enumerate(words) if word.isdigit()]
-        block = ".".join(words[: numbers[0] + 1]) if numbers else ".".join(words[:-1]) or name
-        if block != last:
-            begins.append((place, block))
-            last = block
-    step = -(-len(begins) // 24)
-    kept = begins[::step]
-    return [place for place, _ in kept], [_short(words) for _, words in kept]
-
-
-def _short(words: str) -> str:
-    return words if len(words) <= 24 else "…" + words[-23:]
+        number = next((n for n, word in enumerate(words) if word.isdigit()), None)
+        block = words[0] if number is None else ".".join(words[: number + 1])
+        if block != last and (not places or place - places[-1] >= len(names) / LANDMARKS):
+            places.append(place)
+            found.append(block if len(block) <= 24 else f"…{block[-23:]}")
+        last = block
+    return places, found

@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -132,9 +138,21 @@ def locate(source: str | os.PathLike[str]) -> Path:
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FormatError(
-            f"{source} is no file or folder here, and cannot be had from the hub: "
-            f"{one_line(error)}. Check the name; without network, download it first or pass a path."
+            f"{source} is no file or folder here, and {_hub_fault(error)}. Check the name, or pass "
+            "a path."
         ) from error
+
+
+def _hub_fault(error: Exception) -> str:
+    if isinstance(error, LocalEntryNotFoundError):
+        return "the hub cannot be reached, and its cache on this machine has no such model"
+    if isinstance(error, RevisionNotFoundError):
+        return "the hub's model has no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or it needs a token"
+    if isinstance(error, HFValidationError):
+        return "it is no name of a model of the hub"
+    return f"the hub says: {one_line(error)}"
 
 
 def is_adapter(path: Path) -> bool:

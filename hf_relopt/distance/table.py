@@ -94,9 +94,23 @@ def markdown(distance: Distance, top: int | None = None) -> str:
     if top is not None and top < len(distance.layers):
         lines += ["", f"The {top} of {len(distance.layers)} that moved most."]
     if distance.apart:
-        lines += ["", "Apart from the totals:", ""]
-        lines += [f"- {entry.name}: {entry.reason}" for entry in distance.apart]
+        lines += ["", "Left out of the totals:", ""]
+        lines += [f"- {words}: {names}" for words, names in apart_by_reason(distance)]
     return "\n".join(lines) + "\n"
+
+
+def apart_by_reason(distance: Distance, shown: int = 4) -> list[tuple[str, str]]:
+    """What the totals leave out, as pairs of reason and names; of many, the first ``shown``."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in distance.apart:
+        by_reason.setdefault(entry.reason, []).append(entry.name)
+    found = []
+    for reason, names in by_reason.items():
+        few = len(names) <= shown + 1
+        listed = ", ".join(names if few else names[:shown])
+        more = "" if few else f" and {len(names) - shown} more"
+        found.append((reason if few else f"{reason} ({len(names)} tensors)", listed + more))
+    return found
 
 
 def _table(head: tuple[str, ...], cells: list[tuple[str, ...]]) -> list[str]:
