@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.card import card
 from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.run import run_command
@@ -166,6 +167,7 @@ def doctor(
 
 
 app.command()(distance)
+app.command()(card)
 
 
 def main() -> None:
