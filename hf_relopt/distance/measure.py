@@ -39,6 +39,12 @@ class Pair:
     other: str
 
     @property
+    def label(self) -> str:
+        """The name of a running network goes before that of a file."""
+        held = self.after.in_order and not self.before.in_order
+        return self.other if held else self.name
+
+    @property
     def shape(self) -> torch.Size:
         """Of the full weight."""
         return self.before.shapes[self.name]
