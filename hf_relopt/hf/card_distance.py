@@ -15,7 +15,7 @@ from hf_relopt.distance.result import Distance
 from hf_relopt.distance.table import apart_by_reason, rows, summary
 from hf_relopt.errors import FormatError, RelOptError, one_line
 from hf_relopt.hf.card_facts import CardFacts
-from hf_relopt.hf.card_loading import shown_base
+from hf_relopt.hf.card_loading import from_here, shown_base
 from hf_relopt.sharding.layout import is_sharded
 
 TOP = 10
@@ -59,18 +59,21 @@ def of_folder(facts: CardFacts, *, online: bool) -> Section:
             note=f"The distance from {shown_base(facts)} is not measured: the folder holds no "
             "weights that can be read. Save them by trainer.save_model(), and make the card again."
         )
-    return _measured(facts, facts.weights, online=online)
+    return _measured(facts, facts.weights.absolute(), online=online)
 
 
 def _measured(facts: CardFacts, after: Any, *, online: bool) -> Section:
     base, shown = str(facts.base), str(shown_base(facts))
+    # Absolute: a short relative path might stand in other words, too.
+    names = {str((facts.weights or facts.folder).absolute()): facts.name}
     try:
-        before = locate(base) if online else _on_this_machine(base, facts)
+        before = (locate(base) if online else _on_this_machine(base, facts)).absolute()
+        names[str(before)] = shown
         found = network_distance(before, after)
     except (RelOptError, OSError, RuntimeError, ValueError) as error:
-        why = _scrubbed(one_line(error), {base: shown, str(facts.weights): facts.name})
+        why = _scrubbed(one_line(error), names)
         return Section(note=f"The distance from {shown} is not measured: {why}.{_retry(facts)}")
-    names = {found.before: shown, found.after: facts.name, str(before): shown}
+    names |= {found.before: shown, found.after: facts.name}
     note = f"The distance is partial: {_scrubbed(found.partial, names)}." if found.partial else None
     return Section(_text(found, shown, names), note)
 
@@ -91,17 +94,17 @@ def _on_this_machine(base: str, facts: CardFacts) -> Path:
 
 
 def _retry(facts: CardFacts) -> str:
-    return f" To add it: hf-relopt card {facts.folder.name} --base MODEL_OR_FOLDER."
+    return f" To add it: hf-relopt card {from_here(facts.folder)} --base MODEL_OR_FOLDER."
 
 
 def _hint(facts: CardFacts) -> str:
-    return f": hf-relopt card {facts.folder.name}"
+    return f": hf-relopt card {from_here(facts.folder)}"
 
 
 def _scrubbed(text: str, names: dict[str, str]) -> str:
     """A text with names in place of the paths of this machine."""
     for path, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
-        text = text.replace(path, name) if path else text
+        text = text.replace(path, name)
     return text
 
 

@@ -186,16 +186,17 @@ def _joined(
 
 def where(facts: CardFacts) -> str:
     """The model's name on the hub, or its folder as it can be typed here."""
-    return facts.told.repo or _from_here(facts.weights or facts.folder)
+    return facts.told.repo or from_here(facts.weights or facts.folder)
 
 
 def shown_base(facts: CardFacts) -> str | None:
     """The base model as code names it; of a folder elsewhere on this machine, the name alone."""
     base = facts.base
-    return base if base is None or hub_name(facts) else _from_here(Path(base))
+    return base if base is None or hub_name(facts) else from_here(Path(base))
 
 
-def _from_here(path: Path) -> str:
+def from_here(path: Path) -> str:
+    """A path relative to the working directory if it is below it, else the last name in it."""
     place, here = path.expanduser().absolute(), Path.cwd()
     return place.relative_to(here).as_posix() if here in place.parents else place.name
 

@@ -72,7 +72,8 @@ def _summary(facts: CardFacts) -> str:
     adapters = model.get("adapter")
     linked = f"[{base}](https://huggingface.co/{base})" if hub_name(facts) else f"`{base}`"
     if isinstance(adapters, list) and adapters:
-        return f"Adapters ({', '.join(map(str, adapters))}) for {linked}, trained{on}."
+        kinds = ", ".join(dict.fromkeys(map(str, adapters)))
+        return f"An adapter ({kinds}) for {linked}{', trained' if on else ''}{on}."
     return f"A {name} fine-tuned from {linked}{on}."
 
 
