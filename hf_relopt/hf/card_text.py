@@ -90,7 +90,7 @@ def _results(facts: CardFacts) -> str:
     where = f", on validation data from {data}" if data else ""
     best = facts.part("training").get("best_step")
     which = f" The weights are those of step {number(best)}, the best one." if best else ""
-    lines = [f"Measured by the run that wrote this card{where}.{which}", "", table(head, rows)]
+    lines = [f"Measured by the run itself{where}.{which}", "", table(head, rows)]
     odd = [name for name, value in facts.after.items()
            if isinstance(value, float) and not is_result(value)]  # fmt: skip
     if odd:

@@ -55,7 +55,10 @@ class RunFiles:
         known = [value for value in said if isinstance(value, bool)]
         if self.recipe and "finished" not in self.recipe:
             return False
-        return all(known) if known else None
+        if known:
+            return all(known)
+        steps, most = _step(self.state), self.state.get("max_steps")
+        return True if isinstance(most, int) and 0 < most <= steps else None
 
     @property
     def weights(self) -> Path | None:
@@ -87,7 +90,8 @@ def read_run(folder: Path) -> RunFiles:
     if record is None:
         notes.append(
             f"There is no readable {RECORD}, so optimizer, plan, launch mode, machine and command "
-            "are unknown: train with RelOptTrainer, or add_callback(RunRecord())."
+            "are unknown. Train with RelOptTrainer, or add RunRecord() of hf_relopt.hf.run_record "
+            "to the Trainer's callbacks."
         )
     if not log:
         notes.append(

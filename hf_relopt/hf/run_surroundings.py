@@ -25,7 +25,7 @@ _LAUNCHER_MODULES = {
     "accelerate.commands.accelerate_cli", "hf_relopt.cli.launch",
 }  # fmt: skip
 # A card is published: a value behind such a flag, and whatever looks like a token, stays out.
-_SECRET_FLAG = re.compile(r"(token|passw|secret|api_?key|credential)", re.IGNORECASE)
+_SECRET_FLAG = re.compile(r"(token|passw|secret|api[-_]?key|credential)", re.IGNORECASE)
 _COUNTS = re.compile(r"(num|max|min|new)_?\w*tokens?|tokens?_(per|to)_\w+|tokens$|tokenizer", re.I)
 _SECRET = re.compile(r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,})")
 

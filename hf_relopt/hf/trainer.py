@@ -104,7 +104,8 @@ class RelOptMixin:
         self._record.resumed_from = resume_from_checkpoint or None
         result = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         # The trials of a search share a folder, and none of them is the model that is kept.
-        is_trial = is_of_search(self.state)  # type: ignore[attr-defined]
+        searches = getattr(self, "hp_search_backend", None) is not None
+        is_trial = searches or is_of_search(self.state)  # type: ignore[attr-defined]
         if self.model_card_at_end and not is_trial and self.is_world_process_zero():  # type: ignore[attr-defined]
             card_at_end(self)
         return result
