@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from hf_relopt.sharding.layout import is_sharded
 TOP = 10
 # Above it, reading the base model at the end of training takes longer than anyone expects.
 LARGEST_AT_ONCE = 1_000_000_000
+_NO_WEIGHTS = ("tied to ", "stored as ", "a buffer")
 _FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json"]
 
 
@@ -122,7 +124,13 @@ def _text(found: Distance, shown: str, names: dict[str, str]) -> str:
         "",
         *(f"| {' | '.join(row)} |" for row in table),
     ]
-    if found.apart:
+    # Files and modules know different copies and buffers, and have other orders.
+    apart = sorted(
+        (each for each in found.apart if not each.reason.startswith(_NO_WEIGHTS)),
+        key=lambda each: each.name,
+    )
+    if apart:
         lines += ["", "Left out of the totals:", ""]
-        lines += [f"- {reason}: {which}" for reason, which in apart_by_reason(found)]
+        shown_apart = apart_by_reason(replace(found, apart=tuple(apart)))
+        lines += [f"- {reason}: {which}" for reason, which in shown_apart]
     return _scrubbed("\n".join(lines), names)
