@@ -31,8 +31,9 @@ class Hub(BaseHTTPRequestHandler):
             plain = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
             files = [{"path": f["path"], **plain} for f in json.loads(content)["files"]]
             return self._answer(200, {"files": files})
-        return self._answer(200, {"success": True, "commitOid": "a" * 40, "commitUrl": f"{at}/user/model/commit/a",
-                                  "hookOutput": ""})  # fmt: skip
+        commit = f"{at}/user/model/commit/a"
+        done = {"success": True, "commitOid": "a" * 40, "commitUrl": commit, "hookOutput": ""}
+        return self._answer(200, done)
 
     def do_GET(self):
         self._answer(200, {"sha": "a" * 40, "id": "user/model", "siblings": []})
