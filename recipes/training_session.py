@@ -48,8 +48,8 @@ from hf_relopt.shipped import OPTIMIZER_NAMES
 CURVE = "loss_curve.png"
 # What the folder would not tell otherwise.
 KEPT_OF_CARD = (
-    "model_name", "summary", "tasks", "limits", "dataset", "dataset_tags", "dataset_args",
-    "finetuned_from", "curve", "license", "language", "tags",
+    "model_name", "summary", "tasks", "limits", "dataset", "validation", "dataset_tags",
+    "dataset_args", "finetuned_from", "curve", "license", "language", "tags",
 )  # fmt: skip
 REMEDY = "Pass the arguments it was trained with, or start without it."
 
@@ -194,10 +194,12 @@ def card_details(run: RecipeRun, results: dict[str, Any]) -> dict[str, Any]:
     """What every recipe's card says that the trainer does not know."""
     model, data = run.request.model, run.request.data
     dataset, configuration = data.hub_names or (None, None)
+    validation = Path(data.validation_file).name if data.validation_file else None
     return {
         "model_name": run.args.run_name,
         "finetuned_from": model.model_name_or_path,
         "dataset": data.words,
+        "validation": validation,
         "dataset_tags": dataset,
         "dataset_args": configuration,
         "command": str(typed_command()),

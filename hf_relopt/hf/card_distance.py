@@ -111,7 +111,10 @@ def _scrubbed(text: str, names: dict[str, str]) -> str:
 
 
 def _text(found: Distance, shown: str, names: dict[str, str]) -> str:
-    head, cells = rows(found, TOP)
+    # Matrices are what the totals are about; biases near zero would crowd them out.
+    layers = found.matrices or found.layers
+    what = "weight matrices" if found.matrices else "weights"
+    head, cells = rows(replace(found, layers=layers), TOP)
     table = [head, tuple("---" for _ in head), *cells]
     lines = [
         f"From `{shown}`, weight by weight: the relative update is |W' - W| / |W| in Frobenius "
@@ -120,7 +123,7 @@ def _text(found: Distance, shown: str, names: dict[str, str]) -> str:
         "",
         *(f"- {words}: {value}" for words, value in summary(found)),
         "",
-        f"The {min(TOP, len(found.layers))} of {len(found.layers)} weights that moved most:",
+        f"The {min(TOP, len(layers))} of {len(layers)} {what} that moved most:",
         "",
         *(f"| {' | '.join(row)} |" for row in table),
     ]

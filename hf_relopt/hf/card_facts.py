@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hf_relopt.hf.run_record import BASE
 if TYPE_CHECKING:
     from transformers import Trainer
 
+_INTERPRETER = re.compile(r"^/\S*/(python[\d.]*)(?= )")
 TIMING = ("_runtime", "_per_second", "_time")
 
 
@@ -31,6 +33,7 @@ class CardDetails:
             card can be read.
         finetuned_from: the pretrained model that was fine-tuned.
         dataset: the data set in words.
+        validation: the validation data in words, if it is not a part of ``dataset``.
         dataset_tags: its name(s) on the hub, if it is there.
         dataset_args: its configuration.
         metrics_before: evaluation before the first step, as `trainer.evaluate` returns it.
@@ -52,6 +55,7 @@ class CardDetails:
     license: str | None = None
     finetuned_from: str | None = None
     dataset: str | list[str] | None = None
+    validation: str | None = None
     dataset_tags: str | list[str] | None = None
     dataset_args: str | list[str] | None = None
     metrics_before: Mapping[str, float] | None = None
@@ -111,7 +115,9 @@ class CardFacts:
     @property
     def command(self) -> str | None:
         """The command that started the training."""
-        return self.told.command or self.record.get("command") or None
+        said = self.told.command or self.record.get("command")
+        # Recipes name this machine's interpreter, to be typed here; a card is read elsewhere.
+        return _INTERPRETER.sub(r"\1", said) if isinstance(said, str) and said else None
 
     def part(self, name: str) -> Mapping[str, Any]:
         """A section of the record; empty if it is missing or damaged."""

@@ -55,7 +55,9 @@ def _results(
         EvalResult(
             task_type=task or "other",
             dataset_type=datasets[0] if datasets else "local",
-            dataset_name=in_words(told.dataset or told.dataset_tags) or "validation data",
+            dataset_name=told.validation
+            or in_words(told.dataset or told.dataset_tags)
+            or "validation data",
             dataset_config=in_words(told.dataset_args) or None,
             metric_type=metric,
             metric_value=value,

@@ -88,6 +88,7 @@ def _results(facts: CardFacts) -> str:
     head = ("", "before training", "after") if before else ("", "value")
     data = in_words(facts.told.dataset or facts.told.dataset_tags)
     where = f", on validation data from {data}" if data else ""
+    where = f", on {facts.told.validation}" if facts.told.validation else where
     best = facts.part("training").get("best_step")
     which = f" The weights are those of step {number(best)}, the best one." if best else ""
     lines = [f"Measured by the run itself{where}.{which}", "", table(head, rows)]

@@ -93,7 +93,8 @@ def read_run(folder: Path) -> RunFiles:
             "are unknown. Train with RelOptTrainer, or add RunRecord() of hf_relopt.hf.run_record "
             "to the Trainer's callbacks."
         )
-    if not log:
+    # A state without losses is that of a run shorter than logging_steps: nothing is missing.
+    if not log and not isinstance(state.get("global_step"), int):
         notes.append(
             f"There is no log of losses: neither {STATE} nor {TELEMETRY} can be read. Call "
             "trainer.save_state() after training."

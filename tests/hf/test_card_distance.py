@@ -23,7 +23,7 @@ def test_the_section_has_the_numbers_of_the_distance(facts, told_run):
     found = network_distance(told_run.parent / "base", told_run)
     assert section.note is None
     assert f"- deep relative trust: {found.drt:.4g}\n" in section.text
-    most = max(found.layers, key=lambda layer: layer.relative_update)
+    most = max(found.matrices, key=lambda layer: layer.relative_update)
     assert f"| {most.name} | " in section.text and f"| {most.relative_update:.4g} |" in section.text
     assert str(told_run.parent) not in section.text
 

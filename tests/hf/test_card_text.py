@@ -87,6 +87,16 @@ def test_metrics_that_are_not_finite_are_shown_and_explained():
     assert "| loss | 3 | nan |" in text and "Not finite" in text and ": loss." in text
 
 
+def test_validation_data_of_its_own_is_named():
+    assert "itself, on validation data from a." in body(after={"loss": 1.0}, dataset="a")
+    assert "itself, on b." in body(after={"loss": 1.0}, dataset="a", validation="b")
+
+
+def test_the_interpreter_of_this_machine_is_not_part_of_the_command():
+    text = body({**RECORD, "command": "/home/me/.venv/bin/python3.11 train.py --data /data/x"})
+    assert "\npython3.11 train.py --data /data/x\n" in text
+
+
 def test_the_best_weights_are_named():
     record = {**RECORD, "training": {**TRAINING, "best_step": 20}}
     assert "The weights are those of step 20, the best one." in body(record, after={"loss": 1.0})
