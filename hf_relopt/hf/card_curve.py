@@ -32,6 +32,7 @@ def draw_curve(log: Iterable[Mapping[str, Any]], path: Path, title: str) -> bool
         return False
     # Not pyplot: the script that trains has its own figures and its own backend.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.4), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -41,6 +42,7 @@ def draw_curve(log: Iterable[Mapping[str, Any]], path: Path, title: str) -> bool
             marker = "o" if len(points) < FEW else None
             axes.plot(steps, values, color=color, label=label, marker=marker, markersize=4)
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=12, fontweight="bold")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel("loss", color=INK)
     axes.legend(frameon=False)

@@ -98,5 +98,5 @@ def own_card_kept(folder: Path) -> Iterator[None]:
     except (OSError, UnicodeDecodeError):
         before = ""
     yield
-    if before and is_ours(before):
+    if before and is_ours(before) and path.read_text(encoding="utf-8") != before:
         write_card(path, before)

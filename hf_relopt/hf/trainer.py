@@ -111,6 +111,9 @@ class RelOptMixin:
         return result
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        if not (hasattr(self.model, "peft_config") and self.is_world_process_zero()):  # type: ignore[attr-defined]
+            super()._save(output_dir, *args, **kwargs)  # type: ignore[misc]
+            return
         folder = self.args.output_dir if output_dir is None else output_dir  # type: ignore[attr-defined]
         with own_card_kept(Path(folder)):  # PEFT writes into any card that it finds
             super()._save(output_dir, *args, **kwargs)  # type: ignore[misc]

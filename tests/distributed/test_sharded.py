@@ -19,6 +19,7 @@ from tests.distributed.ranks import HERE, forked, torchrun, without_a_launcher
 
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
+    "the_record_and_the_card_are_of_the_full_weights",
     "trainer_resumes_with_the_same_bits",
     "another_optimizers_shards_are_refused_or_discarded",
     "another_directions_shards_are_refused",

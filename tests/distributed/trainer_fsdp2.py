@@ -26,6 +26,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.hf.accelerate_faults import SHARDED_STATE, numbers
 from hf_relopt.hf.checkpoints import find_fault
 from hf_relopt.hf.learning_rate import look_as_rank_zero
+from hf_relopt.hf.run_record import read_or_none
 from hf_relopt.optim.create import default_lr
 from tests.distributed.ranks import run_checks
 from tests.hf.tiny import arguments, gpt2, rows
@@ -318,8 +319,26 @@ def recipe_trains_and_goes_on() -> None:
     dist.destroy_process_group = leave
 
 
+def the_record_and_the_card_are_of_the_full_weights() -> None:
+    made = trainer("card", "fromage")
+    made._record._base = {"base_model": str(FOLDER), "base_is_local": True}
+    made.train()
+    dist.barrier()
+    record = read_or_none(FOLDER / "card")
+    assert record is not None and record["finished"]
+    assert record["launch"] == {"mode": "FSDP2", "processes": 2, "backend": "gloo"}
+    total = sum(param.numel() for param in gpt2().parameters())
+    assert record["model"]["parameters"] == total
+    assert sum(group["parameters"] for group in record["optimizer"]["groups"]) == total
+    if dist.get_rank() == 0:  # the others do not wait for its card
+        text = (FOLDER / "card" / "README.md").read_text()
+        assert "| launch mode | FSDP2, 2 processes, gloo |" in text
+        assert "is not measured: the weights are sharded. Run `hf-relopt card` on" in text
+
+
 CHECKS = (
     trainer_shards_and_equals_ddp,
+    the_record_and_the_card_are_of_the_full_weights,
     trainer_resumes_with_the_same_bits,
     another_optimizers_shards_are_refused_or_discarded,
     another_directions_shards_are_refused,
