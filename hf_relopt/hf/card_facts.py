@@ -136,7 +136,9 @@ def facts_of_trainer(trainer: Trainer, told: CardDetails) -> CardFacts:
     kept = getattr(getattr(trainer, "_record", None), "record", None) or {}
     record = record_of(args, state, trainer.model, trainer.optimizer, trainer.lr_scheduler)
     record |= base_of(trainer.model) if not kept and not state.global_step else {}
-    names = ("started", "seconds", *BASE, "evaluations")
+    # What ran is what was there when it began: a commit may have come since.
+    begun = ("git", "command", "versions", "launch", "hardware")
+    names = ("started", "seconds", *BASE, "evaluations", *begun)
     record |= {name: kept[name] for name in names if name in kept}
     best = kept.get("training", {}).get("best_step")
     before, after = evaluations(state.log_history, best)

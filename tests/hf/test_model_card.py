@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from hf_relopt import RelOptTrainer
 from hf_relopt.errors import ConfigError
-from hf_relopt.hf import model_card
+from hf_relopt.hf import model_card, run_surroundings
 from hf_relopt.hf.model_card import card_of_folder, write_model_card
 from tests.hf.card_runs import trained
 from tests.hf.tiny import arguments, gpt2, rows
@@ -196,3 +196,14 @@ def test_peft_s_own_card_does_not_replace_ours(told_run, tmp_path):
     assert "More Information Needed" in (tmp_path / "README.md").read_text()
     card_of_folder(tmp_path)
     assert "More Information Needed" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_commit_is_that_of_the_beginning(tmp_path, monkeypatch):
+    trainer = RelOptTrainer(
+        gpt2(), arguments(tmp_path, optim="fromage", max_steps=1), train_dataset=rows()
+    )
+    monkeypatch.setattr(run_surroundings, "git", lambda: {"commit": "before", "dirty": False})
+    trainer.train()
+    monkeypatch.setattr(run_surroundings, "git", lambda: {"commit": "since", "dirty": False})
+    text = write_model_card(trainer).read_text()
+    assert "`before`" in text and "since" not in text
