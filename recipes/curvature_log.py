@@ -18,7 +18,7 @@ except ImportError:  # Windows: no lock
 
 
 class CellLog:
-    """Reads and appends cells. benchmarks/curvature.py passes its RunLog in its place.
+    """Reads and appends cells. benchmarks/curvature_record.py passes its RunLog in its place.
 
     Args:
         path: the file; its folder is made at once, so that a place that is none is said early.

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from hf_relopt.cli.main import app
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
+    STUDIES,
     find_accelerate,
     find_recipe,
     recipe_names,
@@ -32,7 +33,7 @@ def call(*words: str):
 def test_list_names_everything_there_is():
     done = call("list")
     assert done.exit_code == 0
-    for name in (*recipe_names(), *task_names(), *accelerate_files(), "slurm"):
+    for name in (*recipe_names(), *task_names(), *STUDIES, *accelerate_files(), "slurm"):
         assert name in done.output
     # Each of ours, and AdamW to compare, in each task.
     assert (len(task_names()), len(recipe_names())) == (7, 4 * 7)
@@ -42,9 +43,11 @@ def test_list_names_everything_there_is():
 def test_list_as_json_says_the_same():
     done = call("list", "--json")
     found = json.loads(done.output)
-    assert done.exit_code == 0 and set(found) == {"folder", "tasks", "accelerate"}
+    assert done.exit_code == 0 and set(found) == {"folder", "tasks", "studies", "accelerate"}
     assert [name for task in found["tasks"] for name in task["recipes"]] == recipe_names()
     assert [way["name"] for way in found["accelerate"]] == list(accelerate_files())
+    for study in found["studies"]:
+        assert study["what"] and (RECIPES / study["script"]).is_file()
     for task in found["tasks"]:
         assert task["chosen"] in task["recipes"] and task["what"]
         assert (RECIPES / task["script"]).is_file()
@@ -55,6 +58,7 @@ def test_list_as_json_says_the_same():
     [
         ("pretrain-gpt2-124m", "pretrain-gpt2-124m/README.md"),
         ("pretrain-gpt2-124m/madam", "pretrain-gpt2-124m/madam.yaml"),
+        ("curvature", "curvature/README.md"),
         ("fsdp2", "accelerate/fsdp2.yaml"),
         ("accelerate/fsdp2", "accelerate/fsdp2.yaml"),
         ("slurm", "accelerate/slurm.sh"),
@@ -69,6 +73,8 @@ def test_show_prints_the_file_as_it_is(name, file):
     ("words", "near"),
     [
         (["show", "fsdp"], "similar names: fsdp2"),
+        (["run", "curvatures"], "similar names: curvature"),
+        (["run", "curvature", "--accelerate", "cpu"], "leave --accelerate cpu out"),
         (["show", "quux"], "available: continue-pretraining-gpt2, finetune-classifier-minilm"),
         (["run", "pretrain-gpt2-124/madam"], "pretrain-gpt2-124m/madam"),
         (["run", "pretrain-gpt2-124m", "--accelerate", "fsdp1"], "similar names: fsdp2"),
