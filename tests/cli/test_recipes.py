@@ -93,6 +93,15 @@ def test_what_is_no_name_is_one_message_and_code_2(words, near):
     assert line.startswith("hf-relopt: ") and near in line
 
 
+def test_a_study_runs_with_its_own_flags_and_exit_code(capfd):
+    words = ["curvature", "--depths", "0", "--seeds", "7"]
+    script = str(RECIPES / "curvature.py")
+    dry = call("run", *words, "--dry-run")
+    assert dry.exit_code == 0 and shlex.split(dry.output)[1:] == [script, *words[1:]]
+    assert call("run", *words).exit_code == 2
+    assert "curvature.py: error: --depths is 0; it takes 1 or more" in capfd.readouterr().err
+
+
 def test_a_dry_run_prints_the_command_and_runs_nothing(tmp_path):
     words = ["pretrain-gpt2-124m", "--accelerate", "cpu", "--train_file", "no such.txt"]
     done = call("run", *words, "--dry-run")
