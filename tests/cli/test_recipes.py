@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,13 +94,17 @@ def test_what_is_no_name_is_one_message_and_code_2(words, near):
     assert line.startswith("hf-relopt: ") and near in line
 
 
-def test_a_study_runs_with_its_own_flags_and_exit_code(capfd):
+def test_a_study_runs_with_its_own_flags_and_exit_code(tmp_path):
     words = ["curvature", "--depths", "0", "--seeds", "7"]
     script = str(RECIPES / "curvature.py")
     dry = call("run", *words, "--dry-run")
     assert dry.exit_code == 0 and shlex.split(dry.output)[1:] == [script, *words[1:]]
-    assert call("run", *words).exit_code == 2
-    assert "curvature.py: error: --depths is 0; it takes 1 or more" in capfd.readouterr().err
+    command = [sys.executable, "-m", "hf_relopt.cli.main", "recipes", "run", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    first, second = done.stderr.splitlines()
+    assert first.startswith("hf-relopt: ") and first.endswith("curvature.py --depths 0 --seeds 7")
+    assert second.startswith("curvature.py: error: --depths is 0; it takes 1 or more.")
 
 
 def test_a_dry_run_prints_the_command_and_runs_nothing(tmp_path):
