@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.compare import compare
 from hf_relopt.cli.recipes import recipes_app
+from hf_relopt.cli.report import report
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
 from hf_relopt.plans.entries import OPTIMIZERS
@@ -25,6 +27,8 @@ app = typer.Typer(
 
 
 app.add_typer(recipes_app, name="recipes")
+app.command()(report)
+app.command()(compare)
 
 
 def _show_version(wanted: bool) -> None:

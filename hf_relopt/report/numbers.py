@@ -1,0 +1,90 @@
+"""Numbers of logs: what is finite, in words, and fewer of them where there are many."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def number_or_nan(value: object) -> float:
+    """A number from JSON as a float; NaN for what is no finite number, as in null or "NaN"."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's integers have no largest
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a log is a number or stands for one, as NaN does."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(values: Array) -> Array:
+    """The same with NaN in place of infinities."""
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def words(value: float) -> str:
+    """A number to read: four significant digits, thousands apart, small ones as 2.5e-5."""
+    if not math.isfinite(value):
+        return "not finite"
+    size = abs(value)
+    if size != 0 and (size < 1e-3 or size >= 1e9):
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if value == int(value) and size < 1e9:
+        return f"{int(value):,}"
+    if size >= 1000:
+        return f"{value:,.1f}"
+    return f"{value:.4g}"
+
+
+def thinned(steps: Array, values: Array, most: int) -> tuple[Array, Array]:
+    """At most about ``most`` points that keep the first, the last, each peak and each gap.
+
+    Of each stretch of steps its smallest and its largest value stay, and one NaN if it holds any.
+
+    Args:
+        steps: [n] ascending.
+        values: [n], NaN where there is a gap.
+        most: points to keep.
+    """
+    if len(steps) <= most:
+        return steps, values
+    kept = {0, len(steps) - 1}
+    for part in np.array_split(np.arange(len(steps)), max(1, most // 2)):
+        known = part[np.isfinite(values[part])]
+        if len(known):
+            kept |= {int(known[values[known].argmin()]), int(known[values[known].argmax()])}
+        gaps = part[np.isnan(values[part])]
+        kept |= {int(place) for place in gaps[:1]}
+    chosen = np.array(sorted(kept))
+    return steps[chosen], values[chosen]
+
+
+def medians(values: Array, axis: int) -> Array:
+    """The median over one axis of the values that are known; NaN where none is."""
+    known = np.isfinite(values).any(axis=axis)
+    result = np.full(known.shape, np.nan)
+    kept = np.compress(known, values, axis=1 - axis)
+    if kept.size:
+        result[known] = np.nanmedian(kept, axis=axis)
+    return result
+
+
+def quantiles(table: Array, shares: tuple[float, ...]) -> Array:
+    """[shares, n] quantiles over the second axis of a table [n, m]; NaN where no value is known."""
+    known = np.isfinite(table).any(axis=1)
+    result = np.full((len(shares), len(table)), np.nan)
+    if known.any():
+        result[:, known] = np.nanquantile(table[known], shares, axis=1)
+    return result
