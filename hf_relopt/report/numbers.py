@@ -73,18 +73,18 @@ def thinned(steps: Array, values: Array, most: int) -> tuple[Array, Array]:
 
 def medians(values: Array, axis: int) -> Array:
     """The median over one axis of the values that are known; NaN where none is."""
-    known = np.isfinite(values).any(axis=axis)
-    result = np.full(known.shape, np.nan)
-    kept = np.compress(known, values, axis=1 - axis)
-    if kept.size:
-        result[known] = np.nanmedian(kept, axis=axis)
-    return result
+    return quantiles(values if axis == 1 else values.T, (0.5,))[0]
 
 
 def quantiles(table: Array, shares: tuple[float, ...]) -> Array:
     """[shares, n] quantiles over the second axis of a table [n, m]; NaN where no value is known."""
-    known = np.isfinite(table).any(axis=1)
+    known = np.isfinite(table)
     result = np.full((len(shares), len(table)), np.nan)
-    if known.any():
-        result[:, known] = np.nanquantile(table[known], shares, axis=1)
+    whole = known.all(axis=1) & (table.shape[1] > 0)
+    some = known.any(axis=1) & ~whole
+    # Many times faster than nanquantile, and nearly all rows are whole.
+    if whole.any():
+        result[:, whole] = np.quantile(table[whole], shares, axis=1)
+    if some.any():
+        result[:, some] = np.nanquantile(table[some], shares, axis=1)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def _write(drawn: Chart | HeatMap, path: Path) -> None:
     axes.tick_params(colors=_QUIET, labelsize=9)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        figure.savefig(unfinished, format="png")
+        with warnings.catch_warnings():
+            # A sign that the font lacks is drawn as a box.
+            warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+            figure.savefig(unfinished, format="png")
         os.replace(unfinished, path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -121,7 +125,7 @@ def _draw_map(chart: HeatMap, figure: Any, axes: Any) -> None:
 
     stops = [tuple(part / 255 for part in stop) for stop in RAMPS["light"]]
     colours = LinearSegmentedColormap.from_list("relopt", stops)
-    colours.set_bad(_GRID)
+    colours = colours.with_extremes(bad=_GRID)
     scale = chart.scale
     values = np.where(chart.values == 0, scale.low, chart.values)
     image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", interpolation="nearest",

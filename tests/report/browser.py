@@ -102,7 +102,7 @@ class Browser:
         self._read, from_browser = os.pipe()
         # The browser reads from 3 and writes to 4; a shell puts them there in any process.
         command = [program, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-        plumbing = f"exec 3<&{to_browser} 4>&{from_browser}; exec \"$@\""
+        plumbing = f'exec 3<&{to_browser} 4>&{from_browser}; exec "$@"'
         self.process = subprocess.Popen(
             ["bash", "-c", plumbing, "bash", *command],
             pass_fds=(to_browser, from_browser),

@@ -32,8 +32,8 @@ def gpt2_layers(blocks: int = 3, width: int = 96) -> list[dict[str, Any]]:
 
 def numbered_layers(count: int) -> list[dict[str, Any]]:
     return [
-        {"name": f"model.layers.{n // 7}.part_{n % 7}.weight", "role": "matrix", "shape": [8, 8],
-         "follows": "fromage"}
+        {"name": f"model.layers.{n // 7}.part_{n % 7}.weight", "role": "matrix",
+         "shape": [8, 8], "follows": "fromage"}
         for n in range(count)
     ]  # fmt: skip
 
@@ -52,7 +52,7 @@ def step_line(step: int, layers: int, of: int = 60, **given: Any) -> dict[str, A
         "kind": "step", "step": step, "time": START + 0.25 * step, "lr": lr,
         "loss": 3 + 4 * math.exp(-3 * step / of),
         "relative_update": [float(f"{value:.6g}") for value in lr * share],
-        "norm": [float(f"{value:.6g}") for value in np.linspace(5, 40, layers) * (1 + 0.3 * step / of)],
+        "norm": (np.linspace(5, 40, layers) * (1 + 0.3 * step / of)).round(6).tolist(),
         "at_bound": [round(float(value), 4) for value in 0.2 * rng.random(layers)],
         "changed": [round(float(value), 4) for value in 0.9 + 0.1 * rng.random(layers)],
     }  # fmt: skip

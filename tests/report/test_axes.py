@@ -1,0 +1,59 @@
+"""Scales and ticks, also for one value, none, and values of any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_relopt.report.axes import Scale, scale_of, step_scale, tick_words
+
+
+@given(
+    values=st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), max_size=8),
+    log=st.booleans(),
+    from_zero=st.booleans(),
+)
+def test_each_value_has_its_place_and_ticks_are_inside(values, log, from_zero):
+    scale = scale_of([np.array(values)], log=log, from_zero=from_zero)
+    assert scale.low < scale.high
+    shown = np.array([v for v in values if v > 0 or not scale.log])
+    places = scale.places(shown)
+    assert (places >= 0).all() and (places <= 1).all()
+    ticks = scale.ticks()
+    assert len(ticks) <= 11 and len(set(tick_words(ticks))) == len(ticks)
+    margin = 1e-6
+    assert all(-margin <= scale.place(tick) <= 1 + margin for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "ticks"),
+    [
+        (0, 60, False, [0, 20, 40, 60]),
+        (0, 20_000, False, [0, 5000, 10_000, 15_000, 20_000]),
+        (6.05, 6.95, False, [6.2, 6.4, 6.6, 6.8]),
+        (1e-4, 1e-2, True, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
+        (1, 1e10, True, [1, 100, 1e4, 1e6, 1e8, 1e10]),
+        (3.1, 4.2, True, [3.25, 3.5, 3.75, 4]),
+    ],
+)
+def test_ticks_are_round(low, high, log, ticks):
+    assert Scale(low, high, log).ticks() == pytest.approx(ticks)
+
+
+def test_ticks_that_lie_close_together_are_told_apart():
+    assert tick_words([99.972, 99.974, 99.976]) == ["99.972", "99.974", "99.976"]
+
+
+def test_the_axis_of_a_single_step_has_room():
+    scale = step_scale([np.array([10.0])])
+    assert scale.place(10) == 0.5
+
+
+def test_what_a_logarithm_cannot_show_has_no_place():
+    scale = scale_of([np.array([0.0, -1.0, 1.0, 10.0])], log=True)
+    np.testing.assert_array_equal(
+        np.isnan(scale.places(np.array([0.0, -1, 5]))), [True, True, False]
+    )
+    assert not scale_of([np.array([0.0, -1.0])], log=True).log
