@@ -59,7 +59,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     if (event.key === "Escape") return hide();
     if (by === undefined && (down === undefined || all.kind === "lines")) return;
     event.preventDefault();
-    if (by !== undefined) at = at === null ? (by < 0 ? count - 1 : 0) : clamp(at + by, count - 1);
+    if (by !== undefined) at = at !== null ? clamp(at + by, count - 1) : by === -1 || by === Infinity ? count - 1 : 0;
     else { row = clamp(row + down, all.rows.length - 1); at = at ?? 0; }
     show();
   });

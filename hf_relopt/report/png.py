@@ -124,8 +124,8 @@ def _draw_map(chart: HeatMap, figure: Any, axes: Any) -> None:
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
     stops = [tuple(part / 255 for part in stop) for stop in RAMPS["light"]]
-    colours = LinearSegmentedColormap.from_list("relopt", stops)
-    colours = colours.with_extremes(bad=_GRID)
+    ramp = LinearSegmentedColormap.from_list("relopt", stops)
+    colours = ramp.with_extremes(bad=_GRID)
     scale = chart.scale
     values = np.where(chart.values == 0, scale.low, chart.values)
     image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", interpolation="nearest",

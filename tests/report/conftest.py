@@ -37,8 +37,11 @@ def whole_run(tmp_path) -> Path:
     lines.append(written.warning_line(40, "82 % of entries did not change in the last 50 steps."))
     written.write_telemetry(folder, lines)
     written.write_json(folder / "relopt_run.json", written.record())
-    entries = [{"step": line["step"], "loss": line["loss"], "learning_rate": line["lr"],
-                "grad_norm": 1.0 + line["step"] / 60} for line in lines if line["kind"] == "step"]  # fmt: skip
+    entries = [
+        {"step": line["step"], "loss": line["loss"], "learning_rate": line["lr"], "grad_norm": 1.5}
+        for line in lines
+        if line["kind"] == "step"
+    ]
     evals = [{"step": step, "eval_loss": 7 - step / 20, "eval_accuracy": step / 100,
               "eval_runtime": 0.1, "eval_tokens": 4064} for step in (0, 20, 40, 60)]  # fmt: skip
     log = sorted([*entries, *evals], key=lambda entry: entry["step"])

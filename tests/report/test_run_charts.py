@@ -64,7 +64,8 @@ def test_a_stock_trainer_has_no_steps_and_no_weights(trained):
 
 
 def test_distance_and_skipped_tensors_where_they_are_known(tmp_path):
-    log = [{"step": 1, "loss": 1.0, "drt_since_start": 0.1, "skipped_tensors": 0.0, "unchanged_by_rounding": 0.2}]  # fmt: skip
+    log = [{"step": 1, "loss": 1.0, "drt_since_start": 0.1, "unchanged_by_rounding": 0.2}]
+    log[0]["skipped_tensors"] = 0.0
     written.write_json(tmp_path / "trainer_state.json", written.trainer_state(log))
     assert by_key(weight_charts(read_run(tmp_path))).keys() == {"distance", "changed_entries"}
     log[0]["skipped_tensors"] = 2.0

@@ -23,8 +23,9 @@ def gpt2_layers(blocks: int = 3, width: int = 96) -> list[dict[str, Any]]:
               layer("transformer.wpe.weight", "embedding", 128, width)]  # fmt: skip
     for block in range(blocks):
         at = f"transformer.h.{block}"
-        for name, *shape in (("attn.c_attn", width, 3 * width), ("attn.c_proj", width, width),
-                             ("mlp.c_fc", width, 4 * width), ("mlp.c_proj", 4 * width, width)):  # fmt: skip
+        attention = ("attn.c_attn", width, 3 * width), ("attn.c_proj", width, width)
+        mlp = ("mlp.c_fc", width, 4 * width), ("mlp.c_proj", 4 * width, width)
+        for name, *shape in (*attention, *mlp):
             layers.append(layer(f"{at}.{name}.weight", "matrix", *shape))
         layers.append(layer(f"{at}.ln_1.weight", "vector", width))
     return [*layers, layer("transformer.ln_f.weight", "vector", width)]
