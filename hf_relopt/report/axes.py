@@ -97,14 +97,13 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    every = max(1, math.ceil((last - first) / most))
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / (most + 1)))
+    found: list[float] = []
     for parts in ((1, 2, 5), (1, 3), (1,)):
-        if every > 1 and parts != (1,):
-            continue
-        powers = range(first, last + 1, every)
-        found = [part * 10.0**power for power in powers for part in parts]
-        found = [float(f"{value:.1e}") for value in found if low <= value <= high]
-        if len(found) <= most + 1:
-            return found
+        powers = range(first - 1, last + 1) if every == 1 else range(first, last + 1, every)
+        found = [float(f"{part}e{power}") for power in powers for part in parts]
+        found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(found) <= most + 1 and (every == 1 or parts == (1,)):
+            break
     return found

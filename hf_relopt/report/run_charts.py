@@ -243,10 +243,14 @@ def _roles(run: Run, name: str, average: Callable[[Array], Array]) -> dict[str, 
     return found
 
 
-def norm_ratios(table: Array) -> Array:
-    """Norms over the first one that is known of each layer; NaN where that is zero."""
+def norm_ratios(table: Array, initial: Array) -> Array:
+    """Norms [n, layers] over the initial ones, or the first one that is known of each layer.
+
+    A layer that began at zero, as a bias does, has no ratio: NaN.
+    """
     known = np.isfinite(table)
-    first = np.take_along_axis(table, known.argmax(axis=0)[None], axis=0).astype(float)
+    logged = np.take_along_axis(table, known.argmax(axis=0)[None], axis=0)[0]
+    first = np.where(np.isfinite(initial), initial, logged).astype(float)
     ratios = np.full(table.shape, np.nan)
     np.divide(table, first, out=ratios, where=known & (first > 0))
     return ratios
@@ -255,7 +259,7 @@ def norm_ratios(table: Array) -> Array:
 def _norms(run: Run) -> Chart | None:
     if (table := _table(run, "norm")) is None or run.telemetry is None:
         return None
-    ratios = norm_ratios(table)
+    ratios = norm_ratios(table, run.telemetry.initial_norms)
     lines: list[Line | None] = []
     for role in list(dict.fromkeys(layer.role for layer in run.telemetry.layers))[:MOST_ROLES]:
         places = [at for at, layer in enumerate(run.telemetry.layers) if layer.role == role]
@@ -264,5 +268,5 @@ def _norms(run: Run) -> Chart | None:
             lines.append(Line(role or "no role", run.telemetry.steps, values, len(lines)))
     low, high = quantiles(ratios, (0.1, 0.9))
     band = Band("10 % to 90 % of the layers", run.telemetry.steps, low, high)
-    return _chart("norms", "Norm of the weights", lines, unit="times the first logged norm",
+    return _chart("norms", "Norm of the weights", lines, unit="times the norm at the start",
                   band=band, note="The median layer of each role.", measured=True)  # fmt: skip

@@ -51,6 +51,7 @@ class Telemetry:
         since: [n, 2] step and time of the logged step, or of the start, just before in the same
             start of the run.
         tables: name of TABLES -> [n, layers], NaN where a layer was not stepped.
+        initial_norms: [layers] norms before the first step, NaN where the file does not say.
         metrics: name -> [n], with "loss" and "learning_rate".
         warnings: (step, text).
         starts: how often the run was started.
@@ -63,6 +64,7 @@ class Telemetry:
     times: Array
     since: Array
     tables: Mapping[str, Array]
+    initial_norms: Array
     metrics: Mapping[str, Array]
     warnings: tuple[tuple[int, str], ...]
     starts: int
@@ -91,6 +93,7 @@ class _Reader:
     warnings: list[tuple[int, str]] = field(default_factory=list)
     before: tuple[float, float] = (math.nan, math.nan)
     newer: object = None
+    norms: Array = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
     def take(self, line: object) -> None:
         """Use one line; a kind that is not known is left alone."""
@@ -114,15 +117,19 @@ class _Reader:
         given = line.get("layers")
         if isinstance(given, list):
             self._lay_out(tuple(_layer(each) for each in given))
+            if step == 0:
+                self.norms = _column(line.get("norm"), len(given))
 
     def _lay_out(self, layers: tuple[Layer, ...]) -> None:
         """Bring what was read before into the order of these layers."""
         if [each.name for each in layers] != [each.name for each in self.layers]:
             old = {layer.name: place for place, layer in enumerate(self.layers)}
             places = [old.get(layer.name, -1) for layer in layers]
+            nan = np.float32(np.nan)
+            self.norms = np.append(self.norms, nan)[places]
             for row in self.rows.values():
                 for name in TABLES:
-                    row[name] = np.append(row[name], np.float32(np.nan))[places]
+                    row[name] = np.append(row[name], nan)[places]
         self.layers = layers
 
     def _step(self, line: dict[str, Any]) -> None:
@@ -211,6 +218,7 @@ def _assembled(reader: _Reader, notes: tuple[str, ...]) -> Telemetry:
         times=np.array([row["time"] for row in rows], dtype=float),
         since=np.array([row["since"] for row in rows], dtype=float).reshape(-1, 2),
         tables=tables,
+        initial_norms=reader.norms,
         metrics=metrics,
         warnings=tuple(reader.warnings),
         starts=reader.starts,

@@ -34,6 +34,7 @@ def test_each_value_has_its_place_and_ticks_are_inside(values, log, from_zero):
         (0, 20_000, False, [0, 5000, 10_000, 15_000, 20_000]),
         (6.05, 6.95, False, [6.2, 6.4, 6.6, 6.8]),
         (1e-4, 1e-2, True, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
+        (9e-5, 1.1, True, [1e-4, 1e-3, 1e-2, 0.1, 1]),
         (1, 1e10, True, [1, 100, 1e4, 1e6, 1e8, 1e10]),
         (3.1, 4.2, True, [3.25, 3.5, 3.75, 4]),
     ],

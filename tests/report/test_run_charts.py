@@ -83,10 +83,14 @@ def test_speed(whole_run, tmp_path):
     assert chart.lines[0].values == pytest.approx([5, 5]) and chart.unit == "steps per second"
 
 
-def test_norms_are_over_the_first_one_that_is_known():
+def test_norms_are_over_the_initial_ones_or_the_first_that_are_known():
     table = np.array([[np.nan, 0, 2], [4, 1, 3], [6, 2, 1]], dtype=np.float32)
     expected = [[np.nan, np.nan, 1], [1, np.nan, 1.5], [1.5, np.nan, 0.5]]
-    np.testing.assert_allclose(norm_ratios(table), expected)
+    unknown = np.full(3, np.nan, dtype=np.float32)
+    np.testing.assert_allclose(norm_ratios(table, unknown), expected)
+    initial = np.array([2, np.nan, 0], dtype=np.float32)
+    expected = [[np.nan] * 3, [2, np.nan, np.nan], [3, np.nan, np.nan]]
+    np.testing.assert_allclose(norm_ratios(table, initial), expected)
 
 
 def test_counts_and_times_are_no_metrics(whole_run):

@@ -80,6 +80,16 @@ def test_layers_of_a_resumed_run_may_come_in_another_order_or_be_others(tmp_path
     assert table[0, 1:] == pytest.approx(first["norm"][:0:-1])
 
 
+def test_the_initial_norms_are_those_of_the_start_and_not_of_a_resumption(tmp_path):
+    norms = [float(place) for place in range(COUNT)]
+    later = written.run_line(LAYERS[::-1], step=1, norm=[9.0] * COUNT)
+    lines = [written.run_line(LAYERS, norm=norms), *lines_of((1,)), later, *lines_of((2,))]
+    found = read_telemetry(written.write_telemetry(tmp_path, lines))
+    assert found.initial_norms.tolist() == norms[::-1]
+    path = written.write_telemetry(tmp_path, [written.run_line(LAYERS, step=5)])
+    assert np.isnan(read_telemetry(path).initial_norms).all()
+
+
 @pytest.mark.parametrize("left", [0.02, 0.5, 0.99])
 def test_a_cut_last_line_costs_that_line_alone(tmp_path, left):
     path = written.write_telemetry(tmp_path, written.telemetry_of(30, LAYERS, 10))
