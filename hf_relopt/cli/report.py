@@ -32,7 +32,7 @@ def report(
 
     The page is one file that asks for nothing from elsewhere. It is made of what the folder
     holds: trainer_state.json of any Trainer (also in a checkpoint-*), and telemetry.jsonl and
-    relopt_run.json, which RelOptTrainer and RelOptCallback write. A run that still trains or was
+    relopt_run.json, which RelOptTrainer writes. A run that still trains or was
     killed has a page, too; the page says what is missing.
 
     \b

@@ -162,10 +162,11 @@ def _missing(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         without = [name for run, name in zip(runs, names, strict=True) if not has(run)]
         if without:
             notes.append(f"No {file} was logged: {', '.join(without)}.")
-    if any(run.series("relative_update") is None for run in runs):
+    unmeasured = [run for run in runs if run.series("relative_update") is None]
+    if any(facts.is_ours(run) is not False for run in unmeasured):
         notes.append(
-            "RelOptTrainer logs the relative update; for another Trainer add RelOptCallback, or "
-            "start the script with `hf-relopt run --telemetry`."
+            "With an optimizer of hf_relopt RelOptTrainer logs the relative update; for another "
+            "Trainer add RelOptCallback, or start the script with `hf-relopt run --telemetry`."
         )
     return notes
 

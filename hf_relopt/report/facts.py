@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from hf_relopt.plans.entries import OPTIMIZERS
 from hf_relopt.report.numbers import is_number, number_or_nan, words
 from hf_relopt.report.run_files import Run
 
 Facts = list[tuple[str, str]]
+UNKNOWN = "unknown optimizer"
+_LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)")  # of Markdown, as model cards have them
 
 
 def optimizer_name(run: Run) -> str:
@@ -21,7 +25,13 @@ def optimizer_name(run: Run) -> str:
         or run.known("recipe", "optim", of=run.recipe)
         or (run.telemetry.optimizer if run.telemetry else None)
     )
-    return str(found) if found else "unknown optimizer"
+    return str(found) if found else UNKNOWN
+
+
+def is_ours(run: Run) -> bool | None:
+    """Whether the optimizer is one of hf_relopt's, whose steps can be measured; None: unknown."""
+    name = optimizer_name(run)
+    return None if name == UNKNOWN else name in OPTIMIZERS
 
 
 def model_name(run: Run) -> str:
@@ -40,10 +50,12 @@ def seconds_of(run: Run) -> float | None:
     """Wall time of training."""
     logged = [run.series(name) for name in ("train_runtime", "seconds")]
     ends = [series.last[1] for series in logged if series is not None and series.last]
-    for found in (run.known("seconds"), run.recipe.get("seconds"), *ends, _by_telemetry(run)):
-        if is_number(found) and number_or_nan(found) >= 0:
-            return float(found)
-    return None
+    said = [run.known("seconds"), run.recipe.get("seconds"), *ends, _by_telemetry(run)]
+    known = [float(each) for each in said if is_number(each) and number_or_nan(each) >= 0]
+    # The record of a run that still trains, or was killed, is as old as its last checkpoint.
+    if run.known("finished") is False:
+        return max(known, default=None)
+    return known[0] if known else None
 
 
 def _by_telemetry(run: Run) -> float | None:
@@ -134,6 +146,7 @@ def command_of(run: Run) -> str:
 def _optimizer(run: Run) -> str:
     said = run.known("optimizer", "words")
     sentence = "; ".join(map(str, said)) if isinstance(said, list) else ""
+    sentence = _LINK.sub(r"\1", sentence)
     return ": ".join(each for each in (optimizer_name(run), sentence) if each)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_relopt.errors import FormatError, one_line
 from hf_relopt.report.json_file import read_object
-from hf_relopt.report.numbers import Array
+from hf_relopt.report.numbers import Array, number_or_nan
 from hf_relopt.report.telemetry_file import NAME as TELEMETRY
 from hf_relopt.report.telemetry_file import Telemetry, read_telemetry
 from hf_relopt.report.trainer_log import NAME as TRAINER_LOG
@@ -96,6 +96,9 @@ class Run:
             }
             if self.log is not None and name in self.log.names:
                 points = {step: v for step, v in points.items() if step > self.log.last_step}
+        for step, metrics in self._evaluations:
+            if name in metrics:
+                points[step] = number_or_nan(metrics[name])
         if self.log is not None:
             points = {**points, **self.log.points(name)}
         if not points:
@@ -108,7 +111,23 @@ class Run:
         """Names of all metrics, as in the log."""
         logged = self.log.names if self.log is not None else []
         measured = self.telemetry.metrics if self.telemetry is not None else {}
-        return list(dict.fromkeys([*logged, *measured]))
+        evaluated = [name for _, metrics in self._evaluations for name in metrics]
+        return list(dict.fromkeys([*logged, *measured, *evaluated]))
+
+    @property
+    def _evaluations(self) -> list[tuple[int, dict[str, Any]]]:
+        """The first and the last evaluation, which the record holds also without a log."""
+        found = self.known("evaluations")
+        pairs = [
+            (self.known("step", of=each), self.known("metrics", of=each))
+            for each in (found if isinstance(found, list) else [])
+            if isinstance(each, dict)
+        ]
+        return [
+            (step, metrics)
+            for step, metrics in pairs
+            if isinstance(step, int) and isinstance(metrics, dict)
+        ]
 
     @property
     def steps(self) -> int:
@@ -209,6 +228,5 @@ def _nothing_there(path: Path, faults: Iterable[str]) -> str:
     return (
         f"{path} holds no log of a run: no {TRAINER_LOG} (also not in a checkpoint-*), "
         f"{TELEMETRY}, {RECORD} or {RECIPE}. Pass the output_dir of a Trainer. A Trainer writes "
-        f"{TRAINER_LOG} with its first checkpoint and at trainer.save_state(); RelOptTrainer and "
-        f"`hf-relopt run --telemetry` write {TELEMETRY} from the first logged step on."
+        f"{TRAINER_LOG} with its first checkpoint and at trainer.save_state()."
     )

@@ -10,7 +10,7 @@ import numpy as np
 from hf_relopt.report import facts, run_charts
 from hf_relopt.report.chart import Chart, HeatMap
 from hf_relopt.report.heat_map import heat_map
-from hf_relopt.report.markup import Markup, table, tag
+from hf_relopt.report.markup import Markup, table, tag, with_code
 from hf_relopt.report.numbers import medians, words
 from hf_relopt.report.page import (
     charts,
@@ -26,12 +26,8 @@ from hf_relopt.report.svg_chart import chart_figure
 from hf_relopt.report.svg_heat_map import heat_map_figure
 from hf_relopt.report.telemetry_file import NAME as TELEMETRY
 
+WEIGHTS = "The weights"
 _MOST_LAYERS = 2000  # rows of the table
-TO_GET_TELEMETRY = (
-    f"There is no {TELEMETRY}: what each step did to each layer is not known. RelOptTrainer writes "
-    "it; for another Trainer add RelOptCallback, or start the script with `hf-relopt run "
-    "--telemetry`."
-)
 
 
 def run_page(run: Run) -> str:
@@ -47,7 +43,9 @@ def run_page(run: Run) -> str:
         notice("What is missing", [*run.faults, *missing(run)]),
     ]
     for title, drawn in grouped:
-        parts.append(section(title, charts([_figure(each) for each in rowed(drawn)])))
+        inside = charts([_figure(each) for each in rowed(drawn)])
+        inside += _distance_note(run) if inside and title == WEIGHTS else []
+        parts.append(section(title, inside))
     parts += [
         section("Each layer", [layer_table(run)] if run.telemetry and run.telemetry.layers else []),
         section("What each weight follows", [table_of_plan] if table_of_plan else []),
@@ -67,7 +65,7 @@ def figures(run: Run) -> list[tuple[str, list[Chart | HeatMap]]]:
     return [
         ("Learning", list(run_charts.learning_charts(run))),
         ("What each step did", steps),
-        ("The weights", list(run_charts.weight_charts(run))),
+        (WEIGHTS, list(run_charts.weight_charts(run))),
         ("Speed", list(run_charts.speed_charts(run))),
     ]
 
@@ -136,21 +134,45 @@ def missing(run: Run) -> list[str]:
             "checkpoint; its --logging_steps says how often it logs."
         )
     if run.telemetry is None:
-        notes.append(TO_GET_TELEMETRY)
+        notes.append(to_get_telemetry(run))
     elif not run.telemetry.layers:
         notes.append(f"{TELEMETRY} names no layers, so there is no heat map.")
     elif not len(run.telemetry.steps):
         notes.append(f"{TELEMETRY} holds no logged step yet.")
     if not run.record:
         notes.append(
-            f"There is no {RECORD}, which RelOptTrainer and RelOptCallback write: the launch mode, "
-            "the versions and the full plan are not known."
+            f"There is no {RECORD}, which RelOptTrainer writes with any optimizer: the launch "
+            "mode, the versions and the plan are not known."
         )
     if logged and not run_charts.validation_losses(run):
         notes.append(
             "No evaluation was logged: pass --eval_strategy steps to see the validation loss."
         )
     return notes
+
+
+def to_get_telemetry(run: Run) -> str:
+    """A sentence on who writes the telemetry that is not there."""
+    begin = f"There is no {TELEMETRY}: what each step did to each layer is not known."
+    if facts.is_ours(run) is False:
+        return (
+            f"{begin} {facts.optimizer_name(run)} is no optimizer of hf_relopt: its steps are not "
+            "measured. `hf-relopt distance` compares two checkpoints of any run."
+        )
+    return (
+        f"{begin} With an optimizer of hf_relopt RelOptTrainer writes it; for another Trainer add "
+        "RelOptCallback, or start the script with `hf-relopt run --telemetry`."
+    )
+
+
+def _distance_note(run: Run) -> list[Markup]:
+    if run.telemetry is None or run.series("drt_since_start") is not None:
+        return []
+    text = (
+        "The distance from the initial network was not measured. `RelOptCallback(snapshots="
+        '"memory")` measures it in each logged step, `hf-relopt distance` between two checkpoints.'
+    )
+    return [tag("p", with_code(text), class_="note after")]
 
 
 def plan_table(run: Run) -> Markup | None:

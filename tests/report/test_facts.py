@@ -32,6 +32,21 @@ def test_everything_that_the_record_says_is_there(whole_run):
     assert seconds_of(run) == 15 and is_finished(run) is True and peak_lr(run) == 0.02
 
 
+def test_links_of_a_cards_sentence_become_their_text(tmp_path):
+    record = written.record()
+    record["optimizer"]["words"] = ["Fromage ([a, 2020](https://b.c/d)) and [x]"]
+    written.write_json(tmp_path / "relopt_run.json", record)
+    shown = dict(facts_of(read_run(tmp_path)))["Optimizer"]
+    assert shown == "fromage_spectral: Fromage (a, 2020) and [x]"
+
+
+def test_the_time_of_a_run_that_was_killed_is_the_latest_that_is_known(tmp_path):
+    written.write_json(tmp_path / "relopt_run.json", written.record(seconds=0.0, finished=False))
+    written.write_telemetry(tmp_path, written.telemetry_of(40, written.gpt2_layers(), 10))
+    run = read_run(tmp_path)
+    assert seconds_of(run) == pytest.approx(10) and is_finished(run) is False
+
+
 def test_a_recipes_record_says_some(tmp_path):
     recipe = {
         "optim": "madam",

@@ -43,6 +43,17 @@ def test_telemetry_goes_on_where_the_trainers_log_ends(whole_run):
     assert read_run(whole_run).series("loss").steps.tolist() == [*range(2, 61, 2)]
 
 
+def test_evaluations_of_the_record_stand_in_for_a_log(tmp_path):
+    evaluations = [{"step": 0, "metrics": {"eval_loss": 7.0}}, {"step": 9, "metrics": None}, 3]
+    evaluations.append({"step": 60, "metrics": {"eval_loss": 6.0}})
+    written.write_json(tmp_path / "relopt_run.json", written.record(evaluations=evaluations))
+    series = read_run(tmp_path).series("eval_loss")
+    assert (series.steps.tolist(), series.values.tolist()) == ([0, 60], [7, 6])
+    log = [{"step": 60, "eval_loss": 5.0}]
+    written.write_json(tmp_path / "trainer_state.json", written.trainer_state(log))
+    assert read_run(tmp_path).series("eval_loss").values.tolist() == [7, 5]
+
+
 def test_values_that_are_not_finite_are_gaps_and_the_last_value_is_a_finite_one(tmp_path):
     log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": math.inf}]
     written.write_json(tmp_path / "trainer_state.json", written.trainer_state(log))

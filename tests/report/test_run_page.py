@@ -40,6 +40,27 @@ def test_a_stock_trainers_page_says_how_to_get_the_rest(trained):
     assert 'id="relative_update' not in page
 
 
+def test_of_another_optimizer_the_page_does_not_promise_what_nobody_measures(tmp_path):
+    log = written.trainer_state([{"step": 1, "loss": 1.0}])
+    written.write_json(tmp_path / "trainer_state.json", log)
+    for name, told in (("adamw_torch", False), ("madam", True)):
+        written.write_json(tmp_path / "run.json", {"recipe": {"optim": name}})
+        page = run_page(read_run(tmp_path))
+        assert ("add RelOptCallback" in page) == told
+        assert (f"{name} is no optimizer of hf_relopt" in page) != told
+
+
+def test_a_distance_that_was_not_measured_is_said_where_it_would_stand(whole_run):
+    words = "The distance from the initial network was not measured"
+    assert words in run_page(read_run(whole_run))
+    lines = written.telemetry_of(4, written.gpt2_layers())
+    for line in lines[1:]:
+        line["metrics"]["drt_since_start"] = line["step"] / 10
+    written.write_telemetry(whole_run, lines)
+    page = run_page(read_run(whole_run))
+    assert words not in page and 'id="distance"' in page
+
+
 def test_relopt_trainers_page_shows_its_steps(trained):
     page = run_page(read_run(trained / "relopt"))
     assert 'id="relative_update"' in page and 'id="at_bound_by_role"' in page
