@@ -11,6 +11,7 @@ import numpy as np
 from hf_relopt.report.numbers import Array, words
 
 _STEPS = (1, 2, 2.5, 5, 10)
+_TINY = 1e-280  # below it a value is as good as zero
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,19 @@ def scale_of(values: Iterable[Array], *, log: bool = False, from_zero: bool = Fa
         from_zero: whether a linear axis begins at zero.
     """
     joined = np.concatenate([np.ravel(each) for each in values] or [np.zeros(0)]).astype(float)
-    known = joined[np.isfinite(joined)]
-    if log and (known > 0).any():
-        known = known[known > 0]
+    # Beyond 1e300 a difference of two values may be infinite.
+    known = np.clip(joined[np.isfinite(joined)], -1e300, 1e300)
+    if log and (known > _TINY).any():
+        known = known[known > _TINY]
         low, high = float(known.min()), float(known.max())
-        room = max((high / low) ** 0.04, 1.1)
-        return Scale(max(low / room, 1e-300), min(high * room, 1e300), True)
+        room = max(math.exp(0.04 * (math.log(high) - math.log(low))), 1.1)
+        return Scale(low / room, min(high * room, 1e307), True)
     if not len(known):
         return Scale(0.0, 1.0)
     low, high = float(known.min()), float(known.max())
     low = min(low, 0.0) if from_zero else low
-    room = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+    widths = ((high - low) * 0.05, abs(high) * 0.1, 1.0)
+    room = next(width for width in widths if width > _TINY)
     return Scale(low if from_zero and low == 0 else low - room, high + room)
 
 

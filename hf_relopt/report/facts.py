@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_relopt.plans.entries import OPTIMIZERS
-from hf_relopt.report.numbers import is_number, number_or_nan, words
+from hf_relopt.report.numbers import is_number, is_step, number_or_nan, words
 from hf_relopt.report.run_files import Run
 
 Facts = list[tuple[str, str]]
@@ -89,7 +89,7 @@ def most_steps(run: Run) -> int | None:
     """The steps that the run was to take."""
     logged = run.log.state.get("max_steps") if run.log else None
     for found in (run.known("training", "max_steps"), logged):
-        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
+        if is_step(found) and found > 0:
             return found
     return None
 

@@ -12,19 +12,28 @@ Array = npt.NDArray[Any]
 
 
 def number_or_nan(value: object) -> float:
-    """A number from JSON as a float; NaN for what is no finite number, as in null or "NaN"."""
+    """A number from JSON as a float; NaN for what is no finite number, as in null or "NaN".
+
+    Beyond 1e290, which no float32 of a training can hold, a number counts as not finite: sums and
+    products of such numbers overflow.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
         number = float(value)
     except OverflowError:  # JSON's integers have no largest
         return math.nan
-    return number if math.isfinite(number) else math.nan
+    return number if abs(number) <= 1e290 else math.nan
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value of a log is a number or stands for one, as NaN does."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_step(value: object) -> TypeGuard[int]:
+    """Whether a value of a log can be the number of a step."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def finite(values: Array) -> Array:

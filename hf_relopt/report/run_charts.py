@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_relopt.report.chart import Band, Chart, Line
-from hf_relopt.report.numbers import Array, medians, quantiles
+from hf_relopt.report.numbers import Array, is_step, medians, quantiles
 from hf_relopt.report.run_files import Run, Series
 
 _TIMING = ("_runtime", "_per_second", "_time", "_seconds")
@@ -99,7 +99,8 @@ def speed_charts(run: Run) -> list[Chart]:
     sequences = run.known("training", "sequences_per_step") or run.known(
         "recipe", "sequences_per_step", of=run.recipe
     )
-    per, unit = (sequences, "sequences") if isinstance(sequences, int) else (1, "steps")
+    known = is_step(sequences) and sequences > 0
+    per, unit = (sequences, "sequences") if known else (1, "steps")
     line = Line(f"{unit} per second", series.steps, series.values * per, 0)
     note = "From one logged step to the next; evaluations and saving are part of the time."
     chart = _chart("throughput", "Throughput", [line], unit=f"{unit} per second", note=note,
@@ -143,7 +144,7 @@ def spans_orders(lines: Sequence[Line | None]) -> bool:
     values = [line.values for line in lines if line is not None]
     joined = np.concatenate([np.zeros(0), *values])
     known = joined[np.isfinite(joined)]
-    return len(known) > 0 and known.min() > 0 and known.max() / known.min() > 30
+    return len(known) > 0 and known.min() > 0 and known.max() / 30 > known.min()
 
 
 def _is_count(values: Array) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_relopt.errors import FormatError, one_line
 from hf_relopt.report.json_file import read_object
-from hf_relopt.report.numbers import Array, number_or_nan
+from hf_relopt.report.numbers import Array, is_step, number_or_nan
 from hf_relopt.report.telemetry_file import NAME as TELEMETRY
 from hf_relopt.report.telemetry_file import Telemetry, read_telemetry
 from hf_relopt.report.trainer_log import NAME as TRAINER_LOG
@@ -126,7 +126,7 @@ class Run:
         return [
             (step, metrics)
             for step, metrics in pairs
-            if isinstance(step, int) and isinstance(metrics, dict)
+            if is_step(step) and isinstance(metrics, dict)
         ]
 
     @property
@@ -136,7 +136,7 @@ class Run:
         ends += [self.log.last_step, self.log.state.get("global_step")] if self.log else []
         if self.telemetry is not None and len(self.telemetry.steps):
             ends.append(int(self.telemetry.steps[-1]))
-        return max((end for end in ends if isinstance(end, int)), default=0)
+        return max((end for end in ends if is_step(end)), default=0)
 
 
 def read_run(path: Path) -> Run:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_relopt.report.numbers import Array, finite, number_or_nan
+from hf_relopt.report.numbers import Array, finite, is_step, number_or_nan
 
 NAME = "telemetry.jsonl"
 FORMAT = 1
@@ -228,7 +228,7 @@ def _assembled(reader: _Reader, notes: tuple[str, ...]) -> Telemetry:
 
 def _step_of(line: dict[str, Any]) -> int:
     step = line.get("step")
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+    if not is_step(step):
         raise _Damaged("no step")
     return step
 

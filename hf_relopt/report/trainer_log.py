@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_relopt.errors import FormatError
 from hf_relopt.report.json_file import read_object
-from hf_relopt.report.numbers import is_number, number_or_nan
+from hf_relopt.report.numbers import is_number, is_step, number_or_nan
 
 NAME = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -117,11 +117,7 @@ def _read(place: Path) -> TrainerLog:
 
 def _usable(history: list[Any]) -> tuple[dict[str, Any], ...]:
     return tuple(
-        entry
-        for entry in history
-        if isinstance(entry, dict)
-        and isinstance(entry.get("step"), int)
-        and not isinstance(entry["step"], bool)
+        entry for entry in history if isinstance(entry, dict) and is_step(entry.get("step"))
     )
 
 

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from hf_relopt.report.axes import Scale, scale_of, step_scale, tick_words
 
 
+tiny = st.lists(st.floats(-1e-300, 1e-300), min_size=1, max_size=3)
+
+
 @given(
-    values=st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), max_size=8),
+    values=st.lists(st.floats(-1e300, 1e300), max_size=8) | tiny,
     log=st.booleans(),
     from_zero=st.booleans(),
 )
 def test_each_value_has_its_place_and_ticks_are_inside(values, log, from_zero):
     scale = scale_of([np.array(values)], log=log, from_zero=from_zero)
     assert scale.low < scale.high
-    shown = np.array([v for v in values if v > 0 or not scale.log])
+    shown = np.array([v for v in values if v > 1e-280 or not scale.log])
     places = scale.places(shown)
     assert (places >= 0).all() and (places <= 1).all()
     ticks = scale.ticks()
@@ -45,6 +48,13 @@ def test_ticks_are_round(low, high, log, ticks):
 
 def test_ticks_that_lie_close_together_are_told_apart():
     assert tick_words([99.972, 99.974, 99.976]) == ["99.972", "99.974", "99.976"]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [[1.7e308, -1.7e308], [1.7e308], [5e-324], [5e-324, 1.7e308]])
+def test_the_largest_and_the_smallest_numbers_have_ticks(values, log):
+    scale = scale_of([np.array(values)], log=log)
+    assert np.isfinite(scale.ticks()).all() and np.isfinite([scale.low, scale.high]).all()
 
 
 def test_the_axis_of_a_single_step_has_room():

@@ -32,7 +32,7 @@ def test_numbers_in_words(value, shown):
     assert words(value) == shown
 
 
-@pytest.mark.parametrize("value", [None, "3", "NaN", True, [], math.inf, math.nan, 10**400])
+@pytest.mark.parametrize("value", [None, "3", "NaN", True, [], math.inf, math.nan, 10**400, 1e300])
 def test_what_is_no_finite_number_is_nan(value):
     assert math.isnan(number_or_nan(value))
 
