@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from hf_relopt.report.axes import Scale, scale_of, step_scale, tick_words
 
-
 tiny = st.lists(st.floats(-1e-300, 1e-300), min_size=1, max_size=3)
 
 
