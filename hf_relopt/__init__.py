@@ -13,6 +13,8 @@ from hf_relopt import import_hook
 from hf_relopt.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from hf_relopt.distance.compare import network_distance
+    from hf_relopt.distance.result import Distance
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigError",
+    "Distance",
     "FormatError",
     "Fromage",
     "Madam",
@@ -33,6 +36,7 @@ __all__ = [
     "RelOptTrainer",
     "UnsupportedSetup",
     "create_optimizer",
+    "network_distance",
     "plan",
     "plan_of",
     "register",
@@ -42,6 +46,7 @@ __all__ = [
 # interpreter start-up hook stay light.
 _HOMES = {
     "ConfigError": "hf_relopt.errors",
+    "Distance": "hf_relopt.distance.result",
     "FormatError": "hf_relopt.errors",
     "Fromage": "hf_relopt.optim.fromage",
     "Madam": "hf_relopt.optim.madam",
@@ -51,6 +56,7 @@ _HOMES = {
     "RelOptTrainer": "hf_relopt.hf.trainer",
     "UnsupportedSetup": "hf_relopt.errors",
     "create_optimizer": "hf_relopt.optim.create",
+    "network_distance": "hf_relopt.distance.compare",
     "plan": "hf_relopt.optim.create",
     "plan_of": "hf_relopt.optim.current_plan",
     "register": "hf_relopt.hf.registration",

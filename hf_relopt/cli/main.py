@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_relopt.cli.compare import compare
+from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.report import report
 from hf_relopt.cli.run import run_command
@@ -27,8 +28,6 @@ app = typer.Typer(
 
 
 app.add_typer(recipes_app, name="recipes")
-app.command()(report)
-app.command()(compare)
 
 
 def _show_version(wanted: bool) -> None:
@@ -166,6 +165,11 @@ def doctor(
             as_json=as_json,
         )
     )
+
+
+app.command()(distance)
+app.command()(report)
+app.command()(compare)
 
 
 def main() -> None:
