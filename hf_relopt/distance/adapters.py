@@ -85,6 +85,7 @@ class AdaptedWeights:
         self, base: Weights, changes: Mapping[str, LowRank], replaced: Weights, label: str
     ) -> None:
         self.label, self.base, self._replaced = label, base, replaced
+        self.in_order = base.in_order
         self.changes = dict(changes)
         lost = [name for name in changes if name not in base.shapes]
         if lost:
@@ -101,6 +102,7 @@ class AdaptedWeights:
                 )
         self.shapes = {**base.shapes, **replaced.shapes}
         self.others = {**base.others, **replaced.others}
+        self.aliases = {**base.aliases, **replaced.aliases}
 
     def read(self, name: str, where: Slices) -> Tensor:
         """A piece of W + BA, in the precision of the change."""
@@ -231,6 +233,11 @@ def in_folder(path: Path, base: Weights) -> AdaptedWeights:
             factors = tensor.flatten(1), tensors[second].flatten(1)
             shape, scaling = base.shapes[weight], _scaling(config, module, len(tensor))
             size = (len(factors[1]), factors[0].size(1))
+            if not _fits(shape, size):
+                raise ConfigError(
+                    f"{path} changes {weight} by a [{size[0]}, {size[1]}] matrix, but in "
+                    f"{base.label} it has the shape {list(shape)}. Pass the base it was trained on."
+                )
             turned = "embedding" in left or bool(config.get("fan_in_fan_out"))
             turned = tuple(shape) == size[::-1] and (turned or size[0] != size[1])
             changes[weight] = LowRank(factors[1] * scaling, factors[0], shape, turned)
@@ -241,6 +248,12 @@ def in_folder(path: Path, base: Weights) -> AdaptedWeights:
         else:
             held[name] = tensor
     return AdaptedWeights(base, changes, HeldWeights(held, str(path)), str(path))
+
+
+def _fits(shape: torch.Size, size: tuple[int, int]) -> bool:
+    """Whether a change of that size is one of a weight of that shape."""
+    flat = (shape[0], shape[1:].numel()) if len(shape) >= 2 else ()
+    return flat in (size, size[::-1])
 
 
 def config_in(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from hf_relopt.sharding.layout import layout_of
 from hf_relopt.sharding.reduce import all_reduced
 
 Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+# A file may hold a tied weight once for each of its names: embeddings, and the heads tied to them.
+_MAY_BE_TIED = re.compile(r"embed|wte|shared|lm_head|decoder\.weight|output")
 NORMS = ("frobenius", "spectral", "both")
 Progress = Callable[[int, int, str], None]
 
@@ -100,13 +103,13 @@ class Comparison:
         for done in range(len(self._sums), len(names)):
             pair = Pair(self.before, self.after, *names[done])
             if progress is not None:
-                progress(done, len(names), pair.name)
+                progress(done, len(names), pair.label)
             try:
                 sums = sums_of(pair)
                 wanted = self._spectral and len(pair.shape) >= 2
                 norms = spectral_norms(pair) if wanted else None
             except (OSError, SafetensorError) as error:
-                self._faults.append(f"{pair.name}: {one_line(error)}")
+                self._faults.append(f"{pair.label}: {one_line(error)}")
                 sums, norms = torch.full((len(SUMS),), torch.nan, dtype=torch.float64), None
             self._sums.append(sums)
             self._norms.append(norms)
@@ -129,10 +132,11 @@ class Comparison:
             if reason := _left_out(layer, row):
                 update = layer.update_norm if layer.update_norm == layer.update_norm else None
                 apart.append(Apart(layer.name, reason, update))
-            elif layer.is_matrix and key in copies:
+            elif key in copies and _MAY_BE_TIED.search(layer.name):
                 apart.append(Apart(layer.name, f"tied to {copies[key]}: the same numbers"))
             else:
-                copies[key] = layer.name
+                if layer.is_matrix and _MAY_BE_TIED.search(layer.name):
+                    copies[key] = layer.name
                 layers.append(layer)
         faults = [partial] if partial else []
         faults += self._faults[:3] + (["and more"] if len(self._faults) > 3 else [])
@@ -161,7 +165,7 @@ def _layer(pair: Pair, row: list[float], norms: tuple[float, float] | None) -> L
             "update_stable_rank": update / norms[1] ** 2 if norms[1] > 0 else None,
         }
     return LayerDistance(
-        name=pair.name,
+        name=pair.label,
         shape=tuple(pair.shape),
         norm=norm,
         update_norm=update_norm,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,13 @@ class FileWeights:
         FormatError: none of the files can be read.
     """
 
+    in_order = False
+
     def __init__(self, files: Iterable[Path], label: str) -> None:
         self.label = label
         self.shapes: dict[str, torch.Size] = {}
         self.others: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
         self.damaged: dict[Path, str] = {}
         self._at: dict[str, tuple[Path, str]] = {}
         for file in files:
@@ -94,6 +96,9 @@ class FileWeights:
     def _look_into(self, file: Path) -> None:
         with safe_open(file, framework="pt") as opened:
             stored = list(opened.keys())
+            # safetensors' save_model notes there which tied names it has left out.
+            noted = opened.metadata() or {}
+            self.aliases.update({name: own for name, own in noted.items() if own in stored})
             for name, own in zip(common_names(stored), stored, strict=True):
                 piece = opened.get_slice(own)
                 dtype = _DTYPES.get(piece.get_dtype())
@@ -196,7 +201,7 @@ def _torch_file(file: Path) -> dict[str, Any]:
     try:
         # Mapped: pieces are read from the disk when they are asked for.
         found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's unpickler fails over a text in many ways
         raise FormatError(
             f"{file} cannot be read: {one_line(error)}. Pass a file of torch.save(state_dict), or "
             "safetensors."

@@ -18,8 +18,8 @@ from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.rules.distance import SUMS, pair_sums
 from hf_relopt.sharding.layout import Layout
 
-# Entries read at once: eight float32 or float64 temporaries of them are 64 MB.
-PIECE = 2**20
+# Entries read at once, and of them those that a CPU works on at once.
+PIECE, CACHED = 2**20, 2**17
 # Up to so many entries, a matrix whose spectral norm is wanted is read once and kept.
 KEPT = 2**26
 
@@ -37,6 +37,12 @@ class Pair:
     after: Weights
     name: str
     other: str
+
+    @property
+    def label(self) -> str:
+        """The name of a running network goes before that of a file."""
+        held = self.after.in_order and not self.before.in_order
+        return self.other if held else self.name
 
     @property
     def shape(self) -> torch.Size:
@@ -85,14 +91,21 @@ def sums_of(pair: Pair) -> Tensor:
     """rules.distance.pair_sums of this rank's part of a pair, float64 [6]."""
     total: Tensor | None = None
     for before, after in pair.pieces():
-        found = pair_sums(before, after)
-        total = found if total is None else total + found
+        for one, other in zip(_in_cache(before), _in_cache(after), strict=True):
+            found = pair_sums(one, other)
+            total = found if total is None else total + found
     if total is None:
         total = torch.zeros(len(SUMS), dtype=torch.float64)
     if (change := pair.low_rank) is not None:
         # Exact, where the sum of W and BA is rounded.
         total[SUMS.index("update")] = change.square().to(total.device)
     return total
+
+
+def _in_cache(piece: Tensor) -> tuple[Tensor, ...]:
+    """On a CPU, parts whose temporaries stay in a core's cache: twice as fast as one piece."""
+    flat = piece.flatten()
+    return flat.split(CACHED) if piece.device.type == "cpu" else (flat,)
 
 
 @torch.no_grad()

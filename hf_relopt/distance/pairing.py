@@ -50,20 +50,22 @@ def paired(before: Weights, after: Weights) -> Pairs:
     """
     prefix, long_side = _prefix(list(before.shapes), list(after.shapes))
     in_before, in_after = (prefix if long_side == side else "" for side in ("before", "after"))
-    here = {name.removeprefix(in_before): name for name in before.shapes}
-    there = {name.removeprefix(in_after): name for name in after.shapes}
-    names, apart = [], []
+    here, there = _by_common_name(before, in_before), _by_common_name(after, in_after)
+    _meet(here, there, before.aliases, in_before)
+    _meet(there, here, after.aliases, in_after)
+    names: list[tuple[str, str]] = []
+    apart: list[Apart] = []
     for common, name in here.items():
         other = there.get(common)
         if other is None:
-            apart.append(Apart(name, after.others.get(common, f"only in {before.label}")))
+            apart.append(Apart(name, after.others.get(common, "only before")))
         elif before.shapes[name] != after.shapes[other]:
             shapes = list(before.shapes[name]), list(after.shapes[other])
             apart.append(Apart(name, f"shape {shapes[0]}, then {shapes[1]}"))
         else:
             names.append((name, other))
     apart += [
-        Apart(name, before.others.get(common, f"only in {after.label}"))
+        Apart(name, before.others.get(common, "only after"))
         for common, name in there.items()
         if common not in here
     ]
@@ -72,7 +74,24 @@ def paired(before: Weights, after: Weights) -> Pairs:
     apart += [Apart(name, reason) for name, reason in others.items() if name not in known]
     if not names:
         raise ConfigError(_nothing_in_common(before, after, apart))
+    if after.in_order and not before.in_order:
+        place = {name: number for number, name in enumerate(after.shapes)}
+        names.sort(key=lambda pair: place[pair[1]])
     return Pairs(names, apart, prefix)
+
+
+def _by_common_name(weights: Weights, prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): name for name in weights.shapes}
+
+
+def _meet(
+    side: dict[str, str], other: dict[str, str], aliases: dict[str, str], prefix: str
+) -> None:
+    """Call a tied weight by the one of its names that the other side knows."""
+    for alias, own in aliases.items():
+        common, further = own.removeprefix(prefix), alias.removeprefix(prefix)
+        if common not in other and further in other and common in side:
+            side[further] = side.pop(common)
 
 
 def _prefix(before: list[str], after: list[str]) -> tuple[str, str]:

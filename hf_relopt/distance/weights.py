@@ -36,11 +36,15 @@ class Weights(Protocol):
         label: what it is, for messages and tables.
         shapes: of the full tensors, by name, in network order.
         others: what is stored beside the weights, by name: why it is not one.
+        aliases: further names of tied weights: the one they have in ``shapes``.
+        in_order: is the order of names the network's own, and not guessed from them?
     """
 
+    in_order: bool
     label: str
     shapes: dict[str, torch.Size]
     others: dict[str, str]
+    aliases: dict[str, str]
 
     def read(self, name: str, where: Slices) -> Tensor:
         """A piece of a weight; a view where that is possible."""
@@ -58,11 +62,14 @@ class HeldWeights:
         others: names that are known to be no weights, and why.
     """
 
+    in_order = True
+
     def __init__(
         self, tensors: Mapping[str, Tensor], label: str, others: Mapping[str, str] | None = None
     ) -> None:
         self.label = label
         self.others = dict(others or {})
+        self.aliases: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}
         self._layouts: dict[str, Layout] = {}
         tied: dict[object, str] = {}
@@ -76,6 +83,7 @@ class HeldWeights:
                 )
             elif (place := _place_of(tensor)) in tied:
                 self.others[name] = f"tied to {tied[place]}"
+                self.aliases[name] = tied[place]
             else:
                 tied[place] = name
                 self._tensors[name] = tensor.detach()
@@ -100,7 +108,7 @@ class HeldWeights:
 
 def of_module(module: nn.Module, label: str | None = None) -> HeldWeights:
     """The parameters of ``module``; tied ones count once, buffers do not count."""
-    named = dict(module.named_parameters())
+    named = dict(module.named_parameters(remove_duplicate=False))
     buffers = {name: "a buffer" for name, _ in module.named_buffers()}
     return HeldWeights(
         dict(zip(common_names(named), named.values(), strict=True)),
@@ -119,7 +127,7 @@ def of_state_dict(state: Mapping[str, Any], label: str = "state dict") -> HeldWe
         if not isinstance(value, Tensor):
             inside = " It looks like a checkpoint of a training loop: pass the state dict inside."
             raise ConfigError(
-                f"{label}: its entry {str(name)!r} is a {type(value).__name__}, not a tensor."
+                f"{label}: its entry {str(name)!r} holds {type(value).__name__}, not a tensor."
                 f"{inside if isinstance(value, Mapping) else ' Pass names and tensors alone.'}"
             )
     return HeldWeights(dict(zip(common_names(state), state.values(), strict=True)), label)

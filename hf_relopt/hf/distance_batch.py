@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from hf_relopt.distance.files import ADAPTER, is_adapter, locate
-from hf_relopt.errors import ConfigError, FormatError, one_line
+from hf_relopt.errors import ConfigError, FormatError, RelOptError, one_line
 
 TENSORS = (".safetensors", ".pt", ".pth", ".bin")
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 # Lines of a text that are enough to see how an output changes, and tokens of each.
 MAX_LINES, MAX_TOKENS = 32, 128
 
@@ -39,13 +38,14 @@ def load_network(source: str) -> nn.Module:
     try:
         if is_adapter(path):
             return _load_adapter(path)
-        config = AutoConfig.from_pretrained(path)
-        names = config.architectures or ()
-        kind: Any = next(
-            (getattr(transformers, n) for n in names if hasattr(transformers, n)), None
-        )
-        return (kind or transformers.AutoModel).from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        names = AutoConfig.from_pretrained(path).architectures or ()
+        kinds: list[Any] = [getattr(transformers, name, None) for name in names]
+        kind = next(filter(None, kinds), transformers.AutoModel)
+        transformers_logging.disable_progress_bar()
+        return kind.from_pretrained(path)
+    except RelOptError:
+        raise
+    except Exception as error:  # whatever a damaged folder comes to
         raise FormatError(
             f"{source} cannot be loaded as a network: {one_line(error)}. Leave --batch out to "
             "compare weights alone."
@@ -104,7 +104,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's unpickler fails over a text in many ways
         raise FormatError(f"--batch {path} cannot be read: {one_line(error)}.") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise FormatError(
@@ -118,40 +118,36 @@ def _text_of(line: str, file: str) -> str:
         found = json.loads(line)
     except ValueError as error:
         raise FormatError(f"--batch {file} has a line that is not JSON: {line[:60]!r}.") from error
-    texts = (
-        [v for v in found.values() if isinstance(v, str)] if isinstance(found, dict) else [found]
-    )
-    if not texts or not isinstance(texts[0], str):
+    values = list(found.values()) if isinstance(found, dict) else [found]
+    texts = [value for value in values if isinstance(value, str)]
+    if not texts:
         raise FormatError(f"--batch {file} has a line without a text: {line[:60]!r}.")
     return texts[0]
 
 
 def _tokenized(lines: list[str], network: nn.Module, folders: list[str]) -> dict[str, Tensor]:
-    fault: Exception | None = None
-    for folder in folders:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(locate(folder))
-            break
-        except (OSError, ValueError, KeyError, FormatError) as error:
-            fault = error
-    else:
+    paths = [locate(folder) for folder in folders]
+    # Without these files Transformers makes an empty tokenizer of the configuration alone.
+    found = [path for path in paths if any((path / name).is_file() for name in TOKENIZERS)]
+    if not found:
         raise ConfigError(
-            f"--batch has a text, and there is no tokenizer in {' or '.join(folders)} "
-            f"({one_line(fault or OSError('none'))}). Save the tokenizer beside the model, or pass "
-            "tensors."
+            f"--batch has a text, and there is no tokenizer in {' or '.join(folders)}. Save the "
+            "tokenizer beside the model, or pass tensors."
         )
+    tokenizer = AutoTokenizer.from_pretrained(found[0])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    longest = min(
-        MAX_TOKENS, getattr(network.config, "max_position_embeddings", None) or MAX_TOKENS
-    )
+    positions = getattr(network.config, "max_position_embeddings", None) or MAX_TOKENS
     padding = tokenizer.pad_token is not None
     batch = dict(
         tokenizer(
             lines if padding else lines[:1],
-            return_tensors="pt", padding=padding, truncation=True, max_length=min(MAX_TOKENS, positions),
+            return_tensors="pt",
+            padding=padding,
+            truncation=True,
+            max_length=min(MAX_TOKENS, positions),
         )
-    )  # fmt: skip
+    )
     if batch["input_ids"].numel() == 0:
         raise ConfigError("--batch has a text without a token. Pass some lines of text.")
     if "CausalLM" in type(network).__name__ or "LMHead" in type(network).__name__:

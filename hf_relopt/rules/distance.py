@@ -64,7 +64,8 @@ def pair_sums(before: Tensor, after: Tensor) -> Tensor:
     norms = [
         torch.linalg.vector_norm(each, dtype=torch.float64) for each in (before, after, update)
     ]
-    signs = torch.count_nonzero(torch.sign(before) * torch.sign(after) < 0)
+    # Not the sign of a product, which vanishes for tiny entries.
+    signs = torch.count_nonzero(torch.sign(before).mul_(torch.sign(after)) < 0)
     counts = [
         signs.double(),
         torch.count_nonzero(update).double(),
