@@ -87,13 +87,12 @@ class Measured:
             "changed_entries": _share(seen, "changed", "entries"),
             "skipped_tensors": float(sum(layer.skipped for layer in self.layers)),
         }
-        updates = [layer.relative_update for layer in seen]
+        # Biases that started at zero change by their own size and more until they are grown.
+        updates = [layer.relative_update for layer in seen if layer.is_matrix]
         known = sorted(r for r in updates if r is not None and math.isfinite(r))
         if known:
             found |= {f"relative_update_{name}": quantile(known, q) for name, q in QUANTILES}
-        matrices = [layer.relative_update for layer in seen if layer.is_matrix]
-        finite = [r for r in matrices if r is not None and math.isfinite(r)]
-        found["step_drt"] = deep_relative_trust(log_deep_relative_trust(finite))
+        found["step_drt"] = deep_relative_trust(log_deep_relative_trust(known))
         found["unchanged_by_rounding"] = _share(seen, "unchanged", "followed")
         for role in sorted({layer.role for layer in seen}):
             own = [layer for layer in seen if layer.role == role]

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.backends.part import Direct, Part
-from hf_relopt.backends.sums import sums
 from hf_relopt.rules.rule import no_bound
 from hf_relopt.sharding.layout import Layout
 from hf_relopt.sharding.reduce import all_reduced
+from hf_relopt.step.change import NEARLY, Before, changes
 from hf_relopt.step.measured import LayerStep, Measured
 from hf_relopt.step.slot import Slot
 from hf_relopt.step.state import has_state, widest
@@ -27,8 +26,6 @@ from hf_relopt.step.state import has_state, widest
 if TYPE_CHECKING:
     from hf_relopt.step.lineup import Bundle
 
-# A weight is at its bound if it is there to within float32 rounding.
-_NEARLY = 1 - 1e-5
 # Columns of what is read: |dW|^2, |W|^2 before and after, entries that changed, share at the bound,
 # entries that the step was to change, those of them that it did not, and was the slot stepped?
 _COLUMNS = 8
@@ -68,7 +65,7 @@ class Seen:
         numels = [max(1, slot.layout.shape.numel()) for slot in self.slots]
         held = counts[:, 1] / _on(counts, numels)
         if self.bound is not None:
-            is_held = (squares[:, 2].sqrt() >= _NEARLY * self.bound).to(held.dtype)
+            is_held = (squares[:, 2].sqrt() >= NEARLY * self.bound).to(held.dtype)
             per_slot = _add_up(is_held.unsqueeze(1), self.owner, size)[:, 0]
             slices = _on(counts, [slot.slices.count for slot in self.slots]).clamp(min=1)
             held = torch.maximum(held, per_slot / slices)
@@ -110,7 +107,7 @@ class Measurement:
         for first, last in _at_once(bundle):
             count = sum(map(len, bundle.views[first:last]))
             own = parts[at : at + count]
-            before = _Before(own)
+            before = Before(own)
             update(own)
             begin, end = (bundle.numbers.first[bundle.begin + place] for place in (first, last))
             anchors = bundle.numbers.anchor_norm[begin:end]
@@ -128,7 +125,7 @@ class Measurement:
         """
         state = bundle.numbers.own(bundle.begin + place)
         taken, parts = state["step"], list(work.parts)
-        before, steps = _Before(parts), taken.clone()
+        before, steps = Before(parts), taken.clone()
         if step(work):
             return False
         learn = (taken != steps).view(1)
@@ -176,16 +173,6 @@ class Measurement:
         return Measured(tuple(layers))
 
 
-class _Before:
-    """Copies of the weights before a step, and which of their entries have something to follow."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        if parts:
-            self.weights = end_to_end([part.weight for part in parts])
-            # Of a direction nothing may be left after the step.
-            self.followed = end_to_end([part.source for part in parts]) != 0
-
-
 def _at_once(bundle: Bundle) -> Iterator[tuple[int, int]]:
     """Cut a bundle's slots so that few copies exist at a time; every rank cuts alike."""
     on_cpu = bundle.first.device.type == "cpu"
@@ -205,7 +192,7 @@ def _seen(
     first: int,
     last: int,
     parts: Sequence[Part],
-    before: _Before,
+    before: Before,
     anchors: Tensor,
     learn: Tensor,
     move: Tensor,
@@ -226,77 +213,17 @@ def _seen(
     counts = torch.zeros(len(slots), 4, dtype=wide, device=device)
     if parts:
         views = [len(own) for own in bundle.views[first:last]]
-        change = _Change(parts, before)
-        squares = change.squares().to(wide)
         entry_bound = None
         if method.rule.largest_entry is not no_bound:
             entry_bound = _entry_bounds(bundle, slots, anchors)
-        counts = _per_slot(change.counts(move, anchors, entry_bound), views)
+        squares, counts = changes(parts, before, move, anchors, entry_bound)
+        squares, counts = squares.to(wide), _per_slot(counts.to(wide), views)
     if method.scale != "row":
         return Seen(slots, learn, squares, counts, owner, bound)
     lengths = numbers.numel[begin:end]
-    held = (squares[:, 2].sqrt() >= _NEARLY * bound) * lengths
+    held = (squares[:, 2].sqrt() >= NEARLY * bound) * lengths
     counts[:, 1] = _add_up(held.to(wide).unsqueeze(1), owner, len(slots))[:, 0]
     return Seen(slots, learn, _add_up(squares, owner, len(slots)), counts, None, None)
-
-
-class _Change:
-    """Parts before and after a step, laid end to end."""
-
-    def __init__(self, parts: Sequence[Part], before: _Before) -> None:
-        self.parts, self.before = parts, before
-        self.weights = [part.weight for part in parts]
-        dtype = before.weights.dtype
-        # Differences of float32 numbers near each other are exact; those of short ones fit into it.
-        after = end_to_end(self.weights).to(torch.promote_types(dtype, torch.float32))
-        self.update = after.sub_(before.weights)
-
-    def squares(self) -> Tensor:
-        """|dW|^2, |W|^2 and |W + dW|^2 of every slice: [S, 3]."""
-        own, updates = (apart(each, self.weights) for each in (self.before.weights, self.update))
-        views = [part.view for part in self.parts]
-        update, norm, cosine = sums(list(map(Part, views, own, updates)), "cosine").unbind(1)
-        # From three sums: no further pass over the weights is needed.
-        after = (norm * norm + 2 * cosine * norm * update + update * update).clamp(min=0)
-        return torch.stack([update * update, norm * norm, after], dim=1)
-
-    def counts(self, move: Tensor, anchors: Tensor, bound: Tensor | None) -> Tensor:
-        """Entries of every part that changed, that are at their bound, see Seen: [P, 4].
-
-        Args:
-            move: [S] of the bundle.
-            anchors, bound: [P], |W0| and the largest entry, where entries have a bound.
-        """
-        changed = self.update != 0
-        wanted = self.before.followed
-        lengths = [part.weight.numel() for part in self.parts]
-        moves: list[Tensor] = []
-        held = torch.zeros(len(lengths), dtype=anchors.dtype, device=anchors.device)
-        for part, own in zip(self.parts, wanted.split(lengths), strict=True):
-            view = part.view
-            may = move[view.first : view.first + view.count]
-            if view.count > 1 and own.numel():
-                own.view(view.count, -1).logical_and_(may.unsqueeze(1))
-            moves.append(may[:1] if view.count == 1 else torch.ones_like(may[:1]))
-        if bound is not None:
-            limits = _NEARLY * bound
-            each = zip(
-                self.weights, apart(self.before.weights, self.weights), wanted.split(lengths),
-                limits.unbind(), anchors.unbind(), strict=True,
-            )  # fmt: skip
-            found: list[Tensor] = []
-            for weight, was, own, limit, anchor in each:
-                found.append(torch.count_nonzero(weight.abs() >= limit))
-                # What stays at a bound, and a zero that is multiplied, are not rounded away.
-                free = (was.abs() < limit) & ((was != 0) | (anchor == 0))
-                own.logical_and_(free.view(-1))
-            held = torch.stack(found).to(held.dtype)
-        stuck = wanted & ~changed
-        may_move = torch.cat(moves).to(held.dtype)
-        n_changed, n_wanted, n_stuck = (
-            _count(each, lengths).to(held.dtype) for each in (changed, wanted, stuck)
-        )
-        return torch.stack([n_changed, held, n_wanted * may_move, n_stuck * may_move], dim=1)
 
 
 def _entry_bounds(bundle: Bundle, slots: Sequence[Slot], anchors: Tensor) -> Tensor:
@@ -308,13 +235,6 @@ def _entry_bounds(bundle: Bundle, slots: Sequence[Slot], anchors: Tensor) -> Ten
         for anchor, slot in each
     ]
     return torch.stack(found)
-
-
-def _count(flat: Tensor, lengths: Sequence[int]) -> Tensor:
-    """How many are true, of each run of these lengths."""
-    if flat.device.type == "cuda":  # a few launches for all
-        return torch.stack(torch._foreach_norm(flat.float().split(lengths), 1, torch.float64))
-    return torch.stack([torch.count_nonzero(own) for own in flat.split(lengths)])
 
 
 def _per_slot(rows: Tensor, parts: Sequence[int]) -> Tensor:
