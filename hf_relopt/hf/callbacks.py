@@ -196,9 +196,10 @@ def will_log(args: TrainingArguments, state: TrainerState, dataloader: Any = Non
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> int:
+    if dataloader is None:
+        return max(1, math.ceil(state.max_steps / max(1, state.num_train_epochs or 1)))
     try:
         batches = len(dataloader)
-    except TypeError:  # none, or one that nobody knows the length of
-        epochs = max(1, state.num_train_epochs or 1)
-        return max(1, math.ceil(state.max_steps / epochs))
+    except TypeError:  # nobody knows how long an epoch is
+        return max(1, state.max_steps)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))

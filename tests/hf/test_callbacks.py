@@ -75,6 +75,20 @@ def test_measured_steps_are_the_logged_ones(given, logged, tmp_path):
         assert not (tmp_path / "telemetry.jsonl").exists()
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length."""
+
+    def __iter__(self):
+        return iter(rows(12))
+
+
+def test_of_epochs_of_unknown_length_the_last_step_is_measured(tmp_path):
+    args = arguments(tmp_path, optim="fromage", logging_strategy="epoch", max_steps=5)
+    measured = Measured()
+    RelOptTrainer(gpt2(), args, train_dataset=Stream(), callbacks=[measured]).train()
+    assert measured.steps == [5] and steps(tmp_path) == [("run", 0), ("step", 5)]
+
+
 @pytest.mark.parametrize("optim", ["fromage", "fromage_spectral", "madam"])
 def test_a_stock_trainer_logs_all_and_its_weights_are_as_they_were(optim, tmp_path):
     """One line adds it; what reports logs got its place before it; no step changes by one bit."""

@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 
 from hf_relopt import RelOptCallback, RelOptTrainer
+from hf_relopt.cli import run
 from hf_relopt.errors import FormatError
 from hf_relopt.hf.trainers import TELEMETRY, handlers_with, trainer_of
 from tests.hf.tiny import arguments, gpt2, pretrained, rows, same, weights
@@ -37,6 +38,7 @@ def test_making_an_optimizer_twice_for_one_model_is_making_the_same(tmp_path):
 
 @pytest.mark.parametrize(("value", "has_one"), [(None, False), ("0", False), ("1", True)])
 def test_telemetry_is_added_where_the_variable_asks_for_it(value, has_one, tmp_path, monkeypatch):
+    assert TELEMETRY == run.TELEMETRY
     monkeypatch.delenv(TELEMETRY, raising=False)
     if value is not None:
         monkeypatch.setenv(TELEMETRY, value)
