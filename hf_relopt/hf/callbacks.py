@@ -151,11 +151,15 @@ class RelOptCallback(TrainerCallback):
         )
 
     @classmethod
-    def default_for(cls, trainer: Any) -> None:
-        """Add one to a Trainer that has none; a Trainer with another optimizer hears nothing."""
+    def add_to(cls, trainer: Any, *, by_default: bool) -> None:
+        """Add one to a Trainer that has none.
+
+        Args:
+            by_default: nobody has asked for it: with another optimizer nobody is told either.
+        """
         if not any(isinstance(each, cls) for each in trainer.callback_handler.callbacks):
             callback = cls()
-            callback._is_default = True
+            callback._is_default = by_default
             trainer.add_callback(callback)
 
     def _takes_its_place(self) -> bool:

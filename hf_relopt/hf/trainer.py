@@ -45,7 +45,7 @@ class RelOptMixin:
         super().__init__(*args, **kwargs)
         self._checked: Any = None
         self._discard = False
-        RelOptCallback.default_for(self)
+        RelOptCallback.add_to(self, by_default=True)
 
     def train(
         self,

@@ -38,7 +38,7 @@ def remember(trainer: Any) -> None:
     if os.environ.get(TELEMETRY, "0") != "0":
         from hf_relopt.hf.callbacks import RelOptCallback
 
-        RelOptCallback.default_for(trainer)
+        RelOptCallback.add_to(trainer, by_default=False)
     args: Any = getattr(trainer, "args", None)
     model = getattr(trainer, "model", None)
     if getattr(args, "optim", None) is None or not isinstance(model, nn.Module):

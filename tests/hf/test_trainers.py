@@ -55,6 +55,15 @@ def test_telemetry_is_added_where_the_variable_asks_for_it(value, has_one, tmp_p
     assert len(mine) == 1
 
 
+def test_who_asks_for_telemetry_of_another_optimizer_hears_that_there_is_none(
+    tmp_path, monkeypatch, said
+):
+    monkeypatch.setenv(TELEMETRY, "1")
+    args = arguments(tmp_path, optim="adamw_torch", max_steps=1)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    assert said.about("AdamW is no optimizer of hf_relopt; not measured")
+
+
 @pytest.fixture(scope="module")
 def weights_alone(tmp_path_factory) -> Path:
     """A run from scratch whose checkpoints hold no optimizer state."""
