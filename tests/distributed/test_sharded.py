@@ -19,6 +19,7 @@ from tests.distributed.ranks import HERE, forked, torchrun, without_a_launcher
 
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
+    "telemetry_is_of_the_full_model_and_written_once",
     "trainer_resumes_with_the_same_bits",
     "another_optimizers_shards_are_refused_or_discarded",
     "another_directions_shards_are_refused",
