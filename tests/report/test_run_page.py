@@ -63,7 +63,9 @@ def test_a_distance_that_was_not_measured_is_said_where_it_would_stand(whole_run
 
 def test_relopt_trainers_page_shows_its_steps(trained):
     page = run_page(read_run(trained / "relopt"))
-    assert 'id="relative_update"' in page and 'id="at_bound_by_role"' in page
+    for key in ("relative_update", "relative_update_by_layer", "at_bound_by_role", "norms"):
+        assert f'id="{key}"' in page, key
+    assert "There is no telemetry.jsonl" not in page
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a & b", 'x" onload="y', "</style>"])

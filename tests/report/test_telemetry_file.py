@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
+from hf_relopt import RelOptTrainer
 from hf_relopt.report.telemetry_file import TABLES, read_telemetry
+from tests.hf import tiny
 from tests.report import written
 
 LAYERS = written.gpt2_layers(blocks=1)
@@ -157,3 +160,21 @@ def test_what_is_not_known_is_left_alone_and_a_newer_format_is_named(tmp_path):
 def test_an_empty_file_says_so(tmp_path):
     found = read_telemetry(written.write_telemetry(tmp_path, []))
     assert found.notes == ("telemetry.jsonl is empty.",) and not len(found.steps)
+
+
+def test_a_real_run_that_was_resumed_has_each_step_once(trained, tmp_path):
+    """What RelOptCallback writes is what is read, and what these tests write as well."""
+    folder = shutil.copytree(trained / "relopt", tmp_path / "relopt")
+    lines = [json.loads(line) for line in (folder / "telemetry.jsonl").read_text().splitlines()]
+    assert written.run_line(LAYERS).keys() <= lines[0].keys()
+    assert written.step_line(1, COUNT).keys() == lines[1].keys()
+    args = tiny.arguments(folder, optim="fromage_spectral", max_steps=12, logging_steps=1)
+    resumed = RelOptTrainer(tiny.gpt2(), args, train_dataset=tiny.rows())
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
+    found = read_telemetry(folder / "telemetry.jsonl")
+    assert found.starts == 2 and found.steps.tolist() == [*range(1, 13)] and found.notes == ()
+    names = [name for name, _ in resumed.model.named_parameters()]
+    assert [layer.name for layer in found.layers] == names
+    assert np.isfinite(found.initial_norms).all()
+    last = resumed.state.log_history[-2]
+    assert found.metrics["relative_update"][-1] == pytest.approx(last["relative_update"], rel=1e-4)
