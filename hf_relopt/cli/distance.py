@@ -35,7 +35,7 @@ def distance(
     after: Annotated[
         str | None,
         typer.Argument(
-            metavar="[B]",
+            metavar="B",
             show_default=False,
             help="The network to measure to, or a LoRA adapter on A. Left out, A has to be an "
             "adapter that names its base.",
@@ -208,7 +208,8 @@ def _progress() -> Iterator[Progress | None]:
 
 
 def _report(found: Distance, top: int | None) -> Iterator[str]:
-    from hf_relopt.distance.table import apart_by_reason, rows, summary
+    from hf_relopt.distance.reading import sentences
+    from hf_relopt.distance.table import apart_by_reason, kind_rows, rows, summary
 
     yield f"from {found.before}"
     yield f"to   {found.after}"
@@ -219,9 +220,16 @@ def _report(found: Distance, top: int | None) -> Iterator[str]:
     width = max(len(words) for words, _ in totals)
     yield from (f"{words:<{width}}  {value}" for words, value in totals)
     shown = top if top is not None else TOP if len(found.layers) > TOP else None
+    if said := sentences(found):
+        yield ""
+        yield from said
+    if shown is not None:
+        head, cells = kind_rows(found)
+        yield ""
+        yield from _aligned([head, *cells], words=1)
     head, cells = rows(found, shown)
     yield ""
-    yield from _aligned([head, *cells])
+    yield from _aligned([head, *cells], words=2)
     if shown is not None and shown < len(found.layers):
         yield ""
         yield (
@@ -234,11 +242,12 @@ def _report(found: Distance, top: int | None) -> Iterator[str]:
         yield from (f"  {reason}: {names}" for reason, names in apart_by_reason(found))
 
 
-def _aligned(table: list[tuple[str, ...]]) -> Iterator[str]:
+def _aligned(table: list[tuple[str, ...]], words: int) -> Iterator[str]:
+    """Columns aligned; those after the first ``words`` to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
+            cell.ljust(width) if place < words else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()

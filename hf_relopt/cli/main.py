@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.compare import compare
 from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
+from hf_relopt.cli.report import report
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
 from hf_relopt.plans.entries import OPTIMIZERS
@@ -175,6 +177,8 @@ def doctor(
 
 
 app.command()(distance)
+app.command()(report)
+app.command()(compare)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
+from hf_relopt.distance.reading import kinds, sentences
 from hf_relopt.distance.result import LAYER_FIELDS, LayerDistance
 
 if TYPE_CHECKING:
@@ -64,10 +65,13 @@ def rows(distance: Distance, top: int | None) -> tuple[tuple[str, ...], list[tup
     layers = distance.layers
     if top is not None:
         layers = tuple(sorted(layers, key=lambda each: -each.relative_update)[:top])
-    return (
-        tuple(words for words, _ in columns),
-        [tuple(_cell(layer, field) for _, field in columns) for layer in layers],
-    )
+    head = tuple(words for words, _ in columns)
+    cells = [tuple(_cell(layer, field) for _, field in columns) for layer in layers]
+    changes = distance.measured.gradient_change if distance.measured is not None else None
+    if changes is None:
+        return head, cells
+    more = [f"{changes[layer.name]:.4g}" if layer.name in changes else "" for layer in layers]
+    return (*head, "gradient change"), [(*row, x) for row, x in zip(cells, more, strict=True)]
 
 
 def _cell(layer: LayerDistance, field: str) -> str:
@@ -89,14 +93,32 @@ def markdown(distance: Distance, top: int | None = None) -> str:
     if distance.partial:
         lines += [f"**Partial:** {distance.partial}", ""]
     lines += [f"- {words}: {value}" for words, value in summary(distance)]
-    head, cells = rows(distance, top)
-    lines += ["", *_table(head, cells)]
+    if said := sentences(distance):
+        lines += ["", *said]
+    lines += ["", *_table(*kind_rows(distance))]
+    lines += ["", *_table(*rows(distance, top))]
     if top is not None and top < len(distance.layers):
         lines += ["", f"The {top} of {len(distance.layers)} that moved most."]
     if distance.apart:
         lines += ["", "Left out of the totals:", ""]
         lines += [f"- {words}: {names}" for words, names in apart_by_reason(distance)]
     return "\n".join(lines) + "\n"
+
+
+def kind_rows(distance: Distance) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and cells of the layers by kind."""
+    head = ("kind of layer", "layers", "median update", "largest", "share of log DRT")
+    cells: list[tuple[str, ...]] = [
+        (
+            kind.name,
+            f"{kind.count:,}",
+            f"{kind.middle:.4g}",
+            f"{kind.largest:.4g}",
+            "" if kind.share is None else f"{100 * kind.share:.3g} %",
+        )
+        for kind in kinds(distance)
+    ]
+    return head, cells
 
 
 def apart_by_reason(distance: Distance, shown: int = 4) -> list[tuple[str, str]]:

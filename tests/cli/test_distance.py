@@ -49,8 +49,10 @@ def test_top_shows_the_layers_that_moved_most(pair, capsys):
     assert run_distance(*pair, top=2) == 0
     out = capsys.readouterr().out
     found = sorted(network_distance(*pair).layers, key=lambda layer: -layer.relative_update)
-    shown = [line.split()[0] for line in out.splitlines() if line.startswith("transformer.")]
+    kinds, layers = out.split("layer                               shape")
+    shown = [line.split()[0] for line in layers.splitlines() if line.startswith("transformer.")]
     assert shown == [layer.name for layer in found[:2]]
+    assert "transformer.h.*.attn.c_proj.weight       2 " in kinds
     assert f"The 2 of {len(found)} layers that moved most; --top {len(found)} shows all." in out
 
 

@@ -20,11 +20,13 @@ def of_gpt2(**options):
 def test_totals_come_first_then_layers_then_what_is_left_out():
     found = of_gpt2(norm="both")
     text = found.to_markdown()
+    kinds, text_of_layers = text.split("| layer |")
+    assert "| transformer.h.*.mlp.c_fc.weight | 2 |" in kinds
     assert f"- deep relative trust: {found.drt:.4g}" in text
     assert f"- in operator norms: {found.spectral_drt:.4g}" in text
-    places = [text.index(f"| {layer.name} |") for layer in found.layers]
+    places = [text_of_layers.index(f"| {layer.name} |") for layer in found.layers]
     assert places == sorted(places)
-    assert text.index("Left out of the totals") > places[-1]
+    assert text_of_layers.index("Left out of the totals") > places[-1]
 
 
 def test_top_shows_the_layers_that_moved_most():
@@ -38,6 +40,15 @@ def test_top_shows_the_layers_that_moved_most():
 def test_columns_of_operator_norms_only_where_they_were_measured():
     assert "stable rank" in rows(of_gpt2(norm="both"), None)[0]
     assert "stable rank" not in rows(of_gpt2(), None)[0]
+
+
+def test_gradients_that_were_measured_have_a_column():
+    tokens = torch.arange(16).view(2, 8)
+    found = of_gpt2(batch={"input_ids": tokens, "labels": tokens}, gradients=True)
+    head, cells = rows(found, None)
+    assert head[-1] == "gradient change"
+    changes = found.measured.gradient_change
+    assert [row[-1] for row in cells] == [f"{changes[x.name]:.4g}" for x in found.layers]
 
 
 def test_many_tensors_with_one_reason_are_counted():
