@@ -46,6 +46,11 @@ from hf_relopt.plans.entries import rule_of_name
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
 CURVE = "loss_curve.png"
+# What the folder would not tell otherwise.
+KEPT_OF_CARD = (
+    "model_name", "summary", "tasks", "limits", "dataset", "dataset_tags", "dataset_args",
+    "finetuned_from", "curve", "license", "language", "tags",
+)  # fmt: skip
 REMEDY = "Pass the arguments it was trained with, or start without it."
 
 
@@ -115,6 +120,8 @@ def make_trainer(
             processing_class=tokenizer,
             **parts,
         )
+    # `finish` writes the card, with what the recipe knows of it.
+    trainer.model_card_at_end = False
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressLines(unit, units_per_sample * samples_per_step(run.args), run))
@@ -219,8 +226,12 @@ def finish(trainer: Trainer, run: RecipeRun, results: dict[str, Any], card: dict
         trainer.save_state()
         title = f"{name} on {run.request.data.words}"
         draw_loss_curve(trainer.state.log_history, folder.path / CURVE, title=title)
+        if trainer.args.push_to_hub:
+            card = {**card, "repo": trainer.hub_model_id}
         write_model_card(trainer, **card)
-        folder.note(**results, finished=True)
+        # `hf-relopt card` makes the same card again.
+        kept = {name: card[name] for name in KEPT_OF_CARD if card.get(name)}
+        folder.note(**results, card=kept, finished=True)
         if trainer.args.push_to_hub:
             # Not trainer.push_to_hub(): it would write another card, and upload the data as well.
             with blamed_on("cannot upload the result", "The model is saved in the run's folder."):

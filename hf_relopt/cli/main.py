@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hf_relopt.cli.card import card
 from hf_relopt.cli.compare import compare
 from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
@@ -179,6 +180,7 @@ def doctor(
 app.command()(distance)
 app.command()(report)
 app.command()(compare)
+app.command()(card)
 
 
 def main() -> None:

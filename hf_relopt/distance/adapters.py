@@ -199,6 +199,17 @@ def _of_layer(path: str, layer: Any, label: str) -> LowRank | None:
     return LowRank(torch.cat(b, dim=1), torch.cat(a), weight.shape, turned)
 
 
+def _in_base(name: str, base: Weights) -> str:
+    """A weight as the base calls it: the file of a body lacks what a head puts in front."""
+    if name in base.shapes:
+        return name
+    shorter = name.partition(".")[2]
+    if shorter in base.shapes:
+        return shorter
+    longer = [other for other in base.shapes if other.partition(".")[2] == name]
+    return longer[0] if len(longer) == 1 else name
+
+
 def in_folder(path: Path, base: Weights) -> AdaptedWeights:
     """The adapter that a folder holds, over ``base``.
 
@@ -224,7 +235,7 @@ def in_folder(path: Path, base: Weights) -> AdaptedWeights:
         if left in name:
             second = stored_name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B")
             module = name.partition(left)[0]
-            weight = f"{module}.weight"
+            weight = _in_base(f"{module}.weight", base)
             if second not in tensors or weight not in base.shapes:
                 raise ConfigError(
                     f"{path} changes {weight}, which {base.label} does not have. Pass the base it "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -13,25 +13,27 @@ from hf_relopt.plans.entries import entry_of_rule
 from hf_relopt.plans.plan import peak_lr
 from hf_relopt.plans.roles import steps_as_vector
 
-if TYPE_CHECKING:
-    from transformers import Trainer
 
-
-def rules_in_use(trainer: Trainer) -> list[str]:
+def rules_in_use(optimizer: Any) -> list[str]:
     """Names of the rules in use, most parameters first."""
-    groups = getattr(trainer.optimizer, "param_groups", [])
+    groups = getattr(optimizer, "param_groups", [])
     return _by_size(
         (group["rule"], param) for group in groups if "rule" in group for param in group["params"]
     )
 
 
-def rule_words(trainer: Trainer) -> list[str]:
-    """The rules in use in words, the first with its options; the class's name for others."""
-    rules = rules_in_use(trainer)
-    options = _options(trainer.optimizer)
+def rule_words(optimizer: Any) -> list[str]:
+    """The rules in use in words, the first with its options; the class's name for others.
+
+    Args:
+        optimizer: as a Trainer has it, perhaps inside Accelerate's wrapper.
+    """
+    rules = rules_in_use(optimizer)
+    shown = ", ".join(f"{name} {value}" for name, value in options_in_force(optimizer).items())
+    options = f" ({shown})" if shown else ""
     if not rules:
-        return [f"{_class_name(trainer)}{options}"]
-    words = [_words(rule) + _directions(trainer.optimizer, rule) for rule in rules]
+        return [f"{class_name(optimizer)}{options}"]
+    words = [_words(rule) + _directions(optimizer, rule) for rule in rules]
     return [words[0] + options, *words[1:]]
 
 
@@ -85,11 +87,11 @@ def _by_size(pairs: Iterable[tuple[str, Tensor]]) -> list[str]:
     return sorted(sizes, key=lambda word: -sizes[word])
 
 
-def _options(optimizer: Any) -> str:
+def options_in_force(optimizer: Any) -> dict[str, Any]:
     """The options of the largest group, without lists of weights and flags of torch's own."""
     groups = getattr(optimizer, "param_groups", [])
     if not groups:
-        return ""
+        return {}
     largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
     hidden = {"params", "param_names", "role", "rule", "lr", "initial_lr", "fused", "foreach",
               "lr_factor", "capturable", "differentiable", "maximize", "decoupled_weight_decay",
@@ -99,12 +101,7 @@ def _options(optimizer: Any) -> str:
         read["p_bound"] = " and ".join(_bounds(optimizer)) or read["p_bound"]
     if read.get("momentum") is not None:  # and have different momenta for them
         read["momentum"] = " and ".join(_momenta(optimizer)) or read["momentum"]
-    shown = [
-        f"{name} {value}"
-        for name, value in read.items()
-        if name not in hidden and value is not None
-    ]
-    return f" ({', '.join(shown)})" if shown else ""
+    return {n: value for n, value in read.items() if n not in hidden and value is not None}
 
 
 def _has_frame(group: Mapping[str, Any]) -> bool:
@@ -128,17 +125,15 @@ def _in_force(group: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-def _class_name(trainer: Trainer) -> str:
-    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    if inner is None:
-        return str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    return type(inner).__name__
+def class_name(optimizer: Any) -> str:
+    """The class of an optimizer, inside Accelerate's wrapper."""
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__
 
 
-def peak_lr_of(trainer: Trainer) -> float:
-    """The learning rate that the schedule of most weights starts from."""
-    groups = getattr(trainer.optimizer, "param_groups", [])
+def peak_lr_of(optimizer: Any) -> float | None:
+    """The learning rate that the schedule of most weights starts from; None without groups."""
+    groups = getattr(optimizer, "param_groups", [])
     if not groups:
-        return trainer.args.learning_rate
+        return None
     largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
     return peak_lr(largest)

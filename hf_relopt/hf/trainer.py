@@ -19,13 +19,15 @@ from hf_relopt.hf.across_modes import (
     weights_to_carry,
 )
 from hf_relopt.hf.callbacks import RelOptCallback, unwrapped, will_log
+from hf_relopt.hf.card_file import own_card_kept
 from hf_relopt.hf.checkpoints import (
     last_complete_checkpoint,
     require_complete,
     require_own_kind,
 )
 from hf_relopt.hf.log import logger
-from hf_relopt.hf.model_card import write_model_card
+from hf_relopt.hf.model_card import card_at_end, write_model_card
+from hf_relopt.hf.run_record import RunRecord, is_of_search
 from hf_relopt.hf.saved_weights import check_held, check_weights
 from hf_relopt.hf.schedule import check_schedule, in_plain_numbers, load_schedule, take_place
 from hf_relopt.hf.together import on_main_process
@@ -39,13 +41,25 @@ class RelOptMixin:
     gradient clipping where it has no effect, and ``train(resume_from_checkpoint=True)`` that
     resumes from the last complete checkpoint, or starts from step 0 if there is none. Other
     optimizers train as in the stock Trainer.
+
+    The main process writes ``relopt_run.json`` into ``output_dir`` when training begins and
+    completes it at the end, when it also writes the model card, ``README.md``.
+
+    Attributes:
+        model_card_at_end: set it to False for no card at the end of ``train``. A README.md that
+            somebody else wrote, or that was changed by hand, is kept in any case.
     """
+
+    model_card_at_end: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._record = RunRecord()
+        self._record.look(self.model)  # type: ignore[attr-defined]
         self._checked: Any = None
         self._discard = False
         RelOptCallback.add_to(self, by_default=True)
+        self.add_callback(self._record)  # type: ignore[attr-defined]
 
     def train(
         self,
@@ -86,7 +100,19 @@ class RelOptMixin:
             on_main_process(lambda: require_complete(folder, weights_alone=self._discard))
         if isinstance(resume_from_checkpoint, str) and not self._discard and self._is_plain():
             require_own_kind(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        self._record.resumed_from = resume_from_checkpoint or None
+        result = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        # The trials of a search share a folder, and none of them is the model that is kept.
+        searches = getattr(self, "hp_search_backend", None) is not None
+        is_trial = searches or is_of_search(self.state)  # type: ignore[attr-defined]
+        if self.model_card_at_end and not is_trial and self.is_world_process_zero():  # type: ignore[attr-defined]
+            card_at_end(self)
+        return result
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        folder = self.args.output_dir if output_dir is None else output_dir  # type: ignore[attr-defined]
+        with own_card_kept(Path(folder)):  # PEFT writes into any card that it finds
+            super()._save(output_dir, *args, **kwargs)  # type: ignore[misc]
 
     def _is_plain(self) -> bool:
         """Whether this run reads the optimizer's state from torch's files, or FSDP's."""

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from peft import LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 
@@ -197,3 +198,23 @@ def test_the_base_that_the_folder_names_is_found(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     found = network_distance(None, tmp_path / "adapter")
     assert found.drt > 0 and found.before == str(tmp_path / "base")
+
+
+def test_the_file_of_a_bare_body_is_the_base_of_an_adapter_on_a_model_with_a_head(tmp_path):
+    """sentence-transformers keeps `encoder.layer.0`, a classifier calls it `bert.encoder...`."""
+    torch.manual_seed(0)
+    size = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    body = transformers.BertModel(transformers.BertConfig(**size, intermediate_size=16))
+    body.save_pretrained(tmp_path / "body")
+    headed = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "body")
+    model = get_peft_model(headed, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if "lora_B" in name:
+                param.fill_(0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    found = network_distance(tmp_path / "body", tmp_path / "adapter")
+    in_memory = network_distance(tmp_path / "body", model)
+    (moved,) = [layer for layer in found.layers if layer.relative_update > 0]
+    assert moved.name == "encoder.layer.0.attention.self.query.weight"
+    assert found.drt == pytest.approx(in_memory.drt, rel=1e-5) and found.drt > 0

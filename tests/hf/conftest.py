@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from transformers import Trainer
+from transformers import GPT2LMHeadModel, Trainer
 
-from hf_relopt import Madam
+from hf_relopt import Madam, RelOptTrainer
 from hf_relopt.hf import log
 from hf_relopt.plans import defaults
-from tests.hf.tiny import arguments, gpt2, rows
+from tests.hf.tiny import arguments, gpt2, pretrained, rows
 
 
 class Said(logging.Handler):
@@ -90,3 +90,26 @@ def checkpoint(sharded_run: Path, tmp_path: Path) -> Path:
 def trap(tmp_path: Path) -> Path:
     """A folder that is there once a prepared file has run."""
     return tmp_path / "trap"
+
+
+@pytest.fixture(scope="session")
+def told_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of RelOptTrainer, from a model in the folder beside it, with its card."""
+    folder = tmp_path_factory.mktemp("told")
+    pretrained(gpt2()).save_pretrained(folder / "base")
+    model = GPT2LMHeadModel.from_pretrained(folder / "base")
+    model.loss_type = "ForCausalLM"
+    args = arguments(
+        folder / "run", optim="fromage", save_strategy="steps", save_steps=2, eval_strategy="steps",
+        eval_steps=2, learning_rate=0.01,
+    )  # fmt: skip
+    trainer = RelOptTrainer(model, args, train_dataset=rows(), eval_dataset=rows(8))
+    trainer.train()
+    trainer.save_model()
+    return folder / "run"
+
+
+@pytest.fixture
+def told(told_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged; the base model stays where it is."""
+    return Path(shutil.copytree(told_run, tmp_path / "run"))

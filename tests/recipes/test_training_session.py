@@ -14,6 +14,7 @@ from pretrain_clm import main
 from run_folder import RunFolder
 from safetensors.torch import load_file
 
+from hf_relopt.hf.model_card import card_of_folder
 from tests.recipes.recipe_calls import Background, refusal, tiny_pretraining
 
 
@@ -101,3 +102,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     more = {"max_steps": 4, "resume_from_checkpoint": checkpoint, "optim": "fromage", **flags}
     arguments = tiny_pretraining(tiny_text, tmp_path / "second", **more)
     assert words in refusal(main, arguments, capsys)
+
+
+def test_the_folder_of_a_run_makes_the_card_that_the_run_wrote(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / trained.name)
+    written = (folder / "README.md").read_text()
+    assert "](loss_curve.png)" in written and "before training" in written
+    found = card_of_folder(folder)
+    assert found.notes == ()
+    again = (folder / "README.md").read_text()
+    assert again.replace(str(tmp_path), "") == written.replace(str(trained.parent), "")
+    assert not (folder / "relopt_loss.png").exists()
