@@ -52,6 +52,9 @@ demo: $(STAMP)  ## train a small GPT-2 with fromage_spectral on the text of Pyth
 		$(LAUNCH) recipes/pretrain_clm.py --run_name demo $(ARGS)
 
 test: $(STAMP)  ## run the tests (5 to 15 minutes on 2 cores)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+		command -v google-chrome >/dev/null || \
+		echo "No chromium here: the tests of pages in a browser are skipped (Debian: apt-get install chromium)."
 	$(SAY) "Running the tests in $(WORKERS) processes"
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

@@ -57,15 +57,20 @@ def write(folder: Path, layers: int, seed: int) -> int:
     generator = torch.Generator().manual_seed(seed)
     # One draw for all tensors: what they hold does not matter to memory and time.
     drawn = (0.02 * torch.randn(VOCAB * HIDDEN, generator=generator)).bfloat16()
-    weight_map, count = {}, 0
+    weight_map: dict[str, str] = {}
+    count = 0
     parts = shards(layers)
     for number, shapes in enumerate(parts):
         file = f"model-{number + 1:05}-of-{len(parts):05}.safetensors"
+        entries = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+        weight_map.update(dict.fromkeys(entries, file))
+        count += sum(entries.values())
+        size = (folder / file).stat().st_size if (folder / file).exists() else 0
+        if size > 2 * sum(entries.values()):
+            continue  # of a run that was killed
         tensors = {}
         for name, shape in shapes.items():
-            entries = torch.Size(shape).numel()
-            tensors[name] = drawn[:entries].clone().view(shape)
-            weight_map[name], count = file, count + entries
+            tensors[name] = drawn[: entries[name]].clone().view(shape)
         save_file(tensors, folder / file)
         print(f"wrote {folder.name}/{file}", flush=True)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

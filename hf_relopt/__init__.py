@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_relopt.distance.compare import network_distance
     from hf_relopt.distance.result import Distance
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
+    from hf_relopt.hf.callbacks import RelOptCallback
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
     from hf_relopt.optim.create import create_optimizer, plan
@@ -31,6 +32,7 @@ __all__ = [
     "Fromage",
     "Madam",
     "Plan",
+    "RelOptCallback",
     "RelOptError",
     "RelOptMixin",
     "RelOptTrainer",
@@ -51,6 +53,7 @@ _HOMES = {
     "Fromage": "hf_relopt.optim.fromage",
     "Madam": "hf_relopt.optim.madam",
     "Plan": "hf_relopt.plans.plan",
+    "RelOptCallback": "hf_relopt.hf.callbacks",
     "RelOptError": "hf_relopt.errors",
     "RelOptMixin": "hf_relopt.hf.trainer",
     "RelOptTrainer": "hf_relopt.hf.trainer",

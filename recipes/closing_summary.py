@@ -14,6 +14,7 @@ from run_folder import RunFolder, whole_file
 matplotlib.use("Agg")  # before pyplot, which would look for a window
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
 FILES = (
     ("model", "model.safetensors"),
@@ -21,12 +22,15 @@ FILES = (
     ("card", "README.md"),
     ("loss curve", "loss_curve.png"),
     ("history", "trainer_state.json"),
+    ("layers", "telemetry.jsonl"),
 )
 SHOWN_LINES = 40
 WIDTH = 100
 START_OVER = ("start over", "the same command with --overwrite_output_dir")
 FEW = 30  # points; each is marked, since a line through one or two shows next to nothing
 TRAIN, VALIDATION, QUIET, INK = "#2a6fbb", "#d1495b", "#8a8f98", "#22262e"
+# Of roles, in their order: no two of them alike for eyes that see red and green alike.
+ROLE_COLORS = ("#2a6fbb", "#e08e0b", "#4a9d7c", "#b05aa8", "#7a5c3e", "#5aa9d6", "#8a8f98")
 
 
 def print_summary(folder: RunFolder, metric: str, *, again: bool) -> None:
@@ -58,7 +62,11 @@ def print_summary(folder: RunFolder, metric: str, *, again: bool) -> None:
     if lines := comparison(record):
         print("\n" + "\n".join(lines))
     print("\nTry next:")
-    for words, command in [*record.get("hints", []), START_OVER]:
+    looks = [
+        ("see how it trained", f"hf-relopt report {folder.path}"),
+        ("see it beside another", f"hf-relopt compare {folder.path} OTHER"),
+    ]
+    for words, command in [*record.get("hints", []), *looks, START_OVER]:
         _print_hint(str(words), str(command))
 
 
@@ -73,7 +81,7 @@ def _shown(value: float) -> str:
 
 
 def draw_loss_curve(log_history: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draw a Trainer's log as a PNG.
+    """Draw a Trainer's log as a PNG: loss, learning rate, and telemetry by role if there is some.
 
     Args:
         log_history: as in TrainerState.
@@ -83,9 +91,11 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: Path, *, title: str
     train = _series(log_history, "loss")
     validation = _series(log_history, "eval_loss")
     rate = _series(log_history, "learning_rate")
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(8, 5.2), dpi=150, layout="constrained",
-        gridspec_kw={"height_ratios": (5, 1)},
+    updates, bounds = (_by_role(log_history, name) for name in ("relative_update", "at_bound"))
+    heights = [5, *([2, 1.2] if updates else []), 1]
+    figure, (top, *middle, bottom) = pyplot.subplots(
+        len(heights), 1, sharex=True, figsize=(8, 5.2 + 2.4 * bool(updates)), dpi=150,
+        layout="constrained", gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=12, fontweight="bold")
     _plot(top, train, TRAIN, "training", linewidth=1.6)
@@ -97,14 +107,34 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: Path, *, title: str
         top.text(0.5, 0.5, "nothing was logged", transform=top.transAxes, ha="center", color=QUIET)
     else:
         top.legend(frameon=False, loc="upper right")
+    if middle:
+        _draw_roles(middle[0], updates, "relative\nupdate")
+        if any(value > 0 for points in updates.values() for _, value in points):
+            middle[0].set_yscale("log")
+        middle[0].legend(frameon=False, loc="lower left", fontsize=8, ncols=4)
+        _draw_roles(middle[1], bounds, "at\nbound")
+        middle[1].set_ylim(-0.05, 1.05)
+        middle[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     bottom.set_ylabel("learning\nrate", color=INK)
     bottom.set_xlabel("optimizer step", color=INK)
     bottom.set_ylim(bottom=0)
-    for axes in (top, bottom):
+    for axes in (top, *middle, bottom):
         _calm(axes)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished)
     pyplot.close(figure)
+
+
+def _by_role(log_history: list[dict[str, Any]], name: str) -> dict[str, list[tuple[int, float]]]:
+    """A metric of each role, as in "relative_update/matrix"."""
+    found = {key: None for entry in log_history for key in entry if key.startswith(f"{name}/")}
+    return {key.partition("/")[2]: _series(log_history, key) for key in found}
+
+
+def _draw_roles(axes: Axes, roles: Mapping[str, list[tuple[int, float]]], label: str) -> None:
+    for place, (role, points) in enumerate(roles.items()):
+        _plot(axes, points, ROLE_COLORS[place % len(ROLE_COLORS)], role, linewidth=1.3)
+    axes.set_ylabel(label, color=INK)
 
 
 def _series(log_history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:

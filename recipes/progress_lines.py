@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_relopt.hf.callbacks import unwrapped
+
 SHOWN_APART = {"loss", "learning_rate", "epoch", "step", "total_flos"}
 WORDS = {
     "grad_norm": "gradient",
@@ -23,6 +25,8 @@ WORDS = {
 }
 SHARES = {"at_bound", "changed_entries"}
 SECONDS = "seconds"
+# Telemetry that a line has no room for: it is in the log, in telemetry.jsonl and in the picture.
+QUIET_STARTS = ("relative_update_", "step_drt", "unchanged_by", "drt_since", "changed_since")
 
 
 class ShowsProgress(Protocol):
@@ -64,6 +68,19 @@ class ProgressLines(TrainerCallback):
         self.say(state, f"training: step {state.global_step} of {state.max_steps}")
         self.bar.begin(state, "training", state.max_steps, state.global_step)
 
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
+        """Have the last step measured, which is logged whatever the Trainer's schedule says."""
+        ours = unwrapped(optimizer)
+        if ours is not None and state.global_step + 1 >= state.max_steps and _logs(args):
+            ours.measure_next_step()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
@@ -71,8 +88,7 @@ class ProgressLines(TrainerCallback):
         if self.run is not None:
             self.run.step = state.global_step
         self.bar.move_to(state.global_step)
-        strategy = str(getattr(args.logging_strategy, "value", args.logging_strategy))
-        if strategy != "no" and state.global_step >= state.max_steps:
+        if _logs(args) and state.global_step >= state.max_steps:
             control.should_log = True
         return control
 
@@ -98,7 +114,9 @@ class ProgressLines(TrainerCallback):
         telemetry = [
             f"{WORDS.get(name, name)} {_metric(name, value)}"
             for name, value in logs.items()
-            if name not in SHOWN_APART and isinstance(value, (int, float))
+            if name not in SHOWN_APART
+            and isinstance(value, (int, float))
+            and not ("/" in name or name.startswith(QUIET_STARTS))
         ]
         left = (state.max_steps - state.global_step) / max(rate, 1e-9)
         parts = [
@@ -219,6 +237,10 @@ def _style() -> dict[str, Any]:
 def is_terminal() -> bool:
     """Whether somebody watches who can see a line being drawn again."""
     return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def _logs(args: TrainingArguments) -> bool:
+    return str(getattr(args.logging_strategy, "value", args.logging_strategy)) != "no"
 
 
 def _metric(name: str, value: float) -> str:

@@ -35,7 +35,7 @@ def distance(
     after: Annotated[
         str | None,
         typer.Argument(
-            metavar="[B]",
+            metavar="B",
             show_default=False,
             help="The network to measure to, or a LoRA adapter on A. Left out, A has to be an "
             "adapter that names its base.",

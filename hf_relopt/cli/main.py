@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from hf_relopt.cli.card import card
+from hf_relopt.cli.compare import compare
 from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
+from hf_relopt.cli.report import report
 from hf_relopt.cli.run import run_command
 from hf_relopt.errors import RelOptError
 from hf_relopt.plans.entries import OPTIMIZERS
@@ -57,6 +59,14 @@ def run(
         list[str],
         typer.Argument(metavar="CMD [ARGS]", show_default=False, help="A command and its options."),
     ],
+    telemetry: Annotated[
+        bool,
+        typer.Option(
+            "--telemetry",
+            help="Measure the steps that the script's Trainer logs: metrics in its log, each "
+            "layer's numbers in telemetry.jsonl. Sets HF_RELOPT_TELEMETRY=1.",
+        ),
+    ] = False,
 ) -> None:
     """Run a command in which --optim fromage and the other names of hf_relopt work.
 
@@ -70,6 +80,7 @@ def run(
       hf-relopt run torchrun --nproc_per_node 2 train.py --optim madam
       hf-relopt run accelerate launch train.py --optim fromage --optim_args "p_bound=2.0"
       hf-relopt run trl sft --model_name_or_path MODEL --dataset_name DATA --optim fromage
+      hf-relopt run --telemetry python train.py --optim madam
 
     \b
     CMD is looked up on PATH, as in your shell. Its Python must have hf_relopt installed. Python's
@@ -78,7 +89,7 @@ def run(
     HF_RELOPT_TRACEBACK=1 shows the traceback. The exit code is the command's own; 127: no such
     command; 126: it cannot be run.
     """  # noqa: D301  click looks for the character itself, which a raw string does not hold
-    raise typer.Exit(run_command(command))
+    raise typer.Exit(run_command(command, telemetry))
 
 
 @app.command()
@@ -167,6 +178,8 @@ def doctor(
 
 
 app.command()(distance)
+app.command()(report)
+app.command()(compare)
 app.command()(card)
 
 

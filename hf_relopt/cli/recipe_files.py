@@ -25,6 +25,8 @@ SCRIPTS = {
     "finetune-squad-": "finetune_squad.py",
     "sft-": "sft_chat.py",
 }
+# Scripts that measure something by themselves: their flags are their own, none has files of them.
+STUDIES = {"curvature": "curvature.py"}
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,16 @@ def find_recipe(name: str) -> Recipe:
         wanted = chosen_recipe(wanted)
     names = recipe_names()
     if wanted not in names:
-        raise ConfigError(_unknown("recipe", name, (*task_names(), *names)))
+        raise ConfigError(_unknown("recipe", name, (*task_names(), *names, *STUDIES)))
     folder = recipes_folder()
     script = next(script for task, script in SCRIPTS.items() if wanted.startswith(task))
     return Recipe(wanted, folder / script, folder / f"{wanted}.yaml")
+
+
+def find_study(name: str) -> Path | None:
+    """The script of a study; None if the name is none of one."""
+    script = STUDIES.get(name.strip("/"))
+    return None if script is None else recipes_folder() / script
 
 
 def find_accelerate(name_or_file: str) -> Path:
@@ -115,13 +123,13 @@ def find_accelerate(name_or_file: str) -> Path:
 
 
 def find_page(name: str) -> Path:
-    """The file that `recipes show` prints: a recipe, a task's README, a file for Accelerate.
+    """The file that `recipes show` prints: a recipe, a README, a file for Accelerate.
 
     Raises:
         ConfigError: nothing has this name; the message lists similar names.
     """
     folder, wanted = recipes_folder(), name.strip("/")
-    pages = {task: folder / task / "README.md" for task in task_names()}
+    pages = {task: folder / task / "README.md" for task in (*task_names(), *STUDIES)}
     pages |= {recipe: folder / f"{recipe}.yaml" for recipe in recipe_names()}
     for path in sorted((folder / ACCELERATE).iterdir()):
         pages |= {path.stem: path, f"{ACCELERATE}/{path.stem}": path}

@@ -18,10 +18,12 @@ from hf_relopt.cli.as_typed import program_word, python_word
 from hf_relopt.cli.launch import first_look
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
+    STUDIES,
     chosen_recipe,
     find_accelerate,
     find_page,
     find_recipe,
+    find_study,
     first_sentence,
     recipe_names,
     recipes_folder,
@@ -64,6 +66,9 @@ def list_recipes(
             for recipe in task["recipes"]:
                 mark = "  (default of the task)" if recipe == task["chosen"] else ""
                 typer.echo(f"    {recipe}{mark}")
+        typer.echo("\nStudies, for `hf-relopt recipes run NAME`, without --accelerate:")
+        for study in facts["studies"]:
+            typer.echo(f"  {study['name']}: {study['what']}")
         typer.echo("\nWays to launch them, for `--accelerate NAME`:")
         for way in facts["accelerate"]:
             typer.echo(f"  {way['name']}: {way['what']}")
@@ -88,7 +93,11 @@ def _facts() -> dict[str, Any]:
         {"name": name, "what": first_sentence(folder / ACCELERATE / f"{name}.yaml")}
         for name in accelerate_files()
     ]
-    return {"folder": str(folder), "tasks": tasks, "accelerate": ways}
+    studies = [
+        {"name": name, "what": first_sentence(folder / name / "README.md"), "script": script}
+        for name, script in STUDIES.items()
+    ]
+    return {"folder": str(folder), "tasks": tasks, "studies": studies, "accelerate": ways}
 
 
 @recipes_app.command()
@@ -129,7 +138,7 @@ def run(
 
     NAME is a recipe, or a task, which stands for its default recipe (see `list`). Flags after NAME
     override the recipe: those of the script, and --num_processes and others of `accelerate launch`.
-    The exit code is the script's own.
+    The exit code is the script's own. A study takes its own flags, and runs in one process.
 
     \b
     Examples:
@@ -137,9 +146,16 @@ def run(
       hf-relopt recipes run pretrain-gpt2-124m/madam --accelerate ddp --num_processes 8
       hf-relopt recipes run finetune-classifier-minilm --accelerate cpu --train_file mine.tsv
       hf-relopt recipes run pretrain-llama-350m --accelerate fsdp2 --dry-run
+      hf-relopt recipes run curvature --depths 4 32
     """  # noqa: D301  (click wants the character itself)
     with _one_clear_message():
         _refuse_slips(context.args)
+        study = find_study(name)
+        if study is not None and accelerate:
+            raise ConfigError(f"{name} runs in one process: leave --accelerate {accelerate} out.")
+    if study is not None:
+        raise typer.Exit(_run_study([str(study), *context.args], dry_run=dry_run))
+    with _one_clear_message():
         recipe = find_recipe(name)
         configuration = find_accelerate(accelerate) if accelerate else None
         command = launch_command(recipe, configuration, context.args)
@@ -154,6 +170,16 @@ def run(
     typed = [name, *(["--accelerate", accelerate] if accelerate else []), *context.args]
     os.environ[DOOR] = json.dumps([_front(), typed])
     raise typer.Exit(run_command(command))
+
+
+def _run_study(words: list[str], *, dry_run: bool) -> int:
+    shown = shlex.join([python_word(), *words])
+    if dry_run:
+        typer.echo(shown)
+        return 0
+    typer.echo(f"hf-relopt: {shown}", err=True)
+    sys.stderr.flush()
+    return run_command([sys.executable, *words])
 
 
 def _refuse_slips(words: Sequence[str]) -> None:

@@ -24,18 +24,24 @@ CANNOT_RUN = 126
 NOT_FOUND = 127
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+# Asks every Trainer in the command to measure its steps; hf/trainers.py reads it.
+TELEMETRY = "HF_RELOPT_TELEMETRY"
+
+
+def child_environment(environment: Mapping[str, str], telemetry: bool = False) -> dict[str, str]:
     """The environment with our start-up file in front of PYTHONPATH (once, also when nested)."""
     before = environment.get("PYTHONPATH", "")
     others = [path for path in before.split(os.pathsep) if path != str(AUTOLOAD)] if before else []
-    return {**environment, "PYTHONPATH": os.pathsep.join([str(AUTOLOAD), *others])}
+    asked = {TELEMETRY: "1"} if telemetry else {}
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(AUTOLOAD), *others]), **asked}
 
 
-def run_command(command: Sequence[str]) -> int:
+def run_command(command: Sequence[str], telemetry: bool = False) -> int:
     """Become the command (on Windows: run it) and end as it ends.
 
     Args:
         command: the program, looked up on PATH as a shell does, and its arguments.
+        telemetry: have every Trainer in it measure its steps.
 
     Returns:
         The exit code; on POSIX only if the command could not be started.
@@ -56,7 +62,7 @@ def run_command(command: Sequence[str]) -> int:
             "and start it without `hf-relopt run`",
             CANNOT_RUN,
         )
-    environment = child_environment(os.environ)
+    environment = child_environment(os.environ, telemetry)
     sys.stdout.flush()
     sys.stderr.flush()
     try:

@@ -46,6 +46,7 @@ _NAMES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_INSIDE = ("state_dict", "model_state_dict", "model", "module")
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -208,7 +209,9 @@ def _torch_file(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise FormatError(f"{file} holds a {type(found).__name__}, not a state dict.")
-    return found
+    # Checkpoints of training loops and of Lightning hold the weights under one of these.
+    inside = next((found[key] for key in _INSIDE if isinstance(found.get(key), dict)), found)
+    return {str(name): value for name, value in inside.items()}
 
 
 def _shards(index: Path) -> list[Path]:

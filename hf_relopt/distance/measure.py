@@ -130,6 +130,10 @@ def spectral_norms(pair: Pair) -> tuple[float, float]:
     return _of_matrix(pair, shape)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype is torch.float64 else tensor.float()
+
+
 def is_expert(name: str) -> bool:
     """Whether a weight of three dimensions is a stack of experts' matrices, and no convolution."""
     return re.search(r"(^|[._])experts?([._]|$)", name) is not None
@@ -146,11 +150,11 @@ def _of_matrix(
         rest = tuple(slice(0, length) for length in shape[1:])
         for begin in range(0, rows, step):
             where = (*front, slice(begin, min(begin + step, rows)), *rest)
-            before = pair.before.read(pair.name, where).float()
+            before = _wide(pair.before.read(pair.name, where))
             if not update:
                 yield before.reshape(-1, columns)
             else:
-                after = pair.after.read(pair.other, where).float()
+                after = _wide(pair.after.read(pair.other, where))
                 yield (after.to(before.device) - before).reshape(-1, columns)
 
     def norm(update: bool) -> float:

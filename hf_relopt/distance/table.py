@@ -65,10 +65,13 @@ def rows(distance: Distance, top: int | None) -> tuple[tuple[str, ...], list[tup
     layers = distance.layers
     if top is not None:
         layers = tuple(sorted(layers, key=lambda each: -each.relative_update)[:top])
-    return (
-        tuple(words for words, _ in columns),
-        [tuple(_cell(layer, field) for _, field in columns) for layer in layers],
-    )
+    head = tuple(words for words, _ in columns)
+    cells = [tuple(_cell(layer, field) for _, field in columns) for layer in layers]
+    changes = distance.measured.gradient_change if distance.measured is not None else None
+    if changes is None:
+        return head, cells
+    more = [f"{changes[layer.name]:.4g}" if layer.name in changes else "" for layer in layers]
+    return (*head, "gradient change"), [(*row, x) for row, x in zip(cells, more, strict=True)]
 
 
 def _cell(layer: LayerDistance, field: str) -> str:

@@ -76,6 +76,8 @@ class HeldWeights:
         for name, tensor in tensors.items():
             if reason := not_a_weight(name, tensor.dtype):
                 self.others[name] = reason
+            elif tensor.layout is not torch.strided:
+                self.others[name] = f"stored as {str(tensor.layout).removeprefix('torch.')}"
             elif tensor.is_meta:
                 raise ConfigError(
                     f"{label}: {name} is on the meta device and has no values. Load the weights "
@@ -123,11 +125,14 @@ def of_state_dict(state: Mapping[str, Any], label: str = "state dict") -> HeldWe
     Raises:
         ConfigError: it holds something else under a name, as a whole checkpoint of a loop does.
     """
+    # What modules add to their state dicts beside tensors.
+    extra = [name for name in state if str(name).endswith("_extra_state")]
+    state = {str(name): value for name, value in state.items() if name not in extra}
     for name, value in state.items():
         if not isinstance(value, Tensor):
             inside = " It looks like a checkpoint of a training loop: pass the state dict inside."
             raise ConfigError(
-                f"{label}: its entry {str(name)!r} holds {type(value).__name__}, not a tensor."
+                f"{label}: its entry {name!r} holds {type(value).__name__}, not a tensor."
                 f"{inside if isinstance(value, Mapping) else ' Pass names and tensors alone.'}"
             )
     return HeldWeights(dict(zip(common_names(state), state.values(), strict=True)), label)

@@ -18,7 +18,7 @@ from hf_relopt.hf.across_modes import (
     state_names,
     weights_to_carry,
 )
-from hf_relopt.hf.callbacks import TelemetryCallback, unwrapped, will_log
+from hf_relopt.hf.callbacks import RelOptCallback, unwrapped, will_log
 from hf_relopt.hf.card_file import own_card_kept
 from hf_relopt.hf.checkpoints import (
     last_complete_checkpoint,
@@ -37,10 +37,10 @@ from hf_relopt.optim.checkpoint import kept
 class RelOptMixin:
     """Mixin for a Trainer class: ``class MyTrainer(RelOptMixin, Seq2SeqTrainer)``.
 
-    Adds to the stock Trainer: telemetry with each logging step (``relative_update``, ``at_bound``,
-    ``changed_entries``, ``skipped_tensors``), no gradient clipping where it has no effect, and
-    ``train(resume_from_checkpoint=True)`` that resumes from the last complete checkpoint, or starts
-    from step 0 if there is none. Other optimizers train as in the stock Trainer.
+    Adds to the stock Trainer: telemetry with each logging step (see ``RelOptCallback``), no
+    gradient clipping where it has no effect, and ``train(resume_from_checkpoint=True)`` that
+    resumes from the last complete checkpoint, or starts from step 0 if there is none. Other
+    optimizers train as in the stock Trainer.
 
     The main process writes ``relopt_run.json`` into ``output_dir`` when training begins and
     completes it at the end, when it also writes the model card, ``README.md``.
@@ -54,12 +54,11 @@ class RelOptMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._telemetry = TelemetryCallback()
         self._record = RunRecord()
         self._record.look(self.model)  # type: ignore[attr-defined]
         self._checked: Any = None
         self._discard = False
-        self.add_callback(self._telemetry)  # type: ignore[attr-defined]
+        RelOptCallback.add_to(self, by_default=True)
         self.add_callback(self._record)  # type: ignore[attr-defined]
 
     def train(
@@ -215,12 +214,19 @@ class RelOptMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the telemetry of the step if it was measured."""
         if "loss" in logs:
-            logs.update(self._telemetry.figures())
+            # Before a Trainer's own log() looks at them; the callback would add them after that.
+            for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RelOptCallback):
+                    logs.update(callback.measured(self.state, logs))  # type: ignore[attr-defined]
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _clipping_is_pointless(self) -> bool:
         inner = unwrapped(self.optimizer)  # type: ignore[attr-defined]
         return inner is not None and arguments.clipping_is_pointless(inner.param_groups)
+
+    def _will_log(self) -> bool:
+        loader = self.callback_handler.train_dataloader  # type: ignore[attr-defined]
+        return will_log(self.args, self.state, loader)  # type: ignore[attr-defined]
 
     def _clip_grad_norm(self, model: Any) -> Any:
         if self._clipping_is_pointless():
@@ -229,7 +235,7 @@ class RelOptMixin:
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # Trainer computes a norm in every step even without clipping; here, only to log it.
-        if self._clipping_is_pointless() and not will_log(self.args, self.state):  # type: ignore[attr-defined]
+        if self._clipping_is_pointless() and not self._will_log():
             return None
         return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
 

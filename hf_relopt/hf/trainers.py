@@ -7,6 +7,7 @@ is made.
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any
 
@@ -19,6 +20,8 @@ from hf_relopt.hf.learning_rate import look_as_rank_zero
 from hf_relopt.plans.defaults import Look
 from hf_relopt.sharding.layout import is_sharded
 
+# Set by `hf-relopt run --telemetry`: every Trainer of the command measures its steps.
+TELEMETRY = "HF_RELOPT_TELEMETRY"
 # Trainer -> (the model it was looked at with, what was seen).
 _looks: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[nn.Module], Look]] = (
     weakref.WeakKeyDictionary()
@@ -27,11 +30,15 @@ _trainers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def remember(trainer: Any) -> None:
-    """Remember a Trainer that has just been made, and settle its learning rate.
+    """Remember a Trainer that has just been made, settle its learning rate, see to its telemetry.
 
     Trainers with param groups of their own read it from their arguments.
     """
     _trainers.add(trainer)
+    if os.environ.get(TELEMETRY, "0") != "0":
+        from hf_relopt.hf.callbacks import RelOptCallback
+
+        RelOptCallback.add_to(trainer, by_default=False)
     args: Any = getattr(trainer, "args", None)
     model = getattr(trainer, "model", None)
     if getattr(args, "optim", None) is None or not isinstance(model, nn.Module):
@@ -43,6 +50,16 @@ def remember(trainer: Any) -> None:
     choice = learning_rate.choose(args, name, first_look(trainer), asked)
     if choice is not None:
         learning_rate.write_back(args, choice.lr)
+
+
+def handlers_with(callback: Any) -> list[Any]:
+    """The callback handlers of Trainers that have this very callback."""
+    handlers = [getattr(trainer, "callback_handler", None) for trainer in _trainers]
+    return [
+        handler
+        for handler in handlers
+        if handler is not None and any(each is callback for each in handler.callbacks)
+    ]
 
 
 def check_resuming(

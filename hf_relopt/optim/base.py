@@ -35,8 +35,9 @@ from hf_relopt.plans.plan import peak_lr
 from hf_relopt.sharding.layout import refuse_inexact
 from hf_relopt.step import pipeline
 from hf_relopt.step.lineup import Slots
+from hf_relopt.step.measured import Measured
 from hf_relopt.step.slot import refuse_unfit
-from hf_relopt.step.state import NUMBERS, has_state
+from hf_relopt.step.state import NUMBERS
 from hf_relopt.step.telemetry import Measurement
 
 _NOTHING_TO_DO = (
@@ -161,7 +162,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if not self.state:
             warnings.warn(_NOTHING_TO_DO, UserWarning, stacklevel=2)
         if self._measurement is not None:
-            self._measurement.finish()
+            self._measurement.finish(self._slots.all)
         return loss
 
     def measure_next_step(self) -> None:
@@ -177,16 +178,20 @@ class RelativeOptimizer(torch.optim.Optimizer):
         Returns:
             A dict of ``relative_update`` (|dW|/|W| over all weights), ``at_bound`` (share of
                 tensors held at ``p_bound``; under Madam the mean share of entries at ``p_scale``),
-                ``changed_entries`` (share of entries that differ after the step) and
-                ``skipped_tensors`` (how many gradients were not finite so far).
+                ``changed_entries`` (share of entries that differ after the step),
+                ``skipped_tensors`` (how many gradients were not finite so far), and of what else
+                docs/telemetry.md lists.
         """
+        measured = self.take_measured()
+        return None if measured is None else measured.metrics
+
+    def take_measured(self) -> Measured | None:
+        """The same with the numbers of each layer; once for a measured step."""
         if self._measurement is None or self._measurement.empty:
             return None
-        figures = self._measurement.figures()
+        measured = self._measurement.read()
         self._measurement = None
-        skipped = [state["skipped"] for state in self.state.values() if has_state(state)]
-        figures["skipped_tensors"] = sum(float(value) for value in skipped)
-        return figures
+        return measured
 
     def _look_at_options(self) -> None:
         """Check what somebody has changed since the last step: most often a learning rate."""

@@ -13,7 +13,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.optim.inputs import names
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.plan import Entry, Plan, peak_lr
-from hf_relopt.plans.roles import is_vector
+from hf_relopt.plans.roles import role_in_group
 from hf_relopt.sharding.layout import is_sharded, local
 
 
@@ -41,19 +41,11 @@ def plan_of(optimizer: torch.optim.Optimizer) -> Plan:
         options = {name: group[name] for name in OPTIONS[group["rule"]] if name in group}
         options.update(rule=group["rule"], lr=peak_lr(group))
         for name, param in zip(names(group), group["params"], strict=True):
-            role = group.get("role") or _role(param)
+            role = role_in_group(group, param)
             shown = torch.empty(0) if is_lazy(param) else param
             zero = _starts_at_zero(param, inner.state.get(param, {}))
             entries.append(Entry(name, shown, role, zero, (), options))
     return Plan(type(inner).__name__, tuple(entries), (), {}, inner.defaults["lr"])
-
-
-def _role(param: Tensor) -> str:
-    if is_lazy(param):
-        return "lazy"
-    if param.numel() == 1:
-        return "scalar"
-    return "vector" if is_vector(param) else "matrix"
 
 
 def _starts_at_zero(param: Tensor, state: Mapping[str, Any]) -> bool:

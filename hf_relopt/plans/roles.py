@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 ROLES = ("matrix", "embedding", "head", "conv", "lora", "vector", "scalar")
 
@@ -91,6 +92,18 @@ def is_vector(param: Tensor) -> bool:
 def steps_as_vector(group: Mapping[str, Any], param: Tensor) -> bool:
     """True for a weight that is stepped as a vector: by its shape, or by its role in the plan."""
     return group.get("role") == "vector" or is_vector(param)
+
+
+def role_in_group(group: Mapping[str, Any], param: Tensor) -> str:
+    """A weight's role in its param group; by its shape where nobody has planned."""
+    role: str | None = group.get("role")
+    if role is not None:
+        return role
+    if is_lazy(param):
+        return "lazy"
+    if param.numel() == 1:
+        return "scalar"
+    return "vector" if is_vector(param) else "matrix"
 
 
 def home_of(model: nn.Module, name: str) -> str:

@@ -58,7 +58,7 @@ def pair_sums(before: Tensor, after: Tensor) -> Tensor:
     """
     # Differences of float32 numbers near each other are exact, and squares are summed in float64,
     # which has room for those of 1e38.
-    wide = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
+    wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
     before, after = before.to(wide).flatten(), after.to(wide).flatten()
     update = after - before
     norms = [

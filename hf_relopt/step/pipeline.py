@@ -119,9 +119,7 @@ def _step_alone(bundles: Sequence[Bundle], slots: Slots, probe: Measurement | No
             stepped += [slot.number for t, slot in enumerate(bundle.slots) if t not in left]
             continue
         for t, slot in enumerate(bundle.slots):
-            with probe.around(slot) as seen:
-                seen.counts = not alone(work.only(t))
-            if seen.counts:
+            if probe.alone(bundle, t, work.only(t), alone):
                 stepped.append(slot.number)
     return stepped
 
@@ -220,9 +218,8 @@ def _step_portion(
     if probe is not None:
         # Ranks without any of a weight's rows have seen its step, too.
         for bundle in portion.without_slices:
-            for slot in bundle.slots:
-                with probe.around(slot):
-                    pass
+            learn = verdicts[bundle.numbers].judged.learn[bundle.places]
+            probe.apply(bundle, (), learn, learn, lambda _: None)
 
 
 def _decide_and_apply(
@@ -249,7 +246,8 @@ def _decide_and_apply(
         if len(joint.bundles) > 1:
             first, last = bundle.slices.start, bundle.slices.stop
             decided = decision.narrow(first - begin, last - first)
-        _apply(bundle, parts[bundle], decided, probe)
+        learn = verdict.judged.learn[bundle.places]
+        _apply(bundle, parts[bundle], decided, learn, probe)
 
 
 def _decide(joint: Joint, rows: Tensor, learn: Tensor, verdict: Verdict, slots: Slots) -> Decision:
@@ -326,18 +324,20 @@ def _touched(bundle: Bundle) -> Tensor:
 
 
 def _apply(
-    bundle: Bundle, parts: Sequence[Part], decision: Decision, probe: Measurement | None
+    bundle: Bundle,
+    parts: Sequence[Part],
+    decision: Decision,
+    learn: Tensor,
+    probe: Measurement | None,
 ) -> None:
-    update, equation = bundle.backend.update, bundle.equation
+    def update(some: Sequence[Part]) -> None:
+        if some:
+            bundle.backend.update(some, bundle.equation, decision)
+
     if probe is None:
-        update(parts, equation, decision)
-        return
-    begin = 0
-    for slot, views in zip(bundle.slots, bundle.views, strict=True):
-        with probe.around(slot):
-            if views:
-                update(parts[begin : begin + len(views)], equation, decision)
-        begin += len(views)
+        update(parts)
+    else:
+        probe.apply(bundle, parts, learn, decision.move, update)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,125 +1,271 @@
-"""Telemetry: a probe around apply, which measures on the weights what a step really changed."""
+"""Telemetry: what a step really changes, summed on the weights around apply.
+
+The weights of a few slots are copied, stepped and compared, all of them laid end to end. What comes
+of it are a few numbers for each slot, which stay on their device until somebody reads them: a step
+that is measured waits for nothing, and is read with one copy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hf_relopt.sharding.layout import local
+from hf_relopt.backends.part import Direct, Part
+from hf_relopt.rules.rule import no_bound
+from hf_relopt.sharding.layout import Layout
 from hf_relopt.sharding.reduce import all_reduced
+from hf_relopt.step.change import NEARLY, Before, changes
+from hf_relopt.step.measured import LayerStep, Measured
 from hf_relopt.step.slot import Slot
-from hf_relopt.step.state import widest
+from hf_relopt.step.state import has_state, widest
 
-# A weight is at its bound if it is there to within float32 rounding.
-_NEARLY = 1 - 1e-5
+if TYPE_CHECKING:
+    from hf_relopt.step.lineup import Bundle
+
+# Columns of what is read: |dW|^2, |W|^2 before and after, entries that changed, share at the bound,
+# entries that the step was to change, those of them that it did not, and was the slot stepped?
+_COLUMNS = 8
 
 
 @dataclass
 class Seen:
-    """One slot, and the sums that its step has left.
+    """Some slots of a bundle, and the sums that their step has left.
 
     Attributes:
-        counts: False if it was not stepped after all.
-        sums: [6] of this rank's shard, then of the full tensor: |dW|^2, |W|^2 before and after,
-            changed entries, entries at their bound, entries.
+        learn: [T], whether a slot's gradient was usable.
+        squares: |dW|^2, |W|^2 before and after. Of each slice; of rows, which no two ranks share,
+            those of a slot are added up: their number differs from rank to rank.
+        counts: [T, 4]: changed entries, entries at a bound of their own, or in rows that are;
+            entries that were to change, those of them that did not.
+        owner: int64 [S]: each slice's slot, where it is not the only one.
+        bound: [S], |W| at which a slice is held; None for rows, which are counted already.
     """
 
-    slot: Slot
-    counts: bool = True
-    sums: Tensor = field(default_factory=lambda: torch.zeros(6))
+    slots: Sequence[Slot]
+    learn: Tensor
+    squares: Tensor
+    counts: Tensor
+    owner: Tensor | None
+    bound: Tensor | None
 
     @property
-    def by_row(self) -> bool:
-        """True if each row has a bound of its own."""
-        return self.slot.method.scale == "row"
+    def layout(self) -> Layout:
+        """That of one of them, for the process groups."""
+        return self.slots[0].layout
 
-    @property
-    def anchor_norm(self) -> Tensor:
-        """|W0|, or 0 for a rule without an anchor: such a tensor has no bound."""
-        state = self.slot.state
-        anchors = state.get("anchor_norm", state["skipped"].new_zeros(1))
-        return torch.linalg.vector_norm(local(anchors))
-
-    def rows_at_bound(self, part: Tensor) -> Tensor:
-        """How many entries of ``part`` are in rows that are at their bound."""
-        method, anchors = self.slot.method, local(self.slot.state["anchor_norm"])
-        bound = method.rule.largest_norm(anchors, method.options)
-        norms = torch.linalg.vector_norm(part.flatten(1).float(), dim=1)
-        return (norms >= _NEARLY * bound).sum() * (part.numel() // max(len(part), 1))
-
-    def at_bound(self) -> float:
-        """Share of this tensor that is held at its bound; blocks count as one."""
-        _, _, after, _, held, entries = self.sums.tolist()
-        if self.by_row:
-            return held / max(entries, 1)
-        method = self.slot.method
-        bound = method.rule.largest_norm(self.anchor_norm, method.options)
-        norm_is_held = bool(after**0.5 >= _NEARLY * float(bound))
-        return max(float(norm_is_held), held / max(entries, 1))
+    def rows(self, whole: Tensor) -> Tensor:
+        """[T, _COLUMNS] of the sums over all ranks, as they were flattened."""
+        size = len(self.slots)
+        squares = whole[: self.squares.numel()].view(-1, 3)
+        counts = whole[self.squares.numel() :].view(size, 4)
+        numels = [max(1, slot.layout.shape.numel()) for slot in self.slots]
+        held = counts[:, 1] / _on(counts, numels)
+        if self.bound is not None:
+            is_held = (squares[:, 2].sqrt() >= NEARLY * self.bound).to(held.dtype)
+            per_slot = _add_up(is_held.unsqueeze(1), self.owner, size)[:, 0]
+            slices = _on(counts, [slot.slices.count for slot in self.slots]).clamp(min=1)
+            held = torch.maximum(held, per_slot / slices)
+            squares = _add_up(squares, self.owner, size)
+        learn = self.learn.to(held.dtype)
+        columns = [*squares.unbind(1), counts[:, 0], held, counts[:, 2], counts[:, 3], learn]
+        return torch.stack(columns, dim=1)
 
 
 class Measurement:
-    """Sums over one step; costs a copy of one tensor at a time, and no synchronisation."""
+    """Sums over one step; costs copies of a few tensors at a time, and no synchronisation."""
 
     def __init__(self) -> None:
         self._seen: list[Seen] = []
+        self._all: Sequence[Slot] = ()
+        # What is to be read, the slots that were measured, and those with a count of their own.
+        self._tables: list[tuple[Tensor, list[Slot], list[Slot]]] = []
 
     @property
     def empty(self) -> bool:
         """True until a step has been measured."""
         return not self._seen
 
-    @contextmanager
-    def around(self, slot: Slot) -> Iterator[Seen]:
-        """Record what the body, which steps ``slot``, has changed."""
-        part = local(slot.param.detach())
-        before = part.clone()
-        seen = Seen(slot)
-        yield seen
-        if seen.counts:
-            method = slot.method
-            numel = slot.layout.shape.numel()
-            largest = method.rule.largest_entry(seen.anchor_norm, numel, method.options)
-            seen.sums = _sums(before, part, largest)
-            if seen.by_row:
-                seen.sums[4] = seen.rows_at_bound(part)
+    def apply(
+        self,
+        bundle: Bundle,
+        parts: Sequence[Part],
+        learn: Tensor,
+        move: Tensor,
+        update: Callable[[Sequence[Part]], None],
+    ) -> None:
+        """Let ``update`` step all parts of a bundle, some slots at a time, and see what changes.
+
+        Args:
+            learn: [T], whether a slot's gradient is usable.
+            move: [S], whether a slice may change.
+        """
+        at = 0
+        for first, last in _at_once(bundle):
+            count = sum(map(len, bundle.views[first:last]))
+            own = parts[at : at + count]
+            before = Before(own)
+            update(own)
+            begin, end = (bundle.numbers.first[bundle.begin + place] for place in (first, last))
+            anchors = bundle.numbers.anchor_norm[begin:end]
+            seen = _seen(bundle, first, last, own, before, anchors, learn[first:last], move)
             self._seen.append(seen)
+            at += count
 
-    def finish(self) -> None:
-        """Add up over shards, once: every rank has to measure the same step."""
-        batches: dict[object, list[Seen]] = {}
-        for seen in sorted(self._seen, key=lambda seen: seen.slot.number):
-            kind = seen.sums.device, seen.slot.layout.groups
-            batches.setdefault(kind, []).append(seen)
-        whole = all_reduced(
-            [torch.stack([seen.sums for seen in batch]) for batch in batches.values()],
-            [batch[0].slot.layout for batch in batches.values()],
-        )
-        for batch, rows in zip(batches.values(), whole, strict=True):
-            for seen, row in zip(batch, rows.unbind(), strict=True):
-                seen.sums = row
+    def alone(
+        self, bundle: Bundle, place: int, work: Direct, step: Callable[[Direct], list[int]]
+    ) -> bool:
+        """The same for one slot that a backend takes from its sums to the new weights.
 
-    def figures(self) -> dict[str, float]:
-        """The figures as floats; waits for the device."""
-        rows = [seen.sums.tolist() for seen in self._seen]
-        moved, norm, _, changed, _, entries = (sum(column) for column in zip(*rows, strict=True))
-        return {
-            "relative_update": (moved / norm) ** 0.5 if norm > 0 else 0.0,
-            "at_bound": sum(seen.at_bound() for seen in self._seen) / max(len(self._seen), 1),
-            "changed_entries": changed / max(entries, 1),
-        }
+        Args:
+            step: the backend's; it returns the places of what it has left.
+        """
+        state = bundle.numbers.own(bundle.begin + place)
+        taken, parts = state["step"], list(work.parts)
+        before, steps = Before(parts), taken.clone()
+        if step(work):
+            return False
+        learn = (taken != steps).view(1)
+        # As of the whole bundle, of which the part's view knows its place.
+        move = (learn & (work.lr != 0)).expand(place + 1)
+        # Numbers of some of the slots are copies, which do not hold a fresh anchor yet.
+        anchors = state.get("anchor_norm", taken.new_zeros(())).view(1)
+        seen = _seen(bundle, place, place + 1, parts, before, anchors, learn, move)
+        self._seen.append(seen)
+        return True
+
+    def finish(self, slots: Sequence[Slot]) -> None:
+        """Add up over shards, once: every rank has to measure the same step.
+
+        Args:
+            slots: all of the optimizer's.
+        """
+        self._all = slots
+        # All ranks have these slots in this order.
+        self._seen.sort(key=lambda seen: seen.slots[0].number)
+        flat = [torch.cat([s.squares.reshape(-1), s.counts.reshape(-1)]) for s in self._seen]
+        whole = all_reduced(flat, [seen.layout for seen in self._seen])
+        by_device: dict[torch.device, list[tuple[Seen, Tensor]]] = {}
+        for seen, own in zip(self._seen, whole, strict=True):
+            by_device.setdefault(seen.slots[0].device, []).append((seen, own))
+        for device, each in by_device.items():
+            measured = [slot for seen, _ in each for slot in seen.slots]
+            counted = [slot for slot in slots if slot.device == device and has_state(slot.state)]
+            skipped = torch.stack([slot.state["skipped"] for slot in counted])
+            rows = [seen.rows(own).reshape(-1) for seen, own in each]
+            table = torch.cat([*rows, skipped.to(rows[0].dtype)])
+            self._tables.append((table, measured, counted))
+
+    def read(self) -> Measured:
+        """What was measured; waits for the device, which is read by one copy."""
+        found: dict[int, list[float]] = {}
+        skipped: dict[int, int] = {}
+        for table, measured, counted in self._tables:
+            numbers = table.tolist()
+            for place, slot in enumerate(measured):
+                found[slot.number] = numbers[place * _COLUMNS : (place + 1) * _COLUMNS]
+            for slot, count in zip(counted, numbers[len(measured) * _COLUMNS :], strict=True):
+                skipped[slot.number] = int(count)
+        layers = [_layer(s, found.get(s.number), skipped.get(s.number, 0)) for s in self._all]
+        return Measured(tuple(layers))
 
 
-def _sums(before: Tensor, after: Tensor, largest: Tensor) -> Tensor:
-    dtype = widest(before.device)
-    held = (after.abs() >= _NEARLY * largest).sum()
-    changed = (before != after).sum()
-    norms = [torch.linalg.vector_norm(tensor.float()).to(dtype) for tensor in (before, after)]
-    moved = torch.linalg.vector_norm(before.sub_(after).float()).to(dtype)
-    entries = torch.full((), after.numel(), dtype=dtype, device=after.device)
-    squares = [norm * norm for norm in (moved, *norms)]
-    return torch.stack([*squares, changed.to(dtype), held.to(dtype), entries])
+def _at_once(bundle: Bundle) -> Iterator[tuple[int, int]]:
+    """Cut a bundle's slots so that few copies exist at a time; every rank cuts alike."""
+    on_cpu = bundle.first.device.type == "cpu"
+    most = 2**20 if on_cpu else 2**26  # a CPU's caches, or few launches
+    begin, entries = 0, 0
+    for place, slot in enumerate(bundle.slots):
+        numel = -(-slot.layout.shape.numel() // slot.layout.shards)
+        if place > begin and entries + numel > most:
+            yield begin, place
+            begin, entries = place, 0
+        entries += numel
+    yield begin, len(bundle.slots)
+
+
+def _seen(
+    bundle: Bundle,
+    first: int,
+    last: int,
+    parts: Sequence[Part],
+    before: Before,
+    anchors: Tensor,
+    learn: Tensor,
+    move: Tensor,
+) -> Seen:
+    """What the step of the slots from ``first`` to ``last`` of a bundle has changed."""
+    slots, numbers, method = bundle.slots[first:last], bundle.numbers, bundle.method
+    begin, end = (numbers.first[bundle.begin + place] for place in (first, last))
+    device, wide = bundle.first.device, widest(bundle.first.device)
+    owner = None
+    if end - begin != len(slots) or any([slot.slices.count != 1 for slot in slots]):
+        assert numbers.owner is not None
+        owner = numbers.owner[begin:end] - (bundle.begin + first)
+    anchors = anchors.to(wide)
+    bound = no_bound(anchors)
+    if method.rule.anchored:
+        bound = method.rule.largest_norm(anchors, method.options)
+    squares = torch.zeros(end - begin, 3, dtype=wide, device=device)
+    counts = torch.zeros(len(slots), 4, dtype=wide, device=device)
+    if parts:
+        views = [len(own) for own in bundle.views[first:last]]
+        entry_bound = None
+        if method.rule.largest_entry is not no_bound:
+            entry_bound = _entry_bounds(bundle, slots, anchors)
+        squares, counts = changes(parts, before, move, anchors, entry_bound)
+        squares, counts = squares.to(wide), _per_slot(counts.to(wide), views)
+    if method.scale != "row":
+        return Seen(slots, learn, squares, counts, owner, bound)
+    lengths = numbers.numel[begin:end]
+    held = (squares[:, 2].sqrt() >= NEARLY * bound) * lengths
+    counts[:, 1] = _add_up(held.to(wide).unsqueeze(1), owner, len(slots))[:, 0]
+    return Seen(slots, learn, _add_up(squares, owner, len(slots)), counts, None, None)
+
+
+def _entry_bounds(bundle: Bundle, slots: Sequence[Slot], anchors: Tensor) -> Tensor:
+    """The largest entry of each slot; such rules step full tensors."""
+    method = bundle.method
+    each = zip(anchors.unbind(), slots, strict=True)
+    found = [
+        method.rule.largest_entry(anchor, slot.layout.shape.numel(), method.options)
+        for anchor, slot in each
+    ]
+    return torch.stack(found)
+
+
+def _per_slot(rows: Tensor, parts: Sequence[int]) -> Tensor:
+    """Rows of slots from those of their parts."""
+    if all([count == 1 for count in parts]):
+        return rows
+    return torch.stack([own.sum(dim=0) for own in rows.split(parts)])
+
+
+def _add_up(rows: Tensor, owner: Tensor | None, size: int) -> Tensor:
+    """Rows of slots from those of their slices."""
+    return rows if owner is None else rows.new_zeros(size, rows.size(1)).index_add_(0, owner, rows)
+
+
+def _on(like: Tensor, numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+def _layer(slot: Slot, row: Sequence[float] | None, skipped: int) -> LayerStep:
+    """A slot's numbers in words; of one that took no part, nothing but its name."""
+    moved, before, after, changed, at_bound, wanted, stuck, stepped = row or [0.0] * _COLUMNS
+    return LayerStep(
+        slot=slot,
+        measured=row is not None,
+        stepped=bool(stepped),
+        update_norm=moved**0.5,
+        norm_before=before**0.5,
+        norm=after**0.5,
+        changed=changed,
+        at_bound=at_bound,
+        followed=wanted,
+        unchanged=stuck,
+        skipped=skipped,
+    )

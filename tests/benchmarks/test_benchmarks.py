@@ -156,6 +156,22 @@ def test_spectral_step_compares_with_muon_and_with_a_training_step(
     assert "not a measurement" in page and "which is" in page
 
 
+def test_telemetry_is_compared_with_a_training_without(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--size", "tiny", "--rounds", 1, "--device", "cpu", "--optim", "fromage", "madam"]
+    start(monkeypatch, load("telemetry"), *words, "--out", tmp_path / "result")
+    done = records(tmp_path / "result.jsonl")
+    keys = {(record["key"]["optimizer"], record["key"]["kind"]) for record in done}
+    kinds = ("metrics", "metrics and snapshots")
+    assert keys == {(name, kind) for name in ("fromage", "madam") for kind in kinds}
+    for record in done:
+        assert record["with_ms"] > record["step_ms"] > 0
+        assert record["ratio"] == pytest.approx(record["with_ms"] / record["step_ms"])
+    page = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert "not a measurement" in page and "with telemetry / without" in page
+
+
 def test_batches_hold_every_sentence_once_and_follow_the_seed(
     load, tiny_bert: Path, tmp_path: Path
 ) -> None:

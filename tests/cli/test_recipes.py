@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from hf_relopt.cli.main import app
 from hf_relopt.cli.recipe_command import launch_command
 from hf_relopt.cli.recipe_files import (
+    STUDIES,
     find_accelerate,
     find_recipe,
     recipe_names,
@@ -32,7 +34,7 @@ def call(*words: str):
 def test_list_names_everything_there_is():
     done = call("list")
     assert done.exit_code == 0
-    for name in (*recipe_names(), *task_names(), *accelerate_files(), "slurm"):
+    for name in (*recipe_names(), *task_names(), *STUDIES, *accelerate_files(), "slurm"):
         assert name in done.output
     # Each of ours, and AdamW to compare, in each task.
     assert (len(task_names()), len(recipe_names())) == (7, 4 * 7)
@@ -42,9 +44,11 @@ def test_list_names_everything_there_is():
 def test_list_as_json_says_the_same():
     done = call("list", "--json")
     found = json.loads(done.output)
-    assert done.exit_code == 0 and set(found) == {"folder", "tasks", "accelerate"}
+    assert done.exit_code == 0 and set(found) == {"folder", "tasks", "studies", "accelerate"}
     assert [name for task in found["tasks"] for name in task["recipes"]] == recipe_names()
     assert [way["name"] for way in found["accelerate"]] == list(accelerate_files())
+    for study in found["studies"]:
+        assert study["what"] and (RECIPES / study["script"]).is_file()
     for task in found["tasks"]:
         assert task["chosen"] in task["recipes"] and task["what"]
         assert (RECIPES / task["script"]).is_file()
@@ -55,6 +59,7 @@ def test_list_as_json_says_the_same():
     [
         ("pretrain-gpt2-124m", "pretrain-gpt2-124m/README.md"),
         ("pretrain-gpt2-124m/madam", "pretrain-gpt2-124m/madam.yaml"),
+        ("curvature", "curvature/README.md"),
         ("fsdp2", "accelerate/fsdp2.yaml"),
         ("accelerate/fsdp2", "accelerate/fsdp2.yaml"),
         ("slurm", "accelerate/slurm.sh"),
@@ -69,6 +74,8 @@ def test_show_prints_the_file_as_it_is(name, file):
     ("words", "near"),
     [
         (["show", "fsdp"], "similar names: fsdp2"),
+        (["run", "curvatures"], "similar names: curvature"),
+        (["run", "curvature", "--accelerate", "cpu"], "leave --accelerate cpu out"),
         (["show", "quux"], "available: continue-pretraining-gpt2, finetune-classifier-minilm"),
         (["run", "pretrain-gpt2-124/madam"], "pretrain-gpt2-124m/madam"),
         (["run", "pretrain-gpt2-124m", "--accelerate", "fsdp1"], "similar names: fsdp2"),
@@ -85,6 +92,19 @@ def test_what_is_no_name_is_one_message_and_code_2(words, near):
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("hf-relopt: ") and near in line
+
+
+def test_a_study_runs_with_its_own_flags_and_exit_code(tmp_path):
+    words = ["curvature", "--depths", "0", "--seeds", "7"]
+    script = str(RECIPES / "curvature.py")
+    dry = call("run", *words, "--dry-run")
+    assert dry.exit_code == 0 and shlex.split(dry.output)[1:] == [script, *words[1:]]
+    command = [sys.executable, "-m", "hf_relopt.cli.main", "recipes", "run", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    first, second = done.stderr.splitlines()
+    assert first.startswith("hf-relopt: ") and first.endswith("curvature.py --depths 0 --seeds 7")
+    assert second.startswith("curvature.py: error: --depths is 0; it takes 1 or more.")
 
 
 def test_a_dry_run_prints_the_command_and_runs_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -69,6 +70,38 @@ def run(tmp_path, environment):
 def _script(path: Path, source: str) -> Path:
     path.write_text(textwrap.dedent(source))
     return path
+
+
+# An unmodified script, which knows nothing of us.
+TRAIN = """
+    import sys
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+    import torch
+    quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    args = TrainingArguments("out", optim=sys.argv[1], max_steps=2, logging_steps=1, **quiet)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
+    job = Trainer(model, args, train_dataset=rows)
+    job.train()
+    print("logged", sorted(name for name in job.state.log_history[0] if "/" in name))
+"""
+
+
+def test_telemetry_is_added_to_an_unmodified_script(run, tmp_path):
+    script = _script(tmp_path / "train.py", TRAIN)
+    done = run("--telemetry", "python", script, "fromage")
+    assert done.returncode == 0, done.stderr
+    assert "'relative_update/matrix'" in done.stdout
+    lines = (tmp_path / "out" / "telemetry.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines[:3]] == ["run", "step", "step"]
+
+
+@pytest.mark.parametrize(
+    ("before", "telemetry"), [({}, True), ({"HF_RELOPT_TELEMETRY": "1"}, False)]
+)
+def test_telemetry_is_asked_for_by_a_variable_that_nested_commands_keep(before, telemetry):
+    assert child_environment(before, telemetry)["HF_RELOPT_TELEMETRY"] == "1"
+    assert "HF_RELOPT_TELEMETRY" not in child_environment({})
 
 
 def test_pythonpath_gets_the_folder_in_front_once():

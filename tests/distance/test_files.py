@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from hf_relopt.distance.files import FileWeights, is_adapter, locate, weights_in
 from hf_relopt.distance.weights import of_module
-from hf_relopt.errors import FormatError
+from hf_relopt.errors import ConfigError, FormatError
 from tests.distance.nets import gpt2
 
 WHOLE = (slice(None), slice(None))
@@ -51,6 +51,18 @@ def test_files_of_torch_are_read_as_well(model, tmp_path, name):
     torch.save(model.state_dict(), tmp_path / name)
     source = tmp_path if name.startswith("pytorch") else tmp_path / name
     assert weights_in(source).shapes == of_module(model).shapes
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_the_weights_in_a_checkpoint_of_a_training_loop(model, tmp_path, key):
+    torch.save({key: model.state_dict(), "epoch": 3, "optimizer": {}}, tmp_path / "x.ckpt.pt")
+    assert weights_in(tmp_path / "x.ckpt.pt").shapes == of_module(model).shapes
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path):
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match="its entry 'epoch' holds int, not a tensor"):
+        weights_in(tmp_path / "x.pt")
 
 
 def test_torch_files_in_shards(model, tmp_path):

@@ -37,6 +37,12 @@ def test_spectral_norms_are_those_of_the_flattened_matrix(shape, kept, monkeypat
     assert spectral_norms(pair(before, after)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_spectral_norms_of_float64_have_its_precision():
+    before, after = torch.randn(2, 100, 60, dtype=torch.float64)
+    expected = [float(torch.linalg.matrix_norm(each, ord=2)) for each in (before, after - before)]
+    assert spectral_norms(pair(before, after)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_stack_of_experts_counts_by_its_largest():
     before, after = torch.randn(3, 6, 5), torch.randn(3, 6, 5)
     expected = [

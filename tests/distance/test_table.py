@@ -42,6 +42,15 @@ def test_columns_of_operator_norms_only_where_they_were_measured():
     assert "stable rank" not in rows(of_gpt2(), None)[0]
 
 
+def test_gradients_that_were_measured_have_a_column():
+    tokens = torch.arange(16).view(2, 8)
+    found = of_gpt2(batch={"input_ids": tokens, "labels": tokens}, gradients=True)
+    head, cells = rows(found, None)
+    assert head[-1] == "gradient change"
+    changes = found.measured.gradient_change
+    assert [row[-1] for row in cells] == [f"{changes[x.name]:.4g}" for x in found.layers]
+
+
 def test_many_tensors_with_one_reason_are_counted():
     before = {f"b{n}": torch.zeros(2) for n in range(9)} | {"w": torch.ones(2, 2)}
     found = network_distance(before, before)

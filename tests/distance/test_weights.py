@@ -41,6 +41,18 @@ def test_buffers_and_integers_are_no_weights():
     assert of_module(net).others["1.running_mean"] == "a buffer"
 
 
+def test_what_is_stored_in_another_way_is_named():
+    state = {
+        "sparse": torch.eye(3).to_sparse(),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "block._extra_state": None,
+        3: torch.ones(2),
+    }
+    weights = of_state_dict(state)
+    assert list(weights.shapes) == ["3"]
+    assert weights.others == {"sparse": "stored as sparse_coo", "complex": "stored as complex64"}
+
+
 def test_wrappers_leave_the_names():
     model = gpt2()
     wrapped = nn.DataParallel(torch.compile(model)).state_dict()

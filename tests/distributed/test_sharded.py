@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hf_relopt.hf.checkpoints import find_fault
+from hf_relopt.telemetry.lines import read
 from tests.distributed import framed, sharded
 from tests.distributed.lost_rank import HANGS_FOR
 from tests.distributed.ranks import HERE, forked, torchrun, without_a_launcher
@@ -20,6 +21,7 @@ from tests.distributed.ranks import HERE, forked, torchrun, without_a_launcher
 TRAINER_CHECKS = [
     "trainer_shards_and_equals_ddp",
     "the_record_and_the_card_are_of_the_full_weights",
+    "telemetry_is_of_the_full_model_and_written_once",
     "trainer_resumes_with_the_same_bits",
     "another_optimizers_shards_are_refused_or_discarded",
     "another_directions_shards_are_refused",
@@ -89,7 +91,7 @@ def test_killed_in_a_step_and_in_a_save_it_ends_with_the_same_bits(tmp_path: Pat
         began = time.monotonic()
         assert torchrun(2, HERE / "killed.py", str(killed), how).returncode != 0
         assert time.monotonic() - began < 100
-        assert sorted(folder.name for folder in run.iterdir()) == left
+        assert sorted(folder.name for folder in run.glob("checkpoint-*")) == left
     assert find_fault(run / "checkpoint-2") is None
     assert find_fault(run / "checkpoint-4") is not None
     for folder in (killed, unbroken):
@@ -97,3 +99,9 @@ def test_killed_in_a_step_and_in_a_save_it_ends_with_the_same_bits(tmp_path: Pat
         assert done.returncode == 0, done.stderr
     ends = [torch.load(folder / "end.pt", weights_only=True) for folder in (killed, unbroken)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
+    # What was trained again is read once, and says the same of each step.
+    lines = [read(folder / "run" / "telemetry.jsonl") for folder in (killed, unbroken)]
+    steps = [[line for line in each if line["kind"] == "step"] for each in lines]
+    assert [line["step"] for line in steps[0]] == [line["step"] for line in steps[1]] != []
+    for resumed, whole in zip(*steps, strict=True):
+        assert resumed["relative_update"] == whole["relative_update"]

@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from hf_relopt import RelOptTrainer, UnsupportedSetup, create_optimizer
+from hf_relopt import RelOptCallback, RelOptTrainer, UnsupportedSetup, create_optimizer
 from hf_relopt.errors import ConfigError
 from hf_relopt.hf.accelerate_faults import SHARDED_STATE, numbers
 from hf_relopt.hf.checkpoints import find_fault
@@ -336,9 +336,45 @@ def the_record_and_the_card_are_of_the_full_weights() -> None:
         assert "is not measured: the weights are sharded. Run `hf-relopt card` on" in text
 
 
+def telemetry_is_of_the_full_model_and_written_once() -> None:
+    """By the first rank, which speaks; the metrics are in every rank's log."""
+    initial = FOLDER / "initial"
+    if os.environ["RANK"] == "0":  # the others wait before they read it
+        gpt2().save_pretrained(initial)
+    found = {}
+    for fsdp in (False, True):
+        for kind in ({"snapshots": "memory", "snapshot_dtype": "float32"}, {"initial": initial}):
+            name = f"telemetry-{fsdp}-{'-'.join(kind)}"
+            made = trainer(name, "fromage", fsdp, logging_steps=3)
+            RelOptCallback(**kind).attach(made)
+            made.train()
+            logs = [entry for entry in made.state.log_history if "loss" in entry]
+            assert all("relative_update/matrix" in entry for entry in logs)
+            assert fsdp <= ("drt_since_start" in logs[0])
+            dist.barrier()
+            text = (FOLDER / name / "telemetry.jsonl").read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines()]
+            kinds = [(line["kind"], line["step"]) for line in lines if line["kind"] != "warning"]
+            assert kinds == [("run", 0), ("step", 3), ("step", 6)], kinds
+            assert [layer["name"] for layer in lines[0]["layers"]] == [
+                name for name, _ in gpt2().named_parameters()
+            ]
+            weights = whole(made.model, sharded=fsdp)
+            norms = dict(zip(weights, lines[-1]["norm"], strict=True))
+            for name, tensor in weights.items():
+                if not name.endswith("c_attn.bias"):
+                    assert abs(norms[name] - float(tensor.norm())) <= 1e-5 * norms[name], name
+            found[fsdp, next(iter(kind))] = lines[-1]["metrics"]
+    same = found[False, "snapshots"]
+    for metrics in found.values():
+        for name in ("relative_update", "step_drt", "drt_since_start", "at_bound/embedding"):
+            assert abs(metrics[name] - same[name]) <= 1e-4 * abs(same[name]), (name, found)
+
+
 CHECKS = (
     trainer_shards_and_equals_ddp,
     the_record_and_the_card_are_of_the_full_weights,
+    telemetry_is_of_the_full_model_and_written_once,
     trainer_resumes_with_the_same_bits,
     another_optimizers_shards_are_refused_or_discarded,
     another_directions_shards_are_refused,

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import Trainer
 
-from hf_relopt import RelOptTrainer
+from hf_relopt import RelOptCallback, RelOptTrainer
+from hf_relopt.cli import run
 from hf_relopt.errors import FormatError
-from hf_relopt.hf.trainers import trainer_of
+from hf_relopt.hf.trainers import TELEMETRY, handlers_with, trainer_of
 from tests.hf.tiny import arguments, gpt2, pretrained, rows, same, weights
 
 
@@ -33,6 +34,34 @@ def test_making_an_optimizer_twice_for_one_model_is_making_the_same(tmp_path):
     job.optimizer = job.lr_scheduler = None
     job.create_optimizer()
     assert {group["lr"] for group in job.optimizer.param_groups} == {0.01}
+
+
+@pytest.mark.parametrize(("value", "has_one"), [(None, False), ("0", False), ("1", True)])
+def test_telemetry_is_added_where_the_variable_asks_for_it(value, has_one, tmp_path, monkeypatch):
+    assert TELEMETRY == run.TELEMETRY
+    monkeypatch.delenv(TELEMETRY, raising=False)
+    if value is not None:
+        monkeypatch.setenv(TELEMETRY, value)
+    args = arguments(tmp_path, optim="fromage")
+    for cls, expected in ((Trainer, int(has_one)), (RelOptTrainer, 1)):
+        job = cls(gpt2(), args, train_dataset=rows())
+        callbacks = job.callback_handler.callbacks
+        found = [each for each in callbacks if isinstance(each, RelOptCallback)]
+        assert len(found) == expected
+        if found:
+            assert handlers_with(found[0]) == [job.callback_handler]
+    asked = Trainer(gpt2(), args, train_dataset=rows(), callbacks=[RelOptCallback()])
+    mine = [c for c in asked.callback_handler.callbacks if isinstance(c, RelOptCallback)]
+    assert len(mine) == 1
+
+
+def test_who_asks_for_telemetry_of_another_optimizer_hears_that_there_is_none(
+    tmp_path, monkeypatch, said
+):
+    monkeypatch.setenv(TELEMETRY, "1")
+    args = arguments(tmp_path, optim="adamw_torch", max_steps=1)
+    Trainer(gpt2(), args, train_dataset=rows()).train()
+    assert said.about("AdamW is no optimizer of hf_relopt; not measured")
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,19 @@ def test_line_of_a_step(tmp_path, capsys):
         assert words in line
 
 
+def test_a_line_leaves_out_what_the_picture_and_the_file_show(tmp_path, capsys):
+    lines = ProgressLines("tokens", 1000)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state = TrainerState(max_steps=2, global_step=0, is_world_process_zero=True)
+    lines.on_train_begin(args, state, TrainerControl())
+    logs = {"loss": 2.5, "relative_update": 0.01, "relative_update/matrix": 0.011}
+    logs |= {"relative_update_p50": 0.012, "step_drt": 0.3, "mean_token_accuracy": 0.4}
+    state.log_history.append(dict(logs))
+    lines.on_log(args, state, TrainerControl(), logs=logs)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "relative update 0.01  mean_token_accuracy 0.4  " in line and "0.3" not in line
+
+
 def test_clock_goes_on_after_a_restart(tmp_path):
     lines = ProgressLines("texts", 1)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)

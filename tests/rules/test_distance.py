@@ -40,11 +40,14 @@ def test_a_step_of_one_percent_holds_up_to_69_layers():
     assert largest_lr(69) > 0.01 > largest_lr(70)
 
 
-@pytest.mark.parametrize("dtypes", [("float32",) * 2, ("bfloat16", "float32"), ("float64",) * 2])
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float32",) * 2, ("bfloat16", "float32"), ("float64", "float16"), ("float8_e4m3fn",) * 2],
+)
 def test_pair_sums_match_float64(dtypes):
     first, second = (torch.randn(7, 5).to(getattr(torch, name)) for name in dtypes)
     second[0] = first[0].to(second.dtype)  # a row that does not change
-    second[1] = -first[1]
+    second[1] = -first[1].float()
     a, b = (tensor.double().numpy() for tensor in (first, second))
     expected = [
         (a**2).sum(), (b**2).sum(), ((b - a) ** 2).sum(), (a * b < 0).sum(), (a != b).sum(), a.size,

@@ -1,0 +1,1 @@
+"""Reports: reads the files of finished, running or killed runs and makes pages of them."""
