@@ -1,7 +1,8 @@
 """Hold weights in a ball around their initial ones, after each step, sharded or not.
 
-With copies in memory nothing waits for the device: norms, shares and new weights stay on it. Sharded
-weights are summed over the ranks with one all-reduce for all of them.
+With copies on an accelerator nothing waits for it: norms, shares and new weights stay there. On a
+CPU, or read from the disk, a piece at a time is worked on. Shards are summed over the ranks with one
+all-reduce for all weights.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Held:
     param: Tensor
     layout: Layout
 
-    def pieces(self) -> Iterator[tuple[Tensor, Slices]]:
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[Tensor, Slices]]:
         """Pieces of this rank's shard as views, and where they lie in the full weight."""
         part, offset = local(self.param), self.layout.offset
-        for where in pieces_of(tuple(part.shape), offset, PIECE):
+        for where in pieces_of(tuple(part.shape), offset, size):
             inside = tuple(
                 slice(s.start - at, s.stop - at) for s, at in zip(where, offset, strict=True)
             )
@@ -88,19 +89,31 @@ class Ball:
         self, held: Sequence[Held], initial: Weights, norms: Sequence[Tensor], rho: float
     ) -> None:
         self.held, self.rho, self._initial = list(held), rho, initial
-        self._copies = initial.tensors if isinstance(initial, Copies) else None
         self._norms = list(norms)
-        self._portions = [] if self._copies is None else _portions(self.held)
+        # By what is worked on at once: portions on an accelerator, one weight after the other.
+        copied = isinstance(initial, Copies)
+        self._size = CACHED if copied else PIECE
+        there = [copied and local(each.param).device.type != "cpu" for each in self.held]
+        self._portions = _portions(self.held, [n for n, on in enumerate(there) if on])
+        self._singly = [n for n, on in enumerate(there) if not on]
 
     @torch.no_grad()
     def pull(self) -> None:
         """Bring back to the surface what has left the ball; every rank takes part."""
-        if not self.held:
-            return
-        if self._copies is None:
-            self._pull_in_pieces()
-        else:
-            self._pull_in_memory(self._copies)
+        squares: list[Tensor] = [torch.empty(0)] * len(self.held)
+        for portion in self._portions:
+            found = local_squares(self._updates(portion)[0]).unbind()
+            for place, square in zip(portion, found, strict=True):
+                squares[place] = square
+        for place in self._singly:
+            squares[place] = self._square_in_pieces(self.held[place])
+        shares = self._shares(squares)
+        for portion in self._portions:
+            self._move_together(portion, shares)
+        for place in self._singly:
+            # Where the host has the share, what is inside needs no second look.
+            if shares[place] < 1:
+                self._move_in_pieces(self.held[place], shares[place])
 
     def _shares(self, squares: Sequence[Tensor]) -> list[Tensor]:
         full = full_squares(squares, [each.layout for each in self.held])
@@ -113,54 +126,43 @@ class Ball:
                 shares[place] = share
         return shares
 
-    def _pull_in_memory(self, copies: Mapping[str, Tensor]) -> None:
-        squares: list[Tensor] = [torch.empty(0)] * len(self.held)
-        for portion in self._portions:
-            updates, _, _ = self._updates(portion, copies)
-            for place, square in zip(portion, local_squares(updates).unbind(), strict=True):
-                squares[place] = square
-        shares = self._shares(squares)
-        for portion in self._portions:
-            updates, wide, centres = self._updates(portion, copies)
-            own = [shares[place].to(updates[0].dtype) for place in portion]
-            # As rules.ball.nearest says it, for many weights at once.
-            torch._foreach_mul_(updates, own)
-            torch._foreach_add_(updates, centres)
-            params = [local(self.held[place].param) for place in portion]
-            found = [
-                torch.where(share < 1, near, weight)
-                for share, near, weight in zip(own, updates, wide, strict=True)
-            ]
-            torch._foreach_copy_(params, found)
-
-    def _updates(
-        self, portion: Sequence[int], copies: Mapping[str, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """W - W0, W and W0 of the local shards, in float32 or wider."""
-        params = [local(self.held[place].param).detach() for place in portion]
+    def _updates(self, portion: Sequence[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """W - W0, W and W0 of local shards of one dtype, in float32 or wider."""
+        assert isinstance(self._initial, Copies)
+        copies = self._initial.tensors
+        params = [local(self.held[place].param) for place in portion]
         kind = torch.promote_types(params[0].dtype, torch.float32)
         wide = [param.to(kind) for param in params]
         centres = [local(copies[self.held[place].name]).to(kind) for place in portion]
         return list(torch._foreach_sub(wide, centres)), wide, centres
 
-    def _pull_in_pieces(self) -> None:
-        squares = []
-        for each in self.held:
-            total = torch.zeros((), dtype=torch.float64)
-            for piece, where in each.pieces():
-                wide = torch.promote_types(piece.dtype, torch.float32)
-                initial = self._initial.read(each.name, where).to(piece.device, wide)
-                total += local_squares([piece.to(wide) - initial])[0].cpu()
-            squares.append(total)
-        # What is inside needs no second reading: the host has to know.
-        shares = torch.stack([share.cpu() for share in self._shares(squares)])
-        for each, share in zip(self.held, shares, strict=True):
-            if share >= 1:
-                continue
-            for piece, where in each.pieces():
-                initial = self._initial.read(each.name, where).to(piece.device)
-                wide = torch.promote_types(piece.dtype, torch.float32)
-                piece.copy_(ball.nearest(piece, initial, share.to(piece.device, wide)))
+    def _move_together(self, portion: Sequence[int], shares: Sequence[Tensor]) -> None:
+        """As rules.ball.nearest says it, for many weights at once."""
+        updates, wide, centres = self._updates(portion)
+        own = [shares[place].to(updates[0].dtype) for place in portion]
+        torch._foreach_mul_(updates, own)
+        torch._foreach_add_(updates, centres)
+        found = [
+            torch.where(share < 1, near, weight)
+            for share, near, weight in zip(own, updates, wide, strict=True)
+        ]
+        torch._foreach_copy_([local(self.held[place].param) for place in portion], found)
+
+    def _square_in_pieces(self, held: Held) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for piece, initial in self._in_pieces(held):
+            total += local_squares([piece.to(initial.dtype) - initial])[0].cpu()
+        return total
+
+    def _move_in_pieces(self, held: Held, share: Tensor) -> None:
+        for piece, initial in self._in_pieces(held):
+            piece.copy_(ball.nearest(piece, initial, share.to(piece.device, initial.dtype)))
+
+    def _in_pieces(self, held: Held) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pieces of W, as views, and of W0, in float32 or wider."""
+        for piece, where in held.pieces(self._size):
+            wide = torch.promote_types(piece.dtype, torch.float32)
+            yield piece, self._initial.read(held.name, where).to(piece.device, wide)
 
 
 def _by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -170,13 +172,13 @@ def _by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
     return list(places.values())
 
 
-def _portions(held: Sequence[Held]) -> list[list[int]]:
-    """Weights of one dtype and device that are worked on together."""
+def _portions(held: Sequence[Held], places: Sequence[int]) -> list[list[int]]:
+    """Those at ``places`` by what is worked on together: weights of one dtype and device."""
     found: list[list[int]] = []
     room: dict[tuple[torch.dtype, torch.device], int] = {}
     last: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for place, each in enumerate(held):
-        part = local(each.param)
+    for place in places:
+        part = local(held[place].param)
         key = part.dtype, part.device
         if room.get(key, 0) < part.numel() or key not in last:
             last[key], room[key] = [], PORTION

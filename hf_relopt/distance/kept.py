@@ -157,8 +157,7 @@ class KeptWeights:
             if found is None:
                 found = part.new_empty(shape)
             here = tuple(
-                slice(b - w.start, e - w.start)
-                for b, e, w in zip(begins, ends, where, strict=True)
+                slice(b - w.start, e - w.start) for b, e, w in zip(begins, ends, where, strict=True)
             )
             found[here] = part
         assert found is not None

@@ -106,8 +106,8 @@ class Limits:
         for pattern in self.free:
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise ConfigError(
-                    f"free has {pattern!r}, which matches none of the model's {len(known)} weights. "
-                    f"Use a pattern over names such as {known[-1] if known else 'weight'!r}."
+                    f"free has {pattern!r}, which matches none of the model's {len(known)} "
+                    f"weights. Use a pattern over names, as of {known[-1] if known else 'w'!r}."
                 )
 
     def judged(self, step: int, updates: Mapping[str, float], *, bound: bool) -> Look:

@@ -1,7 +1,7 @@
 """Hold LoRA adapters: their change of a weight, dW = s B A, stays within rho |W0|.
 
-W0 is frozen and nothing is copied: |dW| comes from the factors, and B is shortened where dW has left
-the ball, which is the nearest point of it along dW.
+W0 is frozen and nothing is copied: |dW| comes from the factors. Where dW has left the ball, B is
+shortened, which gives the nearest point of the ball.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def factors_of(model: nn.Module) -> list[Factors]:
                 found.append(factors)
     if len(found) != len(changed):
         raise ConfigError(
-            f"{type(model).__name__} has {len(found)} active adapters on {len(changed)} weights that "
-            f"they change. {_INSTEAD} Activate one, unmerged: model.set_adapter(name)."
+            f"{type(model).__name__} has {len(found)} active adapters on the {len(changed)} "
+            f"weights that they change. {_INSTEAD} Activate one, unmerged: model.set_adapter(name)."
         )
     # The adapters' own names of the weights, which a distance has, too.
     return [replace(each, name=name) for each, name in zip(found, changed, strict=True)]

@@ -183,7 +183,9 @@ def _placeholders(
 ) -> dict[str, float | None]:
     """What placeholders have of each weight's square, at most; None of one that is zero."""
     layouts = {name: layout_of(param) for name, param in params.items()}
-    blocks = {name: _squares_of_blocks(params[name], methods[name], layouts[name]) for name in params}
+    blocks = {
+        name: _squares_of_blocks(params[name], methods[name], layouts[name]) for name in params
+    }
     order = list(layouts.values())
     squares = dict(zip(params, all_reduced(list(blocks.values()), order), strict=True))
     rows = {
@@ -191,7 +193,9 @@ def _placeholders(
         for name, param in params.items()
         if methods[name].scale == "row"
     }
-    counts = dict(zip(rows, all_reduced(list(rows.values()), [layouts[n] for n in rows]), strict=True))
+    counts = dict(
+        zip(rows, all_reduced(list(rows.values()), [layouts[n] for n in rows]), strict=True)
+    )
     found: dict[str, float | None] = {}
     for name, param in params.items():
         if float(squares[name].sum()) == 0:
