@@ -1,13 +1,13 @@
 """Hold weights in a ball around their initial ones, after each step, sharded or not.
 
 With copies on an accelerator nothing waits for it: norms, shares and new weights stay there. On a
-CPU, or read from the disk, a piece at a time is worked on. Shards are summed over the ranks with one
-all-reduce for all weights.
+CPU, or read from the disk, a piece at a time is worked on. What ranks have summed of their shards
+is added with one all-reduce for all weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch

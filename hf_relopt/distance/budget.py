@@ -231,6 +231,11 @@ class Budget:
         resumes: bool,
     ) -> None:
         copy = self.limits.copy or "exact"
+        if is_peft_model(model) and self.limits.initial is not None:
+            raise ConfigError(
+                f"initial is {self.limits.initial!r} for a model with adapters, and hold takes the "
+                "frozen weights below them for W0. Leave initial out."
+            )
         factors = [each for each in factors_of(model) if not self.limits.is_free(each.name)]
         own = {id(tensor) for each in factors for tensor in (each.a, each.b)}
         params = {name: param for name, param in params.items() if id(param) not in own}
@@ -250,9 +255,9 @@ class Budget:
             inside = [each for each, moves in zip(held, moving, strict=True) if moves]
             norms = [s.sqrt() for s, moves in zip(squares, moving, strict=True) if moves]
             self._balls.append(Ball(inside, start.weights, norms, rho))
-        for each in factors:
-            self._check_start(each.name, float(each.base_square()))
-        if factors := [each for each in factors if each.name not in self.left_alone]:
+        for pair in factors:
+            self._check_start(pair.name, float(pair.base_square()))
+        if factors := [pair for pair in factors if pair.name not in self.left_alone]:
             self._balls.append(LoraBall(factors, rho))
 
     def _check_start(self, name: str, square: float) -> None:

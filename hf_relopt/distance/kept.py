@@ -81,6 +81,8 @@ def write(folder: Path, params: Mapping[str, Tensor], rank: int, ranks: int, run
         if part.numel() and (rank == 0 or not layout.is_whole):
             boxes[name] = layout.offset
             tensors[name] = part.contiguous().cpu()
+    if not tensors and rank > 0:
+        return  # the first rank has it all
     path = folder / f"initial-{rank:05d}-of-{ranks:05d}.safetensors"
     unfinished = path.with_name(f".{path.name}.unfinished")
     save_file(tensors, unfinished, metadata={"run": run, "offsets": json.dumps(boxes)})

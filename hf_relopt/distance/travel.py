@@ -17,7 +17,7 @@ from hf_relopt.distance.ball import local_squares
 from hf_relopt.errors import ConfigError
 from hf_relopt.options.method import Method, method_of
 from hf_relopt.rules.fromage import PLACEHOLDER_BLOCK, PLACEHOLDER_ROW, untrained_lr
-from hf_relopt.rules.travel import Reach, after_step, with_placeholders
+from hf_relopt.rules.travel import START, Reach, after_step, with_placeholders
 from hf_relopt.sharding.layout import Layout, layout_of, local
 from hf_relopt.sharding.reduce import all_reduced
 
@@ -43,8 +43,8 @@ class _Way:
     group: int
     param: Tensor
     shares: dict[str, float]
-    reach: Reach = Reach()
-    untrained: Reach = Reach()
+    reach: Reach = START
+    untrained: Reach = START
 
 
 class Travel:
@@ -152,8 +152,8 @@ def refuse_unbounded(name: str, param: Tensor, group: Mapping[str, Any], optimiz
         )
     if method_of(group, param).elementwise:
         raise ConfigError(
-            f"{name} of shape {tuple(param.shape)} is stepped entry by entry, as vectors are beside "
-            f"a direction, and such steps have no bound in terms of its norm. {_INSTEAD}"
+            f"{name} of shape {tuple(param.shape)} is stepped entry by entry, as vectors are "
+            f"beside a direction, and such steps have no bound in terms of its norm. {_INSTEAD}"
         )
     if torch.finfo(param.dtype).bits < 32:
         raise ConfigError(
@@ -228,7 +228,7 @@ def _small_blocks(squares: Tensor, sizes: Iterable[int]) -> float:
 
 
 def _squares_of_blocks(param: Tensor, method: Method, layout: Layout) -> Tensor:
-    """The squares of the norms of what this rank has of each block; of one, if there are no more."""
+    """The squares of the norms of this rank's part of each block; of one, if there are no more."""
     part = local(param.detach())
     if method.scale != "block":
         return local_squares([part])

@@ -143,7 +143,7 @@ class DistanceBudget(Budget, TrainerCallback, ExportableState):
         return {"args": self.limits.to_dict(), "attributes": {"saved": self.state_dict()}}
 
     def _saved(self, state: TrainerState) -> dict[str, Any] | None:
-        """This budget's own state in a checkpoint; None if it was written without one."""
+        """What the checkpoint holds of this budget; None if it was written without one."""
         found = state.stateful_callbacks.get(type(self).__name__, [])
         entries = found if isinstance(found, list) else [found]
         own = json.loads(json.dumps(self.limits.to_dict()))
@@ -166,7 +166,7 @@ def _check_launch(args: TrainingArguments, model: nn.Module) -> None:
     guards.check_model(model)
     if getattr(args, "hf_deepspeed_config", None) or guards.is_set("ACCELERATE_USE_DEEPSPEED"):
         raise UnsupportedSetup(
-            "DistanceBudget under DeepSpeed: its optimizer keeps weights of its own, which it would "
-            "write over those that the budget has moved. Use FSDP2 (fsdp_version: 2), DDP, or a "
+            "DistanceBudget under DeepSpeed: its optimizer keeps weights of its own, which it writes "
+            "over those that the budget has moved. Use FSDP2 (fsdp_version: 2), DDP, or a "
             "single device."
         )

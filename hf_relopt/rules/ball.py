@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def kept_share(update_norm: Tensor, initial_norm: Tensor, rho: float) -> Tensor:
-    """s for T weights at once; 1 for what is inside, for a zero W0, and for norms not finite.
+    """The shares s of T weights; 1 for what is inside, for a zero W0, and for norms not finite.
 
     Args:
         update_norm: |W - W0| of the full weights, [T].

@@ -32,8 +32,11 @@ from typing import NamedTuple
 class Reach(NamedTuple):
     """Bounds of a weight's distance and norm, both in units of |W0|."""
 
-    distance: float = 0.0
-    norm: float = 1.0
+    distance: float
+    norm: float
+
+
+START = Reach(0.0, 1.0)
 
 
 def after_step(

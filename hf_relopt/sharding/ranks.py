@@ -6,7 +6,7 @@ import torch
 
 
 def rank_and_count() -> tuple[int, int]:
-    """This process's rank and how many there are; (0, 1) without a process group."""
+    """The rank of this process and how many there are; (0, 1) without a process group."""
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
