@@ -283,8 +283,7 @@ class Budget:
                 "do not bound the distance. Begin before its first step, resume with the state of "
                 "the budget, or pass initial=."
             )
-        matrices = {name: param for name, param in params.items() if param.dim() >= 2}
-        self._travel = Travel(optimizer, matrices)
+        self._travel = Travel(optimizer, _matrices(params))
         self.left_alone.update(dict.fromkeys(self._travel.left_alone, _ZERO))
         if state is not None:
             if state.get("travel") is None:
@@ -300,8 +299,8 @@ class Budget:
         self, model: nn.Module, params: dict[str, Tensor], folder: Path | None, resumes: bool
     ) -> None:
         if not is_peft_model(model):
-            matrices = {name: param for name, param in params.items() if param.dim() >= 2}
-            start = self._origin(matrices, folder, resumes, self.limits.copy or "disk")
+            copy = self.limits.copy or "disk"
+            start = self._origin(_matrices(params), folder, resumes, copy)
             self._before = start.weights
         elif self.limits.copy is None:
             self._before, _ = opened(self.limits.initial, model)
@@ -375,3 +374,14 @@ class Budget:
     def _give_back(self) -> None:
         for tensor, kept in self._within:
             local(tensor).copy_(kept)
+
+
+def _matrices(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that count for drt and layer."""
+    found = {name: param for name, param in params.items() if param.dim() >= 2}
+    if not found:
+        raise ConfigError(
+            "no weight matrix is trained that is not free, and drt and layer are limits for "
+            "matrices (weights with two or more dimensions). Use hold, or free fewer weights."
+        )
+    return found

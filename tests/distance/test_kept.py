@@ -54,7 +54,9 @@ def test_what_is_written_is_read_again(tmp_path):
     found = KeptWeights(tmp_path / "kept", SHAPES, "run")
     for name, param in PARAMS.items():
         assert torch.equal(found.read(name, all_of(param.shape)), param)
-    assert torch.equal(found.read("a.weight", (slice(2, 4), slice(1, 3))), PARAMS["a.weight"][2:4, 1:3])
+    assert torch.equal(
+        found.read("a.weight", (slice(2, 4), slice(1, 3))), PARAMS["a.weight"][2:4, 1:3]
+    )
     assert not list((tmp_path / "kept").glob(".*"))
 
 

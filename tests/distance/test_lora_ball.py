@@ -42,7 +42,9 @@ def layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "base_layer")]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["c_fc"]}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"target_modules": ["c_fc"]}], ids=str
+)
 def test_the_change_is_brought_to_the_surface_in_its_own_direction(options):
     model = adapted(**options)
     before = [change(layer) for layer in layers(model)]

@@ -103,7 +103,9 @@ def test_each_role_has_its_own_rate():
     optimizer = create_optimizer(model, "fromage_spectral", lr=0.02)
     travel = Travel(optimizer, dict(model.named_parameters()))
     bounds = travel.bounds_after()
-    factors = {n: g.get("lr_factor") or 1.0 for g in optimizer.param_groups for n in g["param_names"]}
+    factors = {
+        n: g.get("lr_factor") or 1.0 for g in optimizer.param_groups for n in g["param_names"]
+    }
     for name, bound in bounds.items():
         lr = 0.02 * factors[name]
         assert lr < bound < 1.02 * lr, name

@@ -59,6 +59,7 @@ def test_a_walk_along_the_weight_attains_it():
 
 def test_a_step_at_right_angles_on_a_sphere_attains_its_bound():
     lr = 0.3
+
     # V touches the ball of radius lr around W: at right angles to V itself.
     def touching(weight):
         side = torch.tensor([-4.0, 3.0, 0.0], dtype=torch.float64)
