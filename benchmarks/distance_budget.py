@@ -178,7 +178,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    description = (__doc__ or "").replace("STEPS", "150").replace("LINES", "500")
+    description = (__doc__ or "").replace("STEPS", "80").replace("LINES", "200")
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -194,8 +194,8 @@ def _arguments() -> argparse.Namespace:
         "--rho", type=float, nargs="*", default=[0.01, 0.03, 0.1], help="default: .01 .03 .1"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument("--steps", type=int, default=150, help="default: 150")
-    parser.add_argument("--lines", type=int, default=500, help="of the other text (default: 500)")
+    parser.add_argument("--steps", type=int, default=80, help="default: 80")
+    parser.add_argument("--lines", type=int, default=200, help="of the other text (default: 200)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument(
         "--out",
