@@ -82,6 +82,7 @@ class Budget:
         self._steps = 0
         self._run: str | None = None
         self._model: nn.Module | None = None
+        self._trained: dict[str, Tensor] = {}
         self._frozen: list[tuple[str, Tensor]] = []
         self._balls: list[Ball | LoraBall] = []
         self._before: Weights | None = None
@@ -187,7 +188,7 @@ class Budget:
         if self._travel is not None:
             self._travel.close()
         self._balls, self._before, self._travel = [], None, None
-        self._model, self._frozen, self._within = None, [], []
+        self._model, self._trained, self._frozen, self._within = None, {}, [], []
 
     # -- beginnings ----------------------------------------------------------------------------
 
@@ -214,6 +215,7 @@ class Budget:
         trained = {n: p for n, p in found.items() if p.requires_grad and p.numel()}
         if not trained:
             raise ConfigError("the model has no trainable weight: there is nothing to budget.")
+        self._trained = trained
         self._frozen = [
             (name, param)
             for name, param in found.items()
@@ -325,7 +327,7 @@ class Budget:
         elif resumes:
             found = origin.of_folder(params, folder, copy, self._run)
         else:
-            found = origin.of_now(params, folder, copy)
+            found = origin.of_now(params, folder, copy, self._trained)
         self._run = found.run
         self.left_alone.update({n: f"not in {self.limits.initial}" for n in found.absent})
         return found

@@ -68,8 +68,17 @@ def of_checkpoint(initial: str, params: Mapping[str, Tensor], copy: str) -> Orig
     return Origin(found, None, tuple(name for name in params if name not in names))
 
 
-def of_now(params: Mapping[str, Tensor], folder: Path | None, copy: str) -> Origin:
+def of_now(
+    params: Mapping[str, Tensor], folder: Path | None, copy: str, trained: Mapping[str, Tensor]
+) -> Origin:
     """W0 as the weights are now, written into ``folder`` for a resume; every rank takes part.
+
+    Args:
+        params: the weights, by the model's names.
+        folder: None if they are not kept.
+        copy: as for of_checkpoint.
+        trained: all weights that are trained. Budgets of one run may be for other ones each, and
+            what they keep is the same.
 
     Raises:
         ConfigError: copy is "disk", and there is no folder.
@@ -79,9 +88,9 @@ def of_now(params: Mapping[str, Tensor], folder: Path | None, copy: str) -> Orig
             "copy is 'disk' without a folder to keep W0 in. Pass begin(..., folder=), or initial=, "
             "the checkpoint that training begins with."
         )
-    run = _fingerprint(params)
+    run = _fingerprint(trained)
     if folder is not None:
-        write(folder, params, *rank_and_count(), run)
+        write(folder, trained, *rank_and_count(), run)
         wait_for_all()
     if copy == "disk":
         assert folder is not None

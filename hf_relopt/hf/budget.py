@@ -80,6 +80,8 @@ class DistanceBudget(Budget, TrainerCallback, ExportableState):
                 "load_best_model_at_end=True, or hold= in place of a limit."
             )
         saved = self._saved(state) if state.global_step else None
+        # Trainer looks it up when it saves, also in a run whose checkpoint was written without.
+        state.stateful_callbacks.setdefault(type(self).__name__, [])
         if saved is None and state.global_step:
             saved = {"steps": state.global_step, "run": None, "travel": None}
         # What is never saved is never resumed.
@@ -150,7 +152,8 @@ class DistanceBudget(Budget, TrainerCallback, ExportableState):
         same = [entry for entry in entries if entry.get("args") == own]
         kind = [entry for entry in entries if _kind(entry.get("args", {})) == _kind(own)]
         chosen = same or kind or entries
-        return chosen[0]["attributes"]["saved"] if chosen else None
+        # Of two of one class Trainer appends to what it began with: the last is the newest.
+        return chosen[-1]["attributes"]["saved"] if chosen else None
 
 
 def _kind(limits: dict[str, Any]) -> bool:

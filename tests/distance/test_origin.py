@@ -50,7 +50,7 @@ def test_a_checkpoint_of_another_shape_or_network_is_refused(stored, tmp_path):
 @pytest.mark.parametrize("copy", ["exact", "bfloat16", "disk"])
 def test_a_resumed_run_has_the_weights_of_its_beginning(tmp_path, copy):
     weights = params()
-    began = origin.of_now(weights, tmp_path / "kept", copy)
+    began = origin.of_now(weights, tmp_path / "kept", copy, weights)
     for weight in weights.values():
         weight.zero_()
     resumed = origin.of_folder(weights, tmp_path / "kept", copy, began.run)
@@ -61,10 +61,10 @@ def test_a_resumed_run_has_the_weights_of_its_beginning(tmp_path, copy):
 
 
 def test_other_weights_are_another_run(tmp_path):
-    first = origin.of_now(params(), tmp_path, "exact").run
-    assert origin.of_now(params(), None, "exact").run == first
+    first = origin.of_now(params(), tmp_path, "exact", params()).run
+    assert origin.of_now(params(), None, "exact", params()).run == first
     others = {name: weight + 1 for name, weight in params().items()}
-    origin.of_now(others, tmp_path, "exact")  # which takes the folder
+    origin.of_now(others, tmp_path, "exact", others)  # which takes the folder
     with pytest.raises(FormatError, match="another run"):
         origin.of_folder(params(), tmp_path, "exact", first)
 
@@ -75,4 +75,4 @@ def test_what_was_not_kept_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match="written without them.*initial="):
         origin.of_folder(params(), tmp_path, "exact", None)
     with pytest.raises(ConfigError, match=r"copy is 'disk' without a folder.*folder="):
-        origin.of_now(params(), None, "disk")
+        origin.of_now(params(), None, "disk", params())
