@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_relopt.distance.compare import network_distance
     from hf_relopt.distance.result import Distance
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
+    from hf_relopt.hf.budget import DistanceBudget
     from hf_relopt.hf.callbacks import RelOptCallback
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "Distance",
+    "DistanceBudget",
     "FormatError",
     "Fromage",
     "Madam",
@@ -49,6 +51,7 @@ __all__ = [
 _HOMES = {
     "ConfigError": "hf_relopt.errors",
     "Distance": "hf_relopt.distance.result",
+    "DistanceBudget": "hf_relopt.hf.budget",
     "FormatError": "hf_relopt.errors",
     "Fromage": "hf_relopt.optim.fromage",
     "Madam": "hf_relopt.optim.madam",
