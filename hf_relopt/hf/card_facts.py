@@ -81,6 +81,7 @@ class CardFacts:
         finished: whether training has ended; None if nothing says so.
         told: what else somebody said.
         has_processor: a tokenizer, or what else prepares inputs, is saved beside the model.
+        lacks_evaluations: the log is that of the telemetry, which has training losses alone.
         weights: the folder with the weights, or None; relative to ``folder`` in a card.
         notes: what is missing.
     """
@@ -93,6 +94,7 @@ class CardFacts:
     finished: bool | None
     told: CardDetails = field(default_factory=CardDetails)
     has_processor: bool = False
+    lacks_evaluations: bool = False
     weights: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -164,7 +166,9 @@ def facts_of_folder(files: RunFiles, told: CardDetails) -> CardFacts:
     training = training if isinstance(training, dict) else {}
     best = training.get("best_step")
     before, after = evaluations(files.log, best)
-    first, last = _of_record(files.record, best)
+    kept = _evaluated(files.record)
+    first, last = _of_record(kept, best)
+    known = "global_step" in files.state
     steps = files.state.get("global_step")
     if isinstance(steps, int) and steps > (training.get("steps") or 0):
         training = {**training, "steps": steps, "epochs": files.state.get("epoch")}
@@ -172,7 +176,8 @@ def facts_of_folder(files: RunFiles, told: CardDetails) -> CardFacts:
     return CardFacts(
         folder=files.folder,
         record={**files.record, "training": {**most, **training}},
-        log=files.log,
+        log=files.log if known else [*files.log, *kept],
+        lacks_evaluations=not known,
         before=_given(told.metrics_before, {**first, **before}),
         # Of the record, which knows an evaluation after training too; unless an older log goes on.
         after=_given(told.metrics, last or after),
@@ -184,13 +189,17 @@ def facts_of_folder(files: RunFiles, told: CardDetails) -> CardFacts:
     )
 
 
-def _of_record(record: Mapping[str, Any], best: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _evaluated(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first and the last evaluation, as a Trainer logs them."""
     kept = record.get("evaluations")
-    entries = [
+    return [
         {"step": each.get("step", 0), **each["metrics"]}
         for each in (kept if isinstance(kept, list) else [])
         if isinstance(each, dict) and isinstance(each.get("metrics"), dict)
     ]
+
+
+def _of_record(entries: list[dict[str, Any]], best: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     first, last = evaluations(entries, None)
     is_other = best is not None and entries and entries[-1]["step"] != best
     return first, {} if is_other else last

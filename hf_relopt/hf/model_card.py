@@ -150,6 +150,8 @@ def _curve(facts: CardFacts, folder: Path) -> tuple[str | None, str | None]:
         return facts.told.curve, None
     if (folder / RECIPE_CURVE).is_file():
         return RECIPE_CURVE, None
+    if facts.lacks_evaluations and facts.finished and (folder / CURVE).is_file():
+        return CURVE, None  # drawn at the end of training, from all that was logged
     name = facts.part("optimizer").get("name")
     title = f"{facts.name}: {name}" if name else facts.name
     try:
@@ -158,4 +160,4 @@ def _curve(facts: CardFacts, folder: Path) -> tuple[str | None, str | None]:
             return CURVE, None
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         return None, f"The loss could not be drawn: {one_line(error)}."
-    return (CURVE if not facts.log and (folder / CURVE).is_file() else None), None
+    return None, None

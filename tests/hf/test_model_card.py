@@ -207,3 +207,16 @@ def test_the_commit_is_that_of_the_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(run_surroundings, "git", lambda: {"commit": "since", "dirty": False})
     text = write_model_card(trainer).read_text()
     assert "`before`" in text and "since" not in text
+
+
+def test_a_folder_without_a_state_makes_the_same_card_and_keeps_the_better_picture(tmp_path):
+    args = arguments(tmp_path, optim="madam", eval_strategy="steps", eval_steps=2)
+    RelOptTrainer(gpt2(), args, train_dataset=rows(), eval_dataset=rows(8)).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    written, picture = ((tmp_path / n).read_bytes() for n in ("README.md", "relopt_loss.png"))
+    assert card_of_folder(tmp_path).notes == ()
+    assert (tmp_path / "README.md").read_bytes() == written
+    assert (tmp_path / "relopt_loss.png").read_bytes() == picture
+    (tmp_path / "relopt_loss.png").unlink()  # then from the telemetry and the record
+    card_of_folder(tmp_path)
+    assert (tmp_path / "relopt_loss.png").is_file()
