@@ -195,7 +195,7 @@ class Budget:
     def _params(self, model: nn.Module) -> dict[str, Tensor]:
         """The trained weights that the budget is for, by name."""
         named = dict(model.named_parameters())
-        found = dict(zip(common_names(named), named.values(), strict=True))
+        found: dict[str, Tensor] = dict(zip(common_names(named), named.values(), strict=True))
         for name, param in found.items():
             refuse_inexact(param, param.shape, name)
             if hasattr(param, "ds_id") or param.is_meta:
