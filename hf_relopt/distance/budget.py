@@ -210,7 +210,12 @@ class Budget:
                     "a budget needs the factors of adapters on one rank, and they are sharded. "
                     "Train adapters under DDP, or on a single device."
                 )
-            names += list(of_peft_model(model).shapes)
+            try:
+                names += list(of_peft_model(model).shapes)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error} To train under a budget, use LoRA with one active adapter."
+                ) from error
         self.limits.check_free(names)
         trained = {n: p for n, p in found.items() if p.requires_grad and p.numel()}
         if not trained:
