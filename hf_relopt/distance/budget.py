@@ -195,7 +195,7 @@ class Budget:
     def _params(self, model: nn.Module) -> dict[str, Tensor]:
         """The trained weights that the budget is for, by name."""
         named = dict(model.named_parameters())
-        found = dict(zip(common_names(named), named.values(), strict=True))
+        found: dict[str, Tensor] = dict(zip(common_names(named), named.values(), strict=True))
         for name, param in found.items():
             refuse_inexact(param, param.shape, name)
             if hasattr(param, "ds_id") or param.is_meta:
@@ -210,7 +210,12 @@ class Budget:
                     "a budget needs the factors of adapters on one rank, and they are sharded. "
                     "Train adapters under DDP, or on a single device."
                 )
-            names += list(of_peft_model(model).shapes)
+            try:
+                names += list(of_peft_model(model).shapes)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error} To train under a budget, use LoRA with one active adapter."
+                ) from error
         self.limits.check_free(names)
         trained = {n: p for n, p in found.items() if p.requires_grad and p.numel()}
         if not trained:

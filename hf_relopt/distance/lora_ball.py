@@ -58,10 +58,7 @@ def factors_of(model: nn.Module) -> list[Factors]:
     """
     if not is_peft_model(model):
         return []
-    try:
-        changed = of_peft_model(model).changes
-    except ConfigError as error:
-        raise ConfigError(f"{error} To train under hold: {_INSTEAD}") from error
+    changed = of_peft_model(model).changes
     found = []
     for path, layer in model.named_modules():
         if not hasattr(layer, "base_layer"):

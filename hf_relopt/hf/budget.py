@@ -169,7 +169,7 @@ def _check_launch(args: TrainingArguments, model: nn.Module) -> None:
     guards.check_model(model)
     if getattr(args, "hf_deepspeed_config", None) or guards.is_set("ACCELERATE_USE_DEEPSPEED"):
         raise UnsupportedSetup(
-            "DistanceBudget under DeepSpeed: its optimizer keeps weights of its own, which it writes "
-            "over those that the budget has moved. Use FSDP2 (fsdp_version: 2), DDP, or a "
+            "DistanceBudget under DeepSpeed: its optimizer keeps weights of its own, and writes "
+            "them over those that the budget has moved. Use FSDP2 (fsdp_version: 2), DDP, or a "
             "single device."
         )

@@ -239,3 +239,22 @@ def test_gpt2_trains_alike_in_both_layouts(tmp_path: Path) -> None:
     assert single["losses"] == pytest.approx(fsdp2["losses"], rel=1e-5)
     assert single["losses"][-1] < single["losses"][0]
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_distance_budget_holds_what_it_says_and_measures_what_is_forgotten(
+    load, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path, tmp_path: Path
+) -> None:
+    script = load("distance_budget")
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join("a very fine film with good actors " * 4 for _ in range(3)))
+    train, valid = (sentences(tmp_path / f"{n}.tsv", n) for n in (96, 20))
+    words = ["--train_file", train, "--validation_file", valid, "--other_text", other]
+    words += ["--model", tiny_bert, "--steps", 3, "--seeds", 0, "--out", tmp_path / "result"]
+    start(monkeypatch, script, *words, "--rho", 0.001)
+    held, free = records(tmp_path / "result.jsonl")
+    assert held["largest_update"] == 0.001 < free["largest_update"]
+    assert 0 <= held["cosine_distance"] < free["cosine_distance"]
+    start(monkeypatch, script, *words, "--rho", 0.001)
+    assert len(records(tmp_path / "result.jsonl")) == 2
+    page = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert "| none |" in page and "| 0.001 |" in page

@@ -80,14 +80,14 @@ def test_a_rank_without_anything_of_its_own_writes_nothing(tmp_path):
 
 
 def test_missing_other_and_damaged_files_are_told_apart(tmp_path):
-    with pytest.raises(FormatError, match="are missing.*initial="):
+    with pytest.raises(FormatError, match=r"are missing.*initial="):
         KeptWeights(tmp_path, SHAPES, "run")
     write(tmp_path, PARAMS, 0, 1, "another")
-    with pytest.raises(FormatError, match="are those of another run.*initial="):
+    with pytest.raises(FormatError, match=r"are those of another run.*initial="):
         KeptWeights(tmp_path, SHAPES, "run")
     with pytest.raises(FormatError, match=r"are missing \(b\)"):
         KeptWeights(tmp_path, {**SHAPES, "b": torch.Size([2])}, "another")
     file = next(tmp_path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(FormatError, match="cannot be read.*initial="):
+    with pytest.raises(FormatError, match=r"cannot be read.*initial="):
         KeptWeights(tmp_path, SHAPES, "another")

@@ -9,6 +9,7 @@ import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 
+from hf_relopt.distance.budget import Budget
 from hf_relopt.distance.lora_ball import LoraBall, factors_of
 from hf_relopt.errors import ConfigError
 from tests.distance.nets import gpt2
@@ -76,12 +77,15 @@ def test_names_are_the_weights_own():
     assert factors_of(gpt2()) == []
 
 
-def test_adapters_that_are_no_product_are_refused():
+@pytest.mark.parametrize("limit", [{"hold": 0.1}, {"drt": 0.1}], ids=str)
+def test_adapters_that_are_no_product_are_refused(limit):
     plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    with pytest.raises(ConfigError, match="one active adapter"):
-        factors_of(get_peft_model(plain, LoHaConfig(target_modules=["0"])))
-    with pytest.raises(ConfigError, match="one active adapter"):
-        factors_of(adapted(use_dora=True, target_modules=["c_attn"]))
+    for model in (
+        get_peft_model(plain, LoHaConfig(target_modules=["0"])),
+        adapted(use_dora=True, target_modules=["c_attn"]),
+    ):
+        with pytest.raises(ConfigError, match="under a budget, use LoRA"):
+            Budget(**limit).begin(model)
 
 
 def test_several_merged_and_trained_below_are_refused():

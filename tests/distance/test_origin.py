@@ -70,9 +70,9 @@ def test_other_weights_are_another_run(tmp_path):
 
 
 def test_what_was_not_kept_is_asked_for(tmp_path):
-    with pytest.raises(ConfigError, match="no folder was given.*initial="):
+    with pytest.raises(ConfigError, match=r"no folder was given.*initial="):
         origin.of_folder(params(), None, "exact", "run")
-    with pytest.raises(ConfigError, match="written without them.*initial="):
+    with pytest.raises(ConfigError, match=r"written without them.*initial="):
         origin.of_folder(params(), tmp_path, "exact", None)
     with pytest.raises(ConfigError, match=r"copy is 'disk' without a folder.*folder="):
         origin.of_now(params(), None, "disk", params())

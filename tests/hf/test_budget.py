@@ -16,7 +16,7 @@ from hf_relopt import ConfigError, DistanceBudget, FormatError, RelOptTrainer, n
 from hf_relopt.hf.checkpoints import find_fault
 from tests.distance.nets import by_hand
 from tests.hf.conftest import Said
-from tests.hf.tiny import arguments, gpt2, rows, same, weights
+from tests.hf.tiny import arguments, forked_python, gpt2, rows, same, weights
 
 RHO = 0.01
 
@@ -235,3 +235,75 @@ def test_free_weights_are_named_once(tmp_path, said: Said):
 
 def test_budgets_can_be_copied_before_they_begin():
     assert copy.deepcopy(DistanceBudget(hold=RHO)).limits == DistanceBudget(hold=RHO).limits
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from transformers import TrainerCallback
+from hf_relopt import DistanceBudget
+from tests.hf.test_budget import RHO, trainer
+
+class Die(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+given = {"save_strategy": "steps", "save_steps": 4}
+trainer(Path(sys.argv[1]), DistanceBudget(hold=RHO), Die(), **given).train()
+"""
+
+
+def test_a_run_that_is_killed_resumes_with_the_same_bits(tmp_path):
+    given = {"save_strategy": "steps", "save_steps": 4}
+    whole = trainer(tmp_path / "whole", DistanceBudget(hold=RHO), **given)
+    whole.train()
+    assert forked_python(KILLED, str(tmp_path / "killed")).returncode == -9
+    assert checkpoints(tmp_path / "killed") == ["checkpoint-4"]
+    again = trainer(tmp_path / "killed", DistanceBudget(hold=RHO), cls=RelOptTrainer, **given)
+    again.train(resume_from_checkpoint=True)
+    assert same(weights(whole.model), weights(again.model))
+
+
+def adapters(folder: Path, budget: DistanceBudget, **given: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(2)
+    config = LoraConfig(r=2, target_modules=["c_attn", "c_fc"], modules_to_save=["ln_f"])
+    made = trainer(folder, **{"learning_rate": 0.05, **given})
+    torch.manual_seed(3)
+    model = get_peft_model(gpt2(), config)
+    return Trainer(model, made.args, train_dataset=rows(64), callbacks=[budget])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
+def test_adapters_are_held_by_their_change_and_resume_with_the_same_bits(tmp_path):
+    given = {"save_strategy": "steps", "save_steps": 4}
+    budget = DistanceBudget(hold=RHO)
+    made = adapters(tmp_path, budget, **given)
+    made.train()
+    distance = network_distance(None, made.model)
+    moved = [layer.relative_update for layer in distance.layers if layer.update_norm > 0]
+    assert moved and max(moved) <= RHO * (1 + 1e-5) and max(moved) > RHO * (1 - 1e-4)
+    assert any("ln_f" in layer.name and layer.update_norm > 0 for layer in distance.layers)
+    again = adapters(tmp_path, DistanceBudget(hold=RHO), **given)
+    again.train(str(tmp_path / "checkpoint-4"))
+    assert same(weights(made.model), weights(again.model))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
+def test_adapters_stop_at_a_limit_without_a_copy_of_the_base(tmp_path):
+    budget = DistanceBudget(layer=0.1, every=1)
+    made = adapters(tmp_path, budget, max_steps=40, learning_rate=1e-3)
+    made.train()
+    assert budget.stopped_at is not None and 1 < budget.stopped_at < 40
+    found = network_distance(None, made.model).matrices
+    assert 0 < max(layer.relative_update for layer in found) <= 0.1
+    for options, words in (
+        ({"drt": 0.1, "copy": "exact"}, "Leave copy out"),
+        ({"hold": 0.1, "initial": str(tmp_path)}, "Leave initial out"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            adapters(tmp_path, DistanceBudget(**options)).train()
