@@ -78,7 +78,7 @@ def write(folder: Path, params: Mapping[str, Tensor], rank: int, ranks: int, run
     tensors: dict[str, Tensor] = {}
     for name, param in params.items():
         layout, part = layout_of(param), local(param.detach())
-        if part.numel() and (rank == 0 or not layout.is_whole):
+        if part.numel() and (rank == 0 or layout.sharded):
             boxes[name] = layout.offset
             tensors[name] = part.contiguous().cpu()
     if not tensors and rank > 0:

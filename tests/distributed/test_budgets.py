@@ -11,6 +11,7 @@ from tests.distributed.ranks import HERE, forked
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_budgets_mean_the_same_on_any_number_of_ranks(ranks: int) -> None:
     names = [check.__name__ for check in budgets.CHECKS]
