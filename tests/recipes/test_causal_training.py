@@ -64,7 +64,7 @@ def test_two_processes_train_one_model(tiny_text, tmp_path):
     done = forked(2, RECIPES / "pretrain_clm.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert RunFolder(folder).finished
-    assert "| processes | 2 on cpu |" in (folder / "README.md").read_text()
+    assert "| launch mode | DDP, 2 processes, gloo |" in (folder / "README.md").read_text()
     assert done.stdout.count("Done: 2 steps") == 1
     # Trainer's eval_loss counts a padded last batch twice in two processes; the metric does not.
     perplexity = RunFolder(folder).record["after"]["eval_perplexity"]

@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_missing_or_damaged_is_named_and_the_module_goes_on
         (tmp_path / "gone", "does not exist"),
         (tmp_path / "empty", "holds no weights"),
         (cut, "truncated"),
-        ("nobody/nothing", "cannot be had from the hub"),
+        ("nobody/nothing", "the hub cannot be reached"),
     ):
         with pytest.raises(FormatError, match=f"pair 2 of 2: .*{fault}"):
             distance.compute(before=[before, before], after=[after, other])
