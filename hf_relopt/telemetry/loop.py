@@ -36,7 +36,9 @@ class Telemetry:
         model: whose parameters give the layers' names and their order.
         logging_steps: measure one step out of so many.
         start_step: steps that were taken before, in a loop that resumes.
-        snapshots, snapshot_dtype, initial: as for RelOptCallback.
+        snapshots: as for RelOptCallback.
+        snapshot_dtype: the same.
+        initial: the same.
 
     Raises:
         ConfigError: another optimizer, whose steps cannot be measured, or a bad option.
