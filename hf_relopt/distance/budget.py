@@ -40,28 +40,7 @@ _ZERO = "zero at the beginning"
 class Budget:
     """A budget in a custom loop; ``DistanceBudget`` is this and a callback of Trainers.
 
-    Args:
-        hold: rho > 0: after each step, weights with |W - W0| > rho |W0| are brought back to the
-            surface of that ball.
-        drt: > 0: training stops when deep relative trust since the start would pass this.
-        layer: > 0: training stops when |W - W0|/|W0| of a weight matrix would pass this.
-        every: with ``drt`` or ``layer``, steps from one look to the next, where the distance is
-            measured. Bounds are looked at after each step.
-        initial: W0: the checkpoint that training begins with: a file, a folder, or a model of the
-            hub. None: the weights at the beginning.
-        copy: keep W0 in memory ("exact": in the weights' own precision; "bfloat16"), or read it
-            from the disk ("disk"). None: "exact" with ``hold``; without it, ``initial`` is read at
-            each look, and if there is none the distance is bounded by the learning rates.
-        free: patterns (fnmatch) of names of weights that the budget leaves alone, such as those of
-            a new task head.
-
-    Attributes:
-        last: the last look; None under ``hold``.
-        distance: what was measured then; None for a bound.
-        left_alone: trained weights that the budget is not for, and why.
-
-    Raises:
-        ConfigError: a value out of range, or options that do not go together.
+    Its arguments, attributes and errors are those of ``DistanceBudget``, where they are described.
     """
 
     def __init__(
