@@ -64,7 +64,8 @@ def run(
         typer.Option(
             "--telemetry",
             help="Measure the steps that the script's Trainer logs: metrics in its log, each "
-            "layer's numbers in telemetry.jsonl. Sets HF_RELOPT_TELEMETRY=1.",
+            "layer's numbers in telemetry.jsonl, what the run is in relopt_run.json, for `report` "
+            "and `card`. Sets HF_RELOPT_TELEMETRY=1.",
         ),
     ] = False,
 ) -> None:

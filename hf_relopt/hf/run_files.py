@@ -90,8 +90,8 @@ def read_run(folder: Path) -> RunFiles:
     if record is None:
         notes.append(
             f"There is no readable {RECORD}, so optimizer, plan, launch mode, machine and command "
-            "are unknown. Train with RelOptTrainer, or add RunRecord() of hf_relopt.hf.run_record "
-            "to the Trainer's callbacks."
+            "are unknown. Train with RelOptTrainer, by `hf-relopt run --telemetry`, or add "
+            "RunRecord() of hf_relopt.hf.run_record to the Trainer's callbacks."
         )
     # A state without losses is that of a run shorter than logging_steps: nothing is missing.
     if not log and not isinstance(state.get("global_step"), int):

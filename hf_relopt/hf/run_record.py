@@ -28,7 +28,9 @@ BASE = ("base_model", "base_revision", "base_is_local")
 
 
 class RunRecord(TrainerCallback):
-    """Writes relopt_run.json; RelOptTrainer has it, ``trainer.add_callback(RunRecord())`` adds it.
+    """Writes relopt_run.json; RelOptTrainer and `hf-relopt run --telemetry` have it.
+
+    Any other Trainer gets it by ``trainer.add_callback(RunRecord())``.
 
     The main process alone writes. What goes wrong is logged: no training fails over its record.
     """
@@ -39,6 +41,17 @@ class RunRecord(TrainerCallback):
         self._base: dict[str, Any] | None = None
         self._began = 0.0
         self._seconds_before = 0.0
+
+    @classmethod
+    def add_to(cls, trainer: Any) -> RunRecord:
+        """The one that a Trainer has, or a new one that is added to it and sees its model."""
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, cls):
+                return callback
+        record = cls()
+        record.look(trainer.model)
+        trainer.add_callback(record)
+        return record
 
     def look(self, model: nn.Module | None) -> None:
         """Look at a model that is not trained yet: what it began with cannot be seen later."""

@@ -54,12 +54,10 @@ class RelOptMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._record = RunRecord()
-        self._record.look(self.model)  # type: ignore[attr-defined]
         self._checked: Any = None
         self._discard = False
         RelOptCallback.add_to(self, by_default=True)
-        self.add_callback(self._record)  # type: ignore[attr-defined]
+        self._record = RunRecord.add_to(self)
 
     def train(
         self,

@@ -20,7 +20,8 @@ from hf_relopt.hf.learning_rate import look_as_rank_zero
 from hf_relopt.plans.defaults import Look
 from hf_relopt.sharding.layout import is_sharded
 
-# Set by `hf-relopt run --telemetry`: every Trainer of the command measures its steps.
+# Set by `hf-relopt run --telemetry`: every Trainer of the command measures its steps, and records
+# what run it is.
 TELEMETRY = "HF_RELOPT_TELEMETRY"
 # Trainer -> (the model it was looked at with, what was seen).
 _looks: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[nn.Module], Look]] = (
@@ -37,8 +38,10 @@ def remember(trainer: Any) -> None:
     _trainers.add(trainer)
     if os.environ.get(TELEMETRY, "0") != "0":
         from hf_relopt.hf.callbacks import RelOptCallback
+        from hf_relopt.hf.run_record import RunRecord
 
         RelOptCallback.add_to(trainer, by_default=False)
+        RunRecord.add_to(trainer)
     args: Any = getattr(trainer, "args", None)
     model = getattr(trainer, "model", None)
     if getattr(args, "optim", None) is None or not isinstance(model, nn.Module):

@@ -141,8 +141,8 @@ def missing(run: Run) -> list[str]:
         notes.append(f"{TELEMETRY} holds no logged step yet.")
     if not run.record:
         notes.append(
-            f"There is no {RECORD}, which RelOptTrainer writes with any optimizer: the launch "
-            "mode, the versions and the plan are not known."
+            f"There is no {RECORD}, which RelOptTrainer and hf-relopt run --telemetry write with "
+            "any optimizer: the launch mode, the versions and the plan are not known."
         )
     if logged and not run_charts.validation_losses(run):
         notes.append(

@@ -94,6 +94,9 @@ def test_telemetry_is_added_to_an_unmodified_script(run, tmp_path):
     assert "'relative_update/matrix'" in done.stdout
     lines = (tmp_path / "out" / "telemetry.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["kind"] for line in lines[:3]] == ["run", "step", "step"]
+    # What a card, a report and a comparison have to know.
+    record = json.loads((tmp_path / "out" / "relopt_run.json").read_text(encoding="utf-8"))
+    assert record["optimizer"]["name"] == "fromage" and record["finished"]
 
 
 @pytest.mark.parametrize(
