@@ -100,7 +100,9 @@ def test_views_are_the_slices_of_the_full_tensor_wherever_a_shard_lies(
             if scale == "row":
                 assert torch.equal(index - begins[0], owners.expand_as(index))
             elif scale == "block":
-                assert torch.equal(torch.searchsorted(ends, index, right=True), owners + index * 0)
+                # torch warns, once in a process, of values that are not contiguous.
+                found = torch.searchsorted(ends, index.contiguous(), right=True)
+                assert torch.equal(found, owners.expand_as(index))
             else:
                 assert (owners == 0).all()
             seen += entries.flatten().tolist()
