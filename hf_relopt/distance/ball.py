@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_relopt.distance.kept import Copies
 from hf_relopt.distance.measure import CACHED, PIECE
-from hf_relopt.distance.weights import Slices, Weights, pieces_of
+from hf_relopt.distance.weights import Slices, Weights, pieces_of, within
 from hf_relopt.rules import ball
 from hf_relopt.sharding.layout import Layout, layout_of, local
 from hf_relopt.sharding.reduce import all_reduced
@@ -42,10 +42,7 @@ class Held:
         """Pieces of this rank's shard as views, and where they lie in the full weight."""
         part, offset = local(self.param), self.layout.offset
         for where in pieces_of(tuple(part.shape), offset, size):
-            inside = tuple(
-                slice(s.start - at, s.stop - at) for s, at in zip(where, offset, strict=True)
-            )
-            yield part[inside], where
+            yield part[within(where, offset)], where
 
 
 def held_as(name: str, param: Tensor) -> Held:

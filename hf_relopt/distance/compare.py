@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -193,35 +194,35 @@ def _is_finite(value: float) -> bool:
 
 def opened(before: Network | None, after: Network) -> tuple[Weights, Weights]:
     """The weights of both sides, ready to be read; arguments as for network_distance."""
+    # Once: a model of the hub is asked for over the network.
+    before, after = _located(before), _located(after)
     base = _own_base(after) if before is None else _open(before, "before")
-    adapter = _adapter_folder(after)
-    if adapter is not None:
-        return base, adapters.in_folder(adapter, base)
+    if isinstance(after, Path) and files.is_adapter(after):
+        return base, adapters.in_folder(after, base)
     if isinstance(after, nn.Module) and before is None:
         adapted = adapters.of_peft_model(after)
         return adapted.base, adapted
     return base, _open(after, "after")
 
 
+def _located(source: Any) -> Any:
+    """``source``, or the path of what a name or a path stands for."""
+    return files.locate(source) if isinstance(source, (str, os.PathLike)) else source
+
+
 def _own_base(after: Network) -> Weights:
     """The base that an adapter names, or is wrapped around."""
     if isinstance(after, nn.Module) and adapters.is_peft_model(after):
         return adapters.base_of(after)
-    folder = _adapter_folder(after)
-    named = None if folder is None else adapters.config_in(folder).get("base_model_name_or_path")
+    named = None
+    if isinstance(after, Path) and files.is_adapter(after):
+        named = adapters.config_in(after).get("base_model_name_or_path")
     if not named:
         raise ConfigError(
             "before is None, but after is no LoRA adapter that names its base. Pass the network to "
             "measure from."
         )
     return files.weights_in(files.locate(named))
-
-
-def _adapter_folder(source: Network) -> Any:
-    if not isinstance(source, (str, os.PathLike)):
-        return None
-    path = files.locate(source)
-    return path if files.is_adapter(path) else None
 
 
 def _open(source: Network, side: str) -> Weights:
@@ -232,14 +233,13 @@ def _open(source: Network, side: str) -> Weights:
         return adapters.base_of(source) if side == "before" else adapters.of_peft_model(source)
     if isinstance(source, Mapping):
         return of_state_dict(source)
-    if isinstance(source, (str, os.PathLike)):
-        path = files.locate(source)
-        if files.is_adapter(path):
+    if isinstance(source, Path):
+        if files.is_adapter(source):
             raise ConfigError(
                 f"{source} is an adapter, and {side} has to be a network. Pass the base as before "
                 "and the adapter as after."
             )
-        return files.weights_in(path)
+        return files.weights_in(source)
     raise ConfigError(
         f"{side} is a {type(source).__name__}; network_distance takes a module, a state dict, a "
         "file, a folder or a model of the hub."

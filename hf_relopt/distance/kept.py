@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_relopt.distance.measure import PIECE
-from hf_relopt.distance.weights import HeldWeights, Slices, Weights, pieces_of
+from hf_relopt.distance.weights import HeldWeights, Slices, Weights, pieces_of, within
 from hf_relopt.errors import FormatError, one_line
 from hf_relopt.sharding.layout import Layout, layout_of, local
 
@@ -58,11 +58,7 @@ def is_wide(param: Tensor) -> bool:
 def _read_into(kept: Tensor, source: Weights, name: str) -> None:
     layout, part = layout_of(kept), local(kept)
     for where in pieces_of(tuple(part.shape), layout.offset, PIECE):
-        inside = tuple(
-            slice(each.start - at, each.stop - at)
-            for each, at in zip(where, layout.offset, strict=True)
-        )
-        part[inside].copy_(source.read(name, where))
+        part[within(where, layout.offset)].copy_(source.read(name, where))
 
 
 def write(folder: Path, params: Mapping[str, Tensor], rank: int, ranks: int, run: str) -> None:

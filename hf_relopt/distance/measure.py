@@ -91,15 +91,20 @@ def sums_of(pair: Pair) -> Tensor:
     """rules.distance.pair_sums of this rank's part of a pair, float64 [6]."""
     total: Tensor | None = None
     for before, after in pair.pieces():
-        for one, other in zip(_in_cache(before), _in_cache(after), strict=True):
-            found = pair_sums(one, other)
-            total = found if total is None else total + found
+        found = sums_between(before, after)
+        total = found if total is None else total + found
     if total is None:
         total = torch.zeros(len(SUMS), dtype=torch.float64)
     if (change := pair.low_rank) is not None:
         # Exact, where the sum of W and BA is rounded.
         total[SUMS.index("update")] = change.square().to(total.device)
     return total
+
+
+def sums_between(before: Tensor, after: Tensor) -> Tensor:
+    """rules.distance.pair_sums of two tensors on one device, float64 [6]."""
+    pairs = zip(_in_cache(before), _in_cache(after), strict=True)
+    return torch.stack([pair_sums(one, other) for one, other in pairs]).sum(dim=0)
 
 
 def _in_cache(piece: Tensor) -> tuple[Tensor, ...]:

@@ -98,10 +98,7 @@ class HeldWeights:
         layout, part = self._layouts.get(name), local(self._tensors[name])
         if layout is None:
             return part[where]
-        begins = layout.offset
-        return part[
-            tuple(slice(s.start - at, s.stop - at) for s, at in zip(where, begins, strict=True))
-        ]
+        return part[within(where, layout.offset)]
 
     def layout(self, name: str) -> Layout | None:
         """How a DTensor lies over the ranks; None for a plain tensor."""
@@ -165,6 +162,11 @@ def not_a_weight(name: str, dtype: torch.dtype) -> str | None:
     if not dtype.is_floating_point:
         return f"stored as {str(dtype).removeprefix('torch.')}"
     return "a buffer" if _BUFFERS.search(name) else None
+
+
+def within(where: Slices, begins: tuple[int, ...]) -> Slices:
+    """A place in a full tensor, seen from a box that begins at ``begins``."""
+    return tuple(slice(s.start - at, s.stop - at) for s, at in zip(where, begins, strict=True))
 
 
 def pieces_of(shape: tuple[int, ...], begins: tuple[int, ...], size: int) -> Iterator[Slices]:

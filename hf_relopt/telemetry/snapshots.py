@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.distance.compare import network_distance
+from hf_relopt.distance.measure import sums_between
 from hf_relopt.errors import ConfigError
-from hf_relopt.rules.distance import deep_relative_trust, log_deep_relative_trust, pair_sums
+from hf_relopt.rules.distance import deep_relative_trust, log_deep_relative_trust
 from hf_relopt.sharding.layout import is_sharded, layout_of, local
 from hf_relopt.sharding.reduce import all_reduced
 from hf_relopt.telemetry.network import Layer
 
 SNAPSHOTS = (None, "memory")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Entries that are compared at once: a handful of float32 and float64 temporaries of them.
-_PIECE = 2**22
 
 Initial = str | os.PathLike[str]
 
@@ -56,7 +55,7 @@ class Copies:
         # Until the first look both are one.
         self._last = list(self._start)
         each = zip(layers, self._start, strict=True)
-        self._rounded = [_sums(start, _shard(layer))[2] for layer, start in each]
+        self._rounded = [sums_between(start, _shard(layer))[2] for layer, start in each]
 
     def _copy(self, layer: Layer) -> Tensor:
         return _shard(layer).to(self._dtype, copy=True)
@@ -67,7 +66,7 @@ class Copies:
         rows = []
         for place, layer in enumerate(self._layers):
             start, last, now = self._start[place], self._last[place], _shard(layer)
-            sums = _sums(start, now)
+            sums = sums_between(start, now)
             before, moved = sums[0], (sums[2] - self._rounded[place]).clamp(min=0)
             new = self._copy(layer)
             changed = torch.count_nonzero(new != last).to(sums.dtype)
@@ -152,9 +151,3 @@ def needs_every_rank(layers: Sequence[Layer]) -> bool:
 
 def _shard(layer: Layer) -> Tensor:
     return local(layer.param.detach())
-
-
-def _sums(before: Tensor, after: Tensor) -> Tensor:
-    """pair_sums of two shards, a piece at a time."""
-    pieces = zip(before.reshape(-1).split(_PIECE), after.reshape(-1).split(_PIECE), strict=True)
-    return torch.stack([pair_sums(one, other) for one, other in pieces]).sum(dim=0)
