@@ -21,6 +21,7 @@ FLOORS = {
     "errors": 0,
     "import_hook": 0,
     "version": 0,
+    "whole_file": 0,
     "autoload": 0,
     "rules": 1,
     "lns": 1,

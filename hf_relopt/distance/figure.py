@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_relopt.distance.table import trust
 from hf_relopt.errors import ConfigError
+from hf_relopt.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +57,8 @@ def draw(distance: Distance, path: Path) -> Path:
     title += " (partial)" if distance.partial else ""
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=12, fontweight="bold")
     _calm(axes)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, format=path.suffix.lstrip("."))
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix.lstrip("."))
     return path
 
 

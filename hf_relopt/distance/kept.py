@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hf_relopt.distance.measure import PIECE
 from hf_relopt.distance.weights import HeldWeights, Slices, Weights, pieces_of, within
 from hf_relopt.errors import FormatError, one_line
 from hf_relopt.sharding.layout import Layout, layout_of, local
+from hf_relopt.whole_file import whole_file
 
 FOLDER = "distance_budget"
 _INITIAL = "pass initial=, the checkpoint that training began with"
@@ -80,9 +80,8 @@ def write(folder: Path, params: Mapping[str, Tensor], rank: int, ranks: int, run
     if not tensors and rank > 0:
         return  # the first rank has it all
     path = folder / f"initial-{rank:05d}-of-{ranks:05d}.safetensors"
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata={"run": run, "offsets": json.dumps(boxes)})
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"run": run, "offsets": json.dumps(boxes)})
 
 
 class KeptWeights:

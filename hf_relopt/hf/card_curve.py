@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_relopt.hf.run_files import is_finite
+from hf_relopt.whole_file import whole_file
 
 CURVE = "relopt_loss.png"
 FEW = 30  # points: each is marked, since a line through one or two shows next to nothing
@@ -49,9 +49,8 @@ def draw_curve(log: Iterable[Mapping[str, Any]], path: Path, title: str) -> bool
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=QUIET, labelsize=9)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, format="png")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")
     return True
 
 

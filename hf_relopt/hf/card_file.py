@@ -7,7 +7,6 @@ and is left alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from hf_relopt.errors import one_line
+from hf_relopt.whole_file import whole_file
 
 CARD = "README.md"
 _MARK = re.compile(r"\n<!-- hf_relopt card ([0-9a-f]{12}): [^\n]*-->\n?")
@@ -72,9 +72,8 @@ def why_kept(path: Path) -> str | None:
 def write_card(path: Path, text: str) -> None:
     """Write a card; it appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def with_kept_words(data: ModelCardData, path: Path) -> ModelCardData:

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_relopt.errors import one_line
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.run_facts import base_of, record_of
+from hf_relopt.whole_file import whole_file
 
 RECORD = "relopt_run.json"
 BASE = ("base_model", "base_revision", "base_is_local")
@@ -205,10 +206,9 @@ def write(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:
     """Write a record; it appears complete or not at all."""
     path = Path(folder) / RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     text = json.dumps(_plain(record), indent=2, allow_nan=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
     return path
 
 

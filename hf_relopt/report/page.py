@@ -11,6 +11,7 @@ from hf_relopt.errors import ConfigError, one_line
 from hf_relopt.report.markup import Markup, escaped, joined, tag, with_code
 from hf_relopt.report.svg_heat_map import ramp_css
 from hf_relopt.version import __version__
+from hf_relopt.whole_file import whole_file
 
 # By this a page is known as ours, which may be replaced.
 GENERATOR = '<meta name="generator" content="hf-relopt'
@@ -109,10 +110,9 @@ def write_page(text: str, path: Path) -> None:
         ConfigError: the file cannot be written, or is there and no page of ours.
     """
     check_place(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_text(text, "utf-8", errors="replace", newline="\n")
-        os.replace(unfinished, path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text, "utf-8", errors="replace", newline="\n")
     except (OSError, ValueError) as error:
         raise cannot_write(path, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hf_relopt.report.chart import FEW, Chart, HeatMap, Line
 from hf_relopt.report.numbers import words
 from hf_relopt.report.page import cannot_write
 from hf_relopt.report.svg_heat_map import RAMPS
+from hf_relopt.whole_file import whole_file
 
 # The page's colours and line styles on white paper.
 _COLOURS = ("#4453c4", "#c2410c", "#0f766e", "#a21caf", "#4d7c0f", "#0369a1", "#be123c", "#57534e")
@@ -60,13 +60,11 @@ def _write(drawn: Chart | HeatMap, path: Path) -> None:
     else:
         _draw_chart(drawn, axes)
     axes.tick_params(colors=_QUIET, labelsize=9)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), whole_file(path) as unfinished:
             # A sign that the font lacks is drawn as a box.
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
             figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
     except OSError as error:
         raise cannot_write(path, error) from error
 
