@@ -27,6 +27,16 @@ BACKENDS = ("loop", "foreach", "compiled")
 FROMAGE_STATE = frozenset({"step", "anchor_norm", "skipped"})
 MOMENTUM_STATE = FROMAGE_STATE | {"momentum"}
 ADAM_STATE = FROMAGE_STATE | {"momentum", "second_moment"}
+RUNNING_STATE = FROMAGE_STATE | {"grad_rms", "grad_count"}
+# Of matrices, by direction.
+DIRECTION_STATES = {
+    "gradient": FROMAGE_STATE,
+    "momentum": MOMENTUM_STATE,
+    "spectral": MOMENTUM_STATE,
+    "adam": ADAM_STATE,
+    "rms": RUNNING_STATE,
+    "sinkhorn": FROMAGE_STATE,
+}
 MADAM_STATE = frozenset({"step", "anchor_norm", "skipped", "second_moment"})
 ADAMW_STATE = frozenset({"step", "skipped", "exp_avg", "exp_avg_sq"})
 # The classes' default, as real runs with LoRA and new heads chose it.
@@ -111,13 +121,12 @@ SPECTRAL_SLACK = 3e-5
 
 
 def _frame(name: str, *, slack: float = 0.0, **options: Any) -> Case:
-    states = {"gradient": FROMAGE_STATE, "adam": ADAM_STATE}
     direction = options.get("direction", "gradient")
     return Case(
         name,
         Fromage,
         frame_oracle,
-        states.get(direction, MOMENTUM_STATE),
+        DIRECTION_STATES[direction],
         options,
         vector_state=FROMAGE_STATE if direction == "gradient" else ADAM_STATE,
         slack=SPECTRAL_SLACK if direction == "spectral" else slack,
@@ -144,6 +153,10 @@ CASES = (
     ),
     _frame("fromage-spectral", direction="spectral"),
     _frame("fromage-adam", direction="adam", momentum=0.8, beta=0.9, p_bound=1.01),
+    _frame("fromage-rms", direction="rms", beta=0.9, p_bound=1.01),
+    _frame("fromage-rms-row", direction="rms", scale="row", lr_factor=1.5),
+    _frame("fromage-sinkhorn", direction="sinkhorn", iterations=2, slack=1e-6),
+    _frame("fromage-sinkhorn-block", direction="sinkhorn", scale="block", split_sizes=2),
     _frame("fromage-row", scale="row"),
     _frame("fromage-momentum-row", direction="momentum", scale="row", maximize=True, lr_factor=0.5),
     _frame("fromage-block", direction="spectral", scale="block", split_sizes=2),

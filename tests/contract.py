@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from hf_relopt.step.state import OF_SLICES
 from tests.cases import Case
 from tests.tensors import (
     ULP,
@@ -233,7 +234,7 @@ def law_state_is_frozen_small_and_lazy(case: Case, backend: str, dtype: torch.dt
         for name, value in state.items():
             assert value.dtype == case.state_dtype(name)
             # The anchor's one dimension is what distributed checkpoints need.
-            small = (len(case.anchors(param)),) if name == "anchor_norm" else ()
+            small = (len(case.anchors(param)),) if name in OF_SLICES else ()
             assert value.shape == (param.shape if name in case.moments else small)
 
 

@@ -10,19 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import ADAM_STATE, FROMAGE_STATE
 from tests.oracles.frame import parts
 from tests.tensors import gradient, to_numpy
 
-DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
+DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn")
 SCALES = ("tensor", "row", "block")
 # What has a norm that is bounded: no vectors.
 WHOLE = ("matrices", "experts")
 # (direction, scale) that the constructor accepts
-PAIRS = [p for p in itertools.product(DIRECTIONS, SCALES) if p != ("spectral", "row")]
+REFUSED = [("spectral", "row"), ("sinkhorn", "row")]
+PAIRS = [p for p in itertools.product(DIRECTIONS, SCALES) if p not in REFUSED]
 UNBOUNDED = {"p_bound": 10.0}  # the most that is taken where steps may add up
 BOUNDS = {"free": UNBOUNDED, "p_bound": {"p_bound": 1.05}, "sphere": {"bound": "sphere"}}
-STATES = {"gradient": FROMAGE_STATE, "adam": ADAM_STATE}
 # The keys of param groups that checkpoints of before the frame lack.
 NEW_KEYS = (
     "direction",
@@ -34,6 +33,7 @@ NEW_KEYS = (
     "split_dim",
     "split_sizes",
     "momentum_dtype",
+    "iterations",
     "lr_factor",
 )
 

@@ -43,7 +43,7 @@ def multiplies_in_bfloat16(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps")
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Where a step is inside autocast, too, the precision of its products is ours to choose."""
     kind = device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -56,7 +56,7 @@ def _of_one_shape(matrices: list[Tensor]) -> list[Tensor]:
     low = multiplies_in_bfloat16(first.device) or _is_faster_in_bfloat16(first)
     used = torch.bfloat16 if low else first.dtype
     made = torch.bfloat16 if multiplies_in_bfloat16(first.device) else first.dtype
-    with _without_autocast(first.device):
+    with without_autocast(first.device):
         if first.device.type == "cpu" and min(first.shape) >= _LARGE:
             return [polar.orthogonalize(each.to(used)).to(made).contiguous() for each in matrices]
         stack = torch.stack(matrices).to(used)

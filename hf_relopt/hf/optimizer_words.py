@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.options.method import group_method
-from hf_relopt.options.tables import DIRECTION_OPTIONS
+from hf_relopt.options.tables import DIRECTION_OPTIONS, READ_BY
 from hf_relopt.plans.entries import entry_of_rule
 from hf_relopt.plans.plan import peak_lr
 from hf_relopt.plans.roles import steps_as_vector
@@ -66,7 +66,7 @@ def _momenta(optimizer: Any) -> list[str]:
     return _by_size(
         (f"{method.options['momentum']:g}", param)
         for method, param in read
-        if method.direction != "gradient"
+        if method.direction in READ_BY["momentum"]
     )
 
 
@@ -117,11 +117,12 @@ def _in_force(group: Mapping[str, Any]) -> dict[str, Any]:
     given = method.options
     read = {**group, **dict.fromkeys(DIRECTION_OPTIONS), "p_bound": given["p_bound"]}
     read["bound"] = group["bound"]
-    if method.direction != "gradient":
+    if method.direction in READ_BY["momentum"]:
         read |= {"momentum": given["momentum"], "momentum_dtype": group["momentum_dtype"]}
         read["nesterov"] = group["nesterov"]
-    if method.direction == "adam":
-        read["beta"] = given["beta"]
+    for name in ("beta", "iterations"):
+        if method.direction in READ_BY[name]:
+            read[name] = given[name]
     return read
 
 

@@ -25,7 +25,9 @@ from hf_relopt.step.state import SCALARS, has_state, state_fault
 OWN = {"backend", "share_work"}
 
 # Second moments: means of squares.
-_SQUARES = {"second_moment", "exp_avg_sq"}
+# What cannot be below zero: squares, and roots of them.
+_SQUARES = {"second_moment", "exp_avg_sq", "grad_rms"}
+_COUNTS = {*SCALARS, "grad_count"}
 
 # How to recognise what wrote a checkpoint that has no "rule" in its groups.
 _SIGNS = {
@@ -186,14 +188,14 @@ def _number_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, A
             if bool(made.isfinite().all()) and (signed or bool((made >= 0).all())):
                 continue
             return f"{name} is {made.tolist()!r:.60}, but only numbers >= 0 belong there"
-        if name in SCALARS:
+        if name in _COUNTS:
             # More steps could not be counted in float32.
-            if not 0 <= low <= 2**24 or low != int(low):
+            if not 0 <= low <= high <= 2**24 or bool((value != value.round()).any()):
                 return f"{name} is {low:g}, but only counts belong there"
         elif not (math.isfinite(low) and math.isfinite(high)):
             return f"{name} holds values that are not finite"
         elif name in _SQUARES and low < 0:
-            return f"{name} holds {low:g}, but only squares belong there"
+            return f"{name} holds {low:g}, but only numbers >= 0 belong there"
     return None
 
 

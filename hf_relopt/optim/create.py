@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.checks import check_options, check_together, unknown_option
-from hf_relopt.options.method import check_spectral
+from hf_relopt.options.method import OF_MATRICES, check_matrices
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import defaults
 from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name
@@ -74,15 +74,15 @@ def plan(
         check_override(optim, target, changes)
     preset = preset_of(optim)
     chosen = build(model, optim, lr, overrides=overrides, options=options, preset=preset)
-    spectral: list[dict[str, Any]] = []
+    of_matrices: list[dict[str, Any]] = []
     for entry in chosen.entries:
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
-        if own.get("direction") == "spectral":
-            spectral.append({**own, "params": [entry.param]})
+        if own.get("direction") in OF_MATRICES:
+            of_matrices.append({**own, "params": [entry.param]})
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
-    if spectral and preset is None:
-        check_spectral(spectral)
+    if of_matrices and preset is None:
+        check_matrices(of_matrices)
     return chosen
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from torch import Tensor
 
 from hf_relopt.optim.base import RelativeOptimizer
-from hf_relopt.options.method import check_spectral
+from hf_relopt.options.method import OF_MATRICES, check_matrices
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,6 +25,7 @@ class FromageOptions(TypedDict, total=False):
     momentum: float | None
     nesterov: bool | None
     beta: float | None
+    iterations: int | None
     split_dim: int | None
     split_sizes: int | Sequence[int] | None
     momentum_dtype: str | None
@@ -51,8 +52,10 @@ class Fromage(RelativeOptimizer):
         lr: learning rate: the relative length of a step, 0 <= lr < 1; a float or a tensor of one
             number. 0.01 from scratch, 0.001 for fine-tuning.
         direction: "gradient"; "momentum"; "spectral", the orthogonalized momentum, as in Muon;
-            "adam", the momentum over the root of the second moment. State is 0, 4, 4 and 8 bytes
-            per weight.
+            "adam", the momentum over the root of the second moment; "rms", the gradient over a
+            running root mean square of the gradients of its tensor, row or block; "sinkhorn", the
+            gradient with rows and columns alternately scaled to one size. State is 0, 4, 4, 8, 0
+            and 0 bytes per weight.
         scale: the norm is that of the full "tensor", of each "row" (index of the first dimension,
             for embeddings; rows without gradient are left alone), or of each "block". A row or a
             block that starts with much less than its share of the tensor's norm, as a new token's
@@ -65,7 +68,8 @@ class Fromage(RelativeOptimizer):
             schedule or a loop may still set one learning rate for all groups.
         momentum: decay of the momentum buffer, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
-        beta: decay of the second moment, in [0, 1), for "adam"; None: 0.999.
+        beta: decay of the second moment, in [0, 1); None: 0.999 for "adam", 0.99 for "rms".
+        iterations: how often "sinkhorn" scales rows and columns, 1 to 100; None: 5.
         split_dim: the dimension along which scale "block" splits; None: 0.
         split_sizes: a count of equal blocks, or their sizes; None: one block per index of the first
             dimension, for tensors of three dimensions (experts).
@@ -86,8 +90,8 @@ class Fromage(RelativeOptimizer):
         ConfigError: an unknown option, a value out of range, a non-zero weight_decay in a group, an
             empty parameter list, or a parameter that is listed twice.
 
-    Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/moments.py
-    and rules/orthogonalize.py.
+    Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/moments.py,
+    rules/orthogonalize.py and rules/sinkhorn.py.
     """
 
     rule = "fromage"
@@ -96,5 +100,5 @@ class Fromage(RelativeOptimizer):
         self, params: Any, lr: float | Tensor = 1e-2, **options: Unpack[FromageOptions]
     ) -> None:
         super().__init__(params, lr, **options)
-        if self.defaults["direction"] == "spectral":
-            check_spectral(self.param_groups)
+        if self.defaults["direction"] in OF_MATRICES:
+            check_matrices(self.param_groups)

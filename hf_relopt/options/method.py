@@ -14,7 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.options.tables import (
+    BETAS,
     DIRECTION_OPTIONS,
+    ITERATIONS,
     LARGEST_P_BOUND,
     MOMENTUM,
     OPTIONS,
@@ -25,14 +27,29 @@ from hf_relopt.options.tables import (
 )
 from hf_relopt.plans.lazy_weights import no_shape_yet
 from hf_relopt.plans.roles import steps_as_vector
-from hf_relopt.rules.rule import DIRECTED, ELEMENTWISE, MOMENTS, RULES, Moments, Rule, Sums
+from hf_relopt.rules.rule import (
+    DIRECTED,
+    ELEMENTWISE,
+    MOMENTS,
+    RULES,
+    RUNNING,
+    RUNNING_NUMBERS,
+    Moments,
+    Rule,
+    Sums,
+)
 
 # Options that a method does not hold: they belong to a group's learning rate.
 _OF_THE_RATE = ("lr", "lr_factor")
 # A vector's scale beside rows or blocks.
 _WHOLE = {"scale": "tensor", "split_dim": None, "split_sizes": None}
 # What is None in a Fromage group and stands for another value.
-_DEFAULTS: dict[str, Any] = {"momentum": MOMENTUM, "beta": 0.999, "split_dim": 0}
+_DEFAULTS: dict[str, Any] = {"momentum": MOMENTUM, "split_dim": 0, "iterations": ITERATIONS}
+# Directions of matrices as such: a row is none.
+OF_MATRICES = {
+    "spectral": "a row is no matrix to orthogonalize",
+    "sinkhorn": "a row alone is no matrix to balance",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,14 @@ class Method:
         """The equations."""
         if self.direct:
             return RULES[self.name]
-        return ELEMENTWISE if self.elementwise else DIRECTED
+        if self.elementwise:
+            return ELEMENTWISE
+        return RUNNING if self.is_running else DIRECTED
+
+    @cached_property
+    def is_running(self) -> bool:
+        """True if a running root mean square of each slice's gradients is kept."""
+        return self.direction == "rms"
 
     @cached_property
     def moments(self) -> Moments | None:
@@ -122,7 +146,13 @@ class Method:
     @cached_property
     def state(self) -> tuple[str, ...]:
         """Names of all state tensors."""
-        return ("step", "skipped", *(["anchor_norm"] * self.rule.anchored), *self.buffers)
+        return ("step", "skipped", *self.slice_numbers, *self.buffers)
+
+    @cached_property
+    def slice_numbers(self) -> tuple[str, ...]:
+        """Names of those that hold one number for each slice."""
+        anchor = ["anchor_norm"] if self.rule.anchored else []
+        return (*anchor, *(RUNNING_NUMBERS if self.is_running else ()))
 
     @property
     def in_experts(self) -> bool:
@@ -215,7 +245,7 @@ def _method(rule: str, values: tuple[tuple[str, Any], ...]) -> Method:
     own = (given["direction"], given["scale"]) != ("gradient", "tensor")
     if own and given["p_bound"] is None and given["bound"] is None:
         given["p_bound"] = P_BOUND
-    for name, value in _DEFAULTS.items():
+    for name, value in {**_DEFAULTS, "beta": BETAS.get(given["direction"], 0.999)}.items():
         given[name] = value if given[name] is None else given[name]
     given["nesterov"] = given["nesterov"] is not False and given["direction"] in READ_BY["nesterov"]
     return Method(rule, False, tuple(sorted(given.items())))
@@ -229,10 +259,10 @@ def _refuse_contradictions(given: Mapping[str, Any]) -> None:
             f"p_bound is {p_bound!r} together with bound 'sphere', which already keeps the norm "
             "exactly. Leave one of them out."
         )
-    if direction == "spectral" and scale == "row":
+    if direction in OF_MATRICES and scale == "row":
         raise ConfigError(
-            "scale is 'row' with direction 'spectral'; a row is no matrix to orthogonalize. Use "
-            "scale='tensor' or 'block', or direction='momentum' for an embedding. (A preset steps "
+            f"scale is 'row' with direction {direction!r}; {OF_MATRICES[direction]}. Use "
+            "scale='tensor' or 'block', or direction='rms' for an embedding. (A preset steps "
             "embeddings and heads by row: set direction and scale for one role, such as 'matrix'.)"
         )
     if given["split_dim"] and given["split_sizes"] is None:
@@ -287,19 +317,21 @@ def check_method(group: Mapping[str, Any]) -> None:
             _refuse_zero(tensor, name)
 
 
-def check_spectral(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a spectral direction where there is no matrix that could have one.
+def check_matrices(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse directions of matrices where there is no matrix that could have one.
 
     Raises:
         ConfigError: as above.
     """
-    for group in groups:
-        vectors = (steps_as_vector(group, param) for param in group["params"])
-        if group.get("direction") == "spectral" and not all(vectors):
+    asked = [group for group in groups if group.get("direction") in OF_MATRICES]
+    for group in asked:
+        if not all(steps_as_vector(group, param) for param in group["params"]):
             return
+    directions = " and ".join(sorted({repr(group["direction"]) for group in asked}))
     raise ConfigError(
-        "direction is 'spectral', but none of its weights is a matrix: there is nothing to "
-        "orthogonalize. Use direction='adam' for vectors, or also pass the model's matrices."
+        f"direction is {directions}, but none of its weights is a matrix: there is nothing to "
+        "orthogonalize or to balance. Use direction='adam' for vectors, or also pass the model's "
+        "matrices."
     )
 
 

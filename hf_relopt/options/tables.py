@@ -18,7 +18,7 @@ from hf_relopt.options.schema import (
     parse_pair,
 )
 
-DIRECTIONS = ("gradient", "momentum", "spectral", "adam")
+DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn")
 SCALES = ("tensor", "row", "block")
 
 # 0.95, as in Muon, lags: at the same rate it is further behind until the rate falls.
@@ -26,6 +26,9 @@ MOMENTUM = 0.9
 # Moments of the vectors' own direction. A second moment that forgets quickly follows the gradients
 # of the first steps down; AdamW is run so for small language models.
 VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
+# Of "adam", as torch has it, and of "rms".
+BETAS = {"adam": 0.999, "rms": 0.99}
+ITERATIONS, MOST_ITERATIONS = 5, 100
 # Where steps add up, a bound is part of the rule: see rules/fromage.py. Matrices start at norms
 # that suit no width in particular (GPT-2: entries of 0.02 at each); the narrower they are, the
 # more they have to grow.
@@ -69,7 +72,21 @@ DIRECTION_OPTIONS: dict[str, Option] = {
         None,
         "None or 0 <= beta < 1 (decay of the second moment)",
         lambda value: 0 <= value < 1,
-        "use 0.999",
+        "use 0.999 for 'adam', 0.99 for 'rms'",
+    ),
+    "iterations": Option(
+        default=None,
+        allowed=f"None or an integer from 1 to {MOST_ITERATIONS} (of 'sinkhorn')",
+        accepts=lambda value: (
+            value is None
+            or (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and 1 <= value <= MOST_ITERATIONS
+            )
+        ),
+        parse=none_or(int),
+        remedy=f"leave it out for {ITERATIONS}",
     ),
     "split_dim": Option(
         default=None,
@@ -97,7 +114,8 @@ DIRECTION_OPTIONS: dict[str, Option] = {
 READ_BY = {
     "momentum": ("momentum", "spectral", "adam"),
     "nesterov": ("momentum", "spectral"),
-    "beta": ("adam",),
+    "beta": ("adam", "rms"),
+    "iterations": ("sinkhorn",),
     "momentum_dtype": ("momentum", "spectral", "adam"),
 }
 

@@ -85,6 +85,9 @@ _FROMAGE = OptimizerEntry(
         "spectral": "the orthogonalized momentum "
         "([Amsel et al., 2025](https://arxiv.org/abs/2505.16932))",
         "adam": "the momentum over the root of the second moment",
+        "rms": "the gradient over its running root mean square",
+        "sinkhorn": "the gradient with rows and columns of one size "
+        "([Scetbon et al., 2025](https://arxiv.org/abs/2502.06742))",
     },
     bound="p_bound=1.0",
     divides_by_norm=True,

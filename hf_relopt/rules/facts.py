@@ -22,6 +22,7 @@ class Facts:
         moves: is it known on the host that no learning rate is zero?
         from_zero: may a tensor have started at zero, as far as the host knows?
         p_bound: the bound in force, if the rule has one.
+        grad_rms: the running root mean square of the slice's gradients, if the rule needs it.
     """
 
     grad_norm: Tensor
@@ -34,3 +35,4 @@ class Facts:
     p_bound: float | Tensor | None = None
     moves: bool = False
     from_zero: bool = True
+    grad_rms: Tensor | None = None

@@ -18,6 +18,12 @@ a tensor that started at zero or a vector, takes steps of a fixed length:
     W <- W - eta * R * U/|U|,     R = floor           started at zero
     W <- W - eta * s * U,         s = max(RMS(W0), min_scale)     a vector, U = m/sqrt(v)
 
+Where a slice of n entries follows its gradient over a running root mean square, U is of length
+sqrt(n) on average and not in each step: a token that is rare, or whose gradient is noise, moves by
+less than a whole step. It is relative to the first norm, so that the steps of a run are alike:
+
+    W <- W - eta * R * U/sqrt(n),     R = |W0|, or floor if it started at zero
+
 Where a part of a tensor is stepped by its own norm, its first one may say nothing: the row of a
 new token is the mean of the others, a tenth as long; an expert may start at zero beside others. A
 part P, of n of the tensor's N entries, has a share T of its norm, and is a placeholder if it has
@@ -120,6 +126,22 @@ def of_slices(facts: Facts, options: Mapping[str, Any], framed: bool = True) -> 
     )
 
 
+def of_running(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The coefficients of slices that follow g over its running root mean square."""
+    assert facts.param_norm is not None and facts.grad_rms is not None
+    return running_coefficients(
+        lr=facts.lr,
+        param_norm=facts.param_norm,
+        grad_norm=facts.grad_norm,
+        typical_norm=facts.grad_rms * facts.numel.sqrt(),
+        cosine=facts.cosine,
+        anchor_norm=facts.anchor_norm,
+        floor=options["min_scale"] * facts.numel.sqrt(),
+        p_bound=facts.p_bound,
+        sphere=options["bound"] == "sphere",
+    )
+
+
 def of_vectors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
     """The coefficients of vectors beside matrices with a direction of their own."""
     return vector_coefficients(
@@ -128,6 +150,37 @@ def of_vectors(facts: Facts, options: Mapping[str, Any]) -> dict[str, Tensor]:
         numel=facts.numel,
         min_scale=options["min_scale"],
     )
+
+
+def running_coefficients(
+    *,
+    lr: Tensor,
+    param_norm: Tensor,
+    grad_norm: Tensor,
+    typical_norm: Tensor,
+    cosine: Tensor | None,
+    anchor_norm: Tensor,
+    floor: Tensor,
+    p_bound: float | Tensor | None,
+    sphere: bool,
+) -> dict[str, Tensor]:
+    """The same where U is divided by the length that it has on average.
+
+    Args:
+        grad_norm, typical_norm: |g|, and its running root mean square times sqrt(n).
+    """
+    zero_start = anchor_norm == 0
+    lr = torch.where(anchor_norm < 0, untrained_lr(lr), lr)
+    reference = torch.where(zero_start, floor, anchor_norm.abs())
+    shrink, move = torch.zeros_like(reference), lr * reference
+    if p_bound is not None or sphere:
+        assert cosine is not None
+        length = lr * torch.where(typical_norm > 0, grad_norm / typical_norm, 0.0)
+        one = torch.ones_like(reference)
+        scale = bound_scale(length, one, param_norm, reference, cosine, anchor_norm, p_bound)
+        scale = torch.where(zero_start, 1.0, scale)
+        shrink, move = 1 - scale, move * scale
+    return {"shrink": shrink, "move": move, "grad_norm": typical_norm}
 
 
 def bound_scale(

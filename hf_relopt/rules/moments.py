@@ -4,9 +4,12 @@
     momentum   m <- mu m + (1 - mu) g                     U = m, or (1 - mu) g + mu m (Nesterov)
     spectral   the same momentum                          U = the above, orthogonalized
     adam       m as above,  v <- beta v + (1 - beta) g^2  U = (m/(1 - mu^t)) / sqrt(v/(1 - beta^t))
+    rms        s^2 <- beta s^2 + (1 - beta) |g|^2/n       U = g / (s/sqrt(1 - beta^t))
+    sinkhorn   nothing                                    see rules/sinkhorn.py
 
 g: gradient;  m: momentum buffer;  v: second moment;  mu, beta: their decays;  t: steps with a
-usable gradient.
+usable gradient;  s: one number for a tensor, a row or a block of n entries, t being its own count
+of steps with a gradient of it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,22 @@ def take_in_square(
     """The new momentum and the new second moment."""
     new = second_moment * beta + (grad * grad) * (1 - beta)
     return momentum * decay + grad * (1 - decay), new
+
+
+def running_rms(
+    kept: Tensor, count: Tensor, grad_norm: Tensor, numel: Tensor, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """The new s of S slices, and that freed of the bias that it starts with.
+
+    The root is kept and not the square, which has no room in float32 for gradients of 1e-30.
+
+    Args:
+        kept: s, [S], 0 before the first gradient.
+        count: t, [S], with this gradient.
+        grad_norm, numel: |g| and n, [S].
+    """
+    new = torch.sqrt(beta * kept.square() + (1 - beta) * grad_norm.square() / numel)
+    return new, new / torch.sqrt(1 - beta**count)
 
 
 def nesterov(momenta: Sequence[Tensor], grads: Sequence[Tensor], *, decay: float) -> list[Tensor]:

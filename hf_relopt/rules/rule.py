@@ -122,8 +122,10 @@ RULES: dict[str, Rule] = {
     ),
 }
 
-# Fromage along anything but the gradient of a full tensor, and what its vectors follow then.
+# Fromage along anything but the gradient of a full tensor; along a gradient over its running root
+# mean square; and what vectors follow beside these.
 DIRECTED = replace(RULES["fromage"], coefficients=fromage.of_slices)
+RUNNING = replace(DIRECTED, coefficients=fromage.of_running)
 ELEMENTWISE = replace(
     RULES["fromage"],
     sums=lambda options: "norms",
@@ -131,9 +133,11 @@ ELEMENTWISE = replace(
     largest_norm=no_bound,
 )
 
-# What each direction of Fromage keeps; the gradient itself keeps nothing.
+# What each direction of Fromage keeps of each entry; those that are missing here keep nothing.
 MOMENTS: dict[str, Moments] = {
     "momentum": Moments(("momentum",), moments.take_in),
     "spectral": Moments(("momentum",), moments.take_in),
     "adam": Moments(("momentum", "second_moment"), moments.take_in_square, _LARGEST_WITH_SQUARE),
 }
+# What "rms" keeps of each slice: its running root mean square, and how many gradients are in it.
+RUNNING_NUMBERS = ("grad_rms", "grad_count")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Layout:
         local_shape: of the shard.
         sharded: is it a DTensor, whatever its placements?
         groups: the process groups over which it is sharded, in the order of its mesh.
+        dims: the dimension that each of them cuts.
         rows_are_whole: has a rank that holds a part of a row all of it?
         shards: into how many it is cut.
         reach: the kind of device on which the groups work: offloaded shards lie away from it.
@@ -33,6 +35,7 @@ class Layout:
     offset: tuple[int, ...]
     sharded: bool = False
     groups: tuple[Any, ...] = ()
+    dims: tuple[int, ...] = ()
     rows_are_whole: bool = True
     shards: int = 1
     reach: str | None = None
@@ -41,6 +44,12 @@ class Layout:
     def is_whole(self) -> bool:
         """True if this rank holds all of the weight."""
         return self.local_shape == self.shape
+
+    def along(self, dims: Container[int]) -> Layout:
+        """The same for sums along ``dims``: with the process groups that cut one of these alone."""
+        cuts = [cut for cut in zip(self.groups, self.dims, strict=True) if cut[1] in dims]
+        groups, own = zip(*cuts, strict=True) if cuts else ((), ())
+        return replace(self, groups=groups, dims=own)
 
     def reachable(self, tensor: Tensor) -> Tensor:
         """``tensor`` where the process groups work."""
@@ -61,12 +70,14 @@ def layout_of(param: Tensor) -> Layout:
     mesh: Any = param.device_mesh  # type: ignore[attr-defined]
     placements: Any = param.placements  # type: ignore[attr-defined]
     cuts = [dim for dim, each in enumerate(placements) if not each.is_replicate()]
+    shared = [dim for dim in cuts if mesh.size(dim) > 1]
     return Layout(
         shape=param.shape,
         local_shape=part.shape,
         offset=offset,
         sharded=True,
-        groups=tuple(mesh.get_group(dim) for dim in cuts if mesh.size(dim) > 1),
+        groups=tuple(mesh.get_group(dim) for dim in shared),
+        dims=tuple(placements[dim].dim for dim in shared),
         rows_are_whole=rows_are_whole(param),
         shards=math.prod(mesh.size(dim) for dim in cuts),
         reach=mesh.device_type,

@@ -40,8 +40,11 @@ def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:
 
 def largest_grad(method: Method, dtype: torch.dtype) -> float:
     """The norm from which on a gradient is not usable for weights of ``dtype``."""
+    # What takes it in may have a shorter range than the weights.
     if method.moments is not None:
-        dtype = method.buffers[method.moments.buffers[0]]  # which is what takes it in
+        dtype = method.buffers[method.moments.buffers[0]]
+    elif method.is_running:
+        dtype = torch.float32
     return min(method.largest_grad, torch.finfo(compute_dtype(dtype)).max)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -16,31 +16,42 @@ from hf_relopt.backends.orthogonalize import multiplies_in_bfloat16
 from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import Shards, shards_of
 from hf_relopt.sharding.matrices import Matrix, transform_full, world_size
+from hf_relopt.step.balance import balance_all
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
     from hf_relopt.step.lineup import Bundle
+    from hf_relopt.step.numbers import Numbers
     from hf_relopt.step.portions import Portion
 
 
-def directions(portion: Portion) -> list[list[Tensor]]:
+# Directions that are made of this step's gradients alone.
+_WITHOUT_MEMORY = ("gradient", "rms", "sinkhorn")
+
+
+def directions(portion: Portion, grad_norms: Mapping[Numbers, Tensor]) -> list[list[Tensor]]:
     """U of each slot of each bundle, of the shape of its shard.
 
     Every rank passes a portion with the same sharded matrices.
+
+    Args:
+        grad_norms: [T], of the full gradients.
     """
     found = list(map(_direction, portion.bundles))
     if portion.matrices:
         _orthogonalize(portion, found)
+    if portion.unbalanced:
+        balance_all(portion.bundles, portion.unbalanced, found, grad_norms)
     return found
 
 
 def _direction(bundle: Bundle) -> list[Tensor]:
-    """As far as this rank's shards say; "spectral" is the momentum so far."""
+    """As far as this rank's shards say; "spectral" is the momentum so far, "sinkhorn" g."""
     method, grads = bundle.method, bundle.grads()
     if method.direction == "adam":
         return _adam(bundle, grads)
     ascents = list(torch._foreach_neg(grads)) if method.options["maximize"] else grads
-    if method.direction == "gradient":
+    if method.direction in _WITHOUT_MEMORY:
         return ascents
     (kept,) = zip(*bundle.moments, strict=True)
     momenta: list[Tensor] = list(map(Tensor.float, kept))

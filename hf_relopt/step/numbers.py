@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_relopt.sharding.layout import as_rows_of, local
 from hf_relopt.step.decide import largest_grad
 from hf_relopt.step.slot import Slot
-from hf_relopt.step.state import has_state, widest
+from hf_relopt.step.state import OF_SLICES, has_state, widest
 
 
 class Numbers:
@@ -24,7 +24,8 @@ class Numbers:
     Attributes:
         slots: in their order.
         step, skipped: float32 [T]: steps taken, and gradients that were not finite.
-        anchor_norm: float32 [S]; NaN where it is not made yet.
+        of_slices: float32 [S] each, by name. Of anchors those are NaN that are not made yet; a
+            running mean is here if a slot has one.
         number: int64 [T], the slots' places in the optimizer.
         owner: int64 [S], the slot that a slice belongs to, or None if each slot has one slice.
         numel: [S], entries of the full slice, at least 1.
@@ -39,7 +40,16 @@ class Numbers:
         self.slots = slots
         self.step = torch.zeros(len(slots), dtype=torch.float32, device=device)
         self.skipped = torch.zeros_like(self.step)
-        self.anchor_norm = torch.full((sum(counts),), torch.nan, dtype=torch.float32, device=device)
+        self.of_slices = {
+            name: torch.full(
+                (sum(counts),),
+                torch.nan if name == "anchor_norm" else 0.0,
+                dtype=torch.float32,
+                device=device,
+            )
+            for name in OF_SLICES
+            if name == "anchor_norm" or any([name in slot.method.state for slot in slots])
+        }
         wide = widest(device)
         self.number = _on(device, [slot.number for slot in slots], torch.int64)
         owners = [place for place, count in enumerate(counts) for _ in range(count)]
@@ -63,6 +73,11 @@ class Numbers:
         # Learning rates of the last step, and what was made of them.
         self.rates: tuple[list[float], tuple[Tensor, bool]] | None = None
 
+    @property
+    def anchor_norm(self) -> Tensor:
+        """The anchors, [S]."""
+        return self.of_slices["anchor_norm"]
+
     def own(self, place: int) -> dict[str, Tensor]:
         """The numbers of a slot, made once: for what takes slots one by one."""
         if place not in self._own:
@@ -75,8 +90,8 @@ class Numbers:
         # Without the tie of a view: a compiler would look at what it is a view of, and what other
         # code writes to an alias counts as a change of that alone.
         found = {"step": self.step[place].data, "skipped": self.skipped[place].data}
-        if self.slots[place].method.rule.anchored:
-            found["anchor_norm"] = self.anchor_norm[slices].data
+        for name in self.slots[place].method.slice_numbers:
+            found[name] = self.of_slices[name][slices].data
         return found
 
     def adopt(self, place: int) -> dict[str, Tensor]:
@@ -89,8 +104,9 @@ class Numbers:
             for name, value in self.aliases(place).items():
                 value.copy_(local(slot.state[name]).view(value.shape))
         slot.state.update(mine)
-        if "anchor_norm" in mine and slot.method.scale == "row":
-            slot.state["anchor_norm"] = as_rows_of(slot.param, mine["anchor_norm"])
+        if slot.method.scale == "row":
+            for name in slot.method.slice_numbers:
+                slot.state[name] = as_rows_of(slot.param, mine[name])
         return mine
 
     def put_back(self) -> None:
@@ -116,13 +132,15 @@ class SomeNumbers(Numbers):
         """Copy the numbers as they are now."""
         torch.index_select(self._source.step, 0, self._places, out=self.step)
         torch.index_select(self._source.skipped, 0, self._places, out=self.skipped)
-        torch.index_select(self._source.anchor_norm, 0, self._slices, out=self.anchor_norm)
+        for name, numbers in self.of_slices.items():
+            torch.index_select(self._source.of_slices[name], 0, self._slices, out=numbers)
 
     def put_back(self) -> None:
         """Write the numbers where they came from."""
         self._source.step.index_copy_(0, self._places, self.step)
         self._source.skipped.index_copy_(0, self._places, self.skipped)
-        self._source.anchor_norm.index_copy_(0, self._slices, self.anchor_norm)
+        for name, numbers in self.of_slices.items():
+            self._source.of_slices[name].index_copy_(0, self._slices, numbers)
 
 
 def _on(device: torch.device, numbers: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
 from hf_relopt.rules.facts import Facts
-from hf_relopt.rules.rule import Sums
+from hf_relopt.rules.moments import running_rms
+from hf_relopt.rules.rule import RUNNING_NUMBERS, Sums
 from hf_relopt.sharding.layout import local_grad
 from hf_relopt.sharding.reduce import all_reduced, full_norms
 from hf_relopt.step.decide import (
@@ -43,6 +44,7 @@ class Verdict:
 
     Attributes:
         judged: [T]: which gradients are usable.
+        grad_norm: [T], |g|.
         param_norm: [T], |W| where an anchor is missing.
         learn: [S], whether the gradient of its slot is usable, of each slice.
         lr: the learning rate, one for all or one for each slice.
@@ -50,6 +52,7 @@ class Verdict:
     """
 
     judged: Judged
+    grad_norm: Tensor
     param_norm: Tensor | None
     learn: Tensor
     lr: Tensor
@@ -162,7 +165,7 @@ def _judge(lineup: Lineup, rows: dict[Bundle, Tensor]) -> dict[Numbers, Verdict]
         if numbers.owner is not None:
             learn = learn.index_select(0, numbers.owner)
             lr = lr.index_select(0, numbers.owner) if lr.dim() else lr
-        verdicts[numbers] = Verdict(judged, param_norm, learn, lr, moves)
+        verdicts[numbers] = Verdict(judged, grad_norm, param_norm, learn, lr, moves)
     return verdicts
 
 
@@ -202,7 +205,8 @@ def _step_portion(
     probe: Measurement | None,
 ) -> None:
     """Directions live no longer than this."""
-    sources = dict(zip(portion.bundles, directions(portion), strict=True))
+    grad_norms = {numbers: verdict.grad_norm for numbers, verdict in verdicts.items()}
+    sources = dict(zip(portion.bundles, directions(portion, grad_norms), strict=True))
     parts: dict[Bundle, list[Part]] = {}
     rows: dict[Bundle, Tensor] = {}
     sharded = False
@@ -233,13 +237,17 @@ def _decide_and_apply(
     """Step bundles along what is summed of their ``parts`` in ``rows``."""
     verdict = verdicts[joint.bundles[0].numbers]
     learns: list[Tensor] = []
+    grad_rms: list[Tensor] = []
     for bundle in joint.bundles:
         if not slots.are_anchored(bundle):
             _make_anchors(bundle, rows[bundle], verdict)
         learn = verdict.learn[bundle.slices]
+        if bundle.method.is_running:
+            grad_rms.append(_run_on(bundle, rows[bundle], learn))
         learns.append(learn & _touched(bundle) if bundle.first.rests_untouched else learn)
     own = list(map(rows.__getitem__, joint.bundles))
-    decision = _decide(joint, _joined(own), _joined(learns), verdict, slots)
+    rms = _joined(grad_rms) if grad_rms else None
+    decision = _decide(joint, _joined(own), _joined(learns), rms, verdict, slots)
     begin = joint.slices.start
     for bundle in joint.bundles:
         decided = decision
@@ -250,7 +258,14 @@ def _decide_and_apply(
         _apply(bundle, parts[bundle], decided, learn, probe)
 
 
-def _decide(joint: Joint, rows: Tensor, learn: Tensor, verdict: Verdict, slots: Slots) -> Decision:
+def _decide(
+    joint: Joint,
+    rows: Tensor,
+    learn: Tensor,
+    grad_rms: Tensor | None,
+    verdict: Verdict,
+    slots: Slots,
+) -> Decision:
     """What the step does with each slice."""
     first, numbers, slices = joint.bundles[0], joint.bundles[0].numbers, joint.slices
     norms = norms_of(rows, first.method)
@@ -265,9 +280,29 @@ def _decide(joint: Joint, rows: Tensor, learn: Tensor, verdict: Verdict, slots: 
         p_bound=joint.p_bound,
         moves=verdict.moves,
         from_zero=slots.may_start_at_zero(first),
+        grad_rms=grad_rms,
     )
     number = numbers.number[joint.owner] if first.first.is_noisy else None
     return decide(first.method, first.first.precision, facts, learn, number)
+
+
+def _run_on(bundle: Bundle, rows: Tensor, learn: Tensor) -> Tensor:
+    """Take the norms of slices' gradients into their running root mean squares; return these."""
+    numbers, grad_norm = bundle.numbers, norms_of(rows, bundle.method).grad
+    kept, count = (numbers.of_slices[name][bundle.slices] for name in RUNNING_NUMBERS)
+    # A slice without a gradient rests: what it knows of its gradients does not fade.
+    learn = learn & (grad_norm > 0)
+    new_count = count.to(rows.dtype) + 1
+    new, rms = running_rms(
+        kept.to(rows.dtype),
+        new_count,
+        grad_norm,
+        numbers.numel[bundle.slices],
+        beta=bundle.method.options["beta"],
+    )
+    kept.copy_(torch.where(learn, new, kept))
+    count.copy_(torch.where(learn, new_count, count))
+    return rms
 
 
 def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:

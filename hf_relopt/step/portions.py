@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.sharding.matrices import world_size
+from hf_relopt.step.balance import UnbalancedSlot, unbalanced_slots
 from hf_relopt.step.direction import SpectralMatrix, spectral_matrices
 from hf_relopt.step.slot import Slot
 
@@ -92,6 +93,11 @@ class Portion:
     def matrices(self) -> list[SpectralMatrix]:
         """The momenta that are to be orthogonalized."""
         return spectral_matrices([bundle.slots for bundle in self.bundles])
+
+    @cached_property
+    def unbalanced(self) -> list[UnbalancedSlot]:
+        """The gradients whose rows and columns are to be balanced."""
+        return unbalanced_slots([bundle.slots for bundle in self.bundles])
 
 
 def portions(bundles: Sequence[Bundle]) -> list[Portion]:

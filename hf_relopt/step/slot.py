@@ -97,7 +97,8 @@ class Slot:
         if method.direct:
             return method, dtype
         read = ("bound", "min_scale", "seed", "rounding")
-        return method.elementwise, dtype, *[method.options[name] for name in read]
+        kind = method.elementwise, method.is_running
+        return *kind, dtype, *[method.options[name] for name in read]
 
     @property
     def key(self) -> tuple[Any, ...]:

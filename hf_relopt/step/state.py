@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from hf_relopt.options.method import Method, method_of
+from hf_relopt.rules.rule import RUNNING_NUMBERS
 
 State = dict[str, Tensor]
 
 # Two counts that every rule keeps: of steps, and of gradients that were not finite.
 SCALARS = ("step", "skipped")
-# What is packed for all weights: these, and the anchors.
-NUMBERS = (*SCALARS, "anchor_norm")
+# What is packed for all weights: these, and what there is of each slice.
+OF_SLICES = ("anchor_norm", *RUNNING_NUMBERS)
+NUMBERS = (*SCALARS, *OF_SLICES)
 
 
 def new_buffers(method: Method, param: Tensor) -> State:
@@ -28,7 +30,7 @@ def new_buffers(method: Method, param: Tensor) -> State:
 
 
 def anchors(method: Method, shape: torch.Size) -> int:
-    """How many anchors a tensor of an anchored rule has: one, or one per block or row."""
+    """How many slices a tensor has, each with its anchor: one, or one per block or row."""
     if method.scale == "row":
         return shape[0]
     return len(method.blocks(shape)) if method.scale == "block" else 1
@@ -76,7 +78,7 @@ def state_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any
 
 def _form(method: Method, shape: torch.Size, name: str) -> tuple[tuple[int, ...], torch.dtype]:
     """Shape and dtype of a state tensor."""
-    if name == "anchor_norm":
+    if name in OF_SLICES:
         return (anchors(method, shape),), torch.float32
     if name in method.buffers:
         return tuple(shape), method.buffers[name]

@@ -1,7 +1,8 @@
 """Fromage as a frame over ranks: started as sharded.py is.
 
-Momenta meet in two all-reduces; spectral directions take two exchanges more, whatever the number
-of matrices. Only the iteration is inexact: it rounds differently for other stacks of matrices.
+Momenta meet in two all-reduces; spectral directions take two exchanges more, balanced ones one or
+two for each iteration, whatever the number of matrices. Only iterations are inexact: they round
+differently for other stacks of matrices.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -41,6 +42,10 @@ FRAMED: dict[str, tuple[dict[str, Any], int]] = {
     "rows": ({"direction": "momentum", "scale": "row", "p_bound": 1.05}, 2),
     "gradient by row": ({"scale": "row"}, 1),
     "spectral": ({"direction": "spectral"}, 4),
+    "rms": ({"direction": "rms"}, 2),
+    "rms by row": ({"direction": "rms", "scale": "row"}, 2),
+    # Sums of rows or of columns, all of one rank's, meet once in each iteration.
+    "sinkhorn": ({"direction": "sinkhorn", "iterations": 3}, 5),
 }
 
 
@@ -53,15 +58,15 @@ def framed(options: dict[str, Any]) -> Any:
 
 def frames_equal_one_process() -> None:
     # What hangs on the number of ranks is in these two.
-    names = FRAMED if dist.get_world_size() == 2 else ("rows", "spectral")
+    names = FRAMED if dist.get_world_size() == 2 else ("rows", "spectral", "sinkhorn")
     for name in names:
         options, collectives = FRAMED[name]
         close = 1e-4 if name == "spectral" else 1e-6
         count = dict(build=framed(options), collectives=collectives, close=close)
         compare(name, world(), [Shard(0)], **count)
-        if name in ("momentum", "spectral"):
+        if name in ("momentum", "spectral", "sinkhorn"):
             compare(name, world(), [Shard(1)], **count)
-        if name in ("adam", "rows"):
+        if name in ("adam", "rows", "rms by row"):
             compare(name, world(), [Shard(0)], torch.bfloat16, **count)
 
 
@@ -79,7 +84,7 @@ def blocks_lie_across_ranks() -> None:
     """Three blocks of five rows over two or three ranks: no block begins where a part does."""
     mesh = world()
     generator = torch.Generator().manual_seed(0)
-    for direction in ("momentum", "spectral"):
+    for direction in ("momentum", "spectral", "sinkhorn"):
         for dim, placement in ((0, Shard(0)), (0, Shard(1)), (1, Shard(0)), (1, Shard(1))):
             shape = (15, 4) if dim == 0 else (4, 15)
             first = torch.randn(shape, generator=generator)
@@ -247,12 +252,19 @@ def whole_experts_stay_where_they_are() -> None:
     mesh = world()
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(5, 4, 3, generator=generator)
+    for direction in ("spectral", "sinkhorn"):
+        _experts_stay(direction, mesh, generator, first)
+
+
+def _experts_stay(
+    direction: str, mesh: DeviceMesh, generator: torch.Generator, first: torch.Tensor
+) -> None:
     one = nn.Parameter(first.clone())
     many = nn.Parameter(distribute_tensor(first.clone(), mesh, [Shard(0)]))
     frozen = nn.Parameter(
         distribute_tensor(first[0].clone(), mesh, [Shard(0)]), requires_grad=False
     )
-    options = dict(direction="spectral", scale="block")
+    options = dict(direction=direction, scale="block")
     pair = Fromage([one], 0.03, **options), Fromage([many], 0.03, **options)
     pair[1].add_param_group({"params": [frozen], "scale": "tensor"})
     for step in range(5):
@@ -273,7 +285,7 @@ def spectral_models_train_alike() -> None:
 
 def hsdp_exchanges_over_shards_only() -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for name in ("rows", "spectral"):
+    for name in ("rows", "spectral", "sinkhorn"):
         options, collectives = FRAMED[name]
         compare(
             name,
@@ -306,6 +318,15 @@ def tensor_parallel_matrices_are_refused() -> None:
         [Shard(0), Shard(1)],
         build=framed({"direction": "momentum"}),
         collectives=4,
+    )
+    # Sums of rows meet over one of the two groups, sums of columns over the other.
+    compare(
+        "sinkhorn",
+        mesh,
+        [Shard(0), Shard(1)],
+        build=framed({"direction": "sinkhorn", "iterations": 3}),
+        collectives=4 + 2 * 3,
+        close=1e-6,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
+from hf_relopt.options.tables import READ_BY
 from tests.cases import BY_NAME
 from tests.frames import NEW_KEYS, each_pair, frame_of, kinds_of_tensors
 from tests.oracles.frame import is_vector
@@ -21,7 +22,7 @@ from tests.tensors import Optimizer, run, same_bits, snapshot, state_of, to_nump
 @each_pair
 def test_resume_is_bit_equal(direction: str, scale: str, tmp_path: Path) -> None:
     """Vectors, experts and fused matrices; the momentum in bfloat16, weights too."""
-    low = {} if direction == "gradient" else {"momentum_dtype": "bfloat16"}
+    low = {"momentum_dtype": "bfloat16"} if direction in READ_BY["momentum_dtype"] else {}
 
     def built() -> tuple[list[nn.Parameter], Optimizer]:
         params, groups = frame_of(torch.bfloat16, direction, scale, **low)

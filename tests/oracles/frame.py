@@ -2,10 +2,12 @@
 
 m  <- mu m + (1 - mu) g                                 m_0 = 0
 v  <- beta v + (1 - beta) g^2                           v_0 = 0
+s2 <- beta s2 + (1 - beta) mean(g^2)                    of each part, in steps with a gradient of it
 U  =  g                                                 "gradient"
       (1 - mu) g + mu m, or m                           "momentum", with Nesterov or without
       the orthogonal factor of that                     "spectral"
       m / (1 - mu^t) / sqrt(v / (1 - beta^t))           "adam"; 0 where v is below float32's normals
+      g, rows then columns to RMS 1, k times            "sinkhorn"
 W  <- (W - lr |W| U/|U|) / sqrt(1 + lr^2)               of the tensor, of each row or of each block
 
 Then the bound: |W| <= p_bound |W_0|, or |W| = |W_0| ("sphere", which takes the place of the root).
@@ -18,6 +20,9 @@ P  <- (P - r R U/|U|) / sqrt(1 + r^2),  R = max(|P|, T),  r = max(lr, min(10 lr,
 
 and then |P| <= p_bound T, or |P| <= T on the sphere. Vectors under any direction but "gradient" are
 stepped entry by entry: W <- W - lr max(RMS(W_0), min_scale) U, U of "adam" with 0.9 and 0.99.
+
+Under "rms" a part of n entries goes P <- P - lr |P_0| g / sqrt(n s2 / (1 - beta^t)) with its own t
+(a placeholder by T and r, one that starts at zero by min_scale sqrt(n)), and then the bound.
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ POLYNOMIALS = (
     (2.3085645777761497, -1.675994456278577, 0.41957392878072947),
 )
 _SAFETY = 1.01
+# Directions whose entries keep nothing.
+STATELESS = ("gradient", "rms", "sinkhorn")
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -63,6 +70,16 @@ def polar_express(matrix: Array) -> Array:
         gram = x @ x.T
         x = a / _SAFETY * x + (b / _SAFETY**3 * gram + c / _SAFETY**5 * gram @ gram) @ x
     return x.T if tall else x
+
+
+def balanced(matrix: Array, iterations: int) -> Array:
+    """Every row, then every column, to root mean square 1, ``iterations`` times."""
+    found = matrix.copy()
+    for _ in range(iterations):
+        for axis in (1, 0):
+            size = np.sqrt(np.mean(found**2, axis=axis, keepdims=True))
+            found = np.divide(found, size, out=np.zeros_like(found), where=size > 0)
+    return found
 
 
 def is_vector(weight: Array) -> bool:
@@ -117,6 +134,7 @@ def frame(
     split_dim: int | None = None,
     split_sizes: int | Sequence[int] | None = None,
     momentum_dtype: str | None = None,
+    iterations: int | None = None,
     min_scale: float,
     maximize: bool = False,
     orthogonal: Orthogonal = polar_express,
@@ -133,6 +151,9 @@ def frame(
     if p_bound is None and not paper:
         p_bound = 4.0
     memory = _Memory(direction, momentum, nesterov, beta, w)
+    beta = 0.99 if beta is None else beta
+    mean_squares = np.zeros(len(anchors_of(w, scale, split_dim, split_sizes)))
+    counts = np.zeros_like(mean_squares)
 
     def of_parts(array: Array) -> list[Array]:
         return parts(array, scale, split_dim, split_sizes)
@@ -146,21 +167,36 @@ def frame(
             path.step += 1
             g = np.asarray(grad, dtype=np.float64) * (-1.0 if maximize else 1.0)
             u = memory.direction(g, path.step)
-            if eta == 0.0:
-                pass  # memory moves, the weight does not
-            elif elementwise:
+            if elementwise:
                 w -= eta * max(path.anchor_norm[0] / np.sqrt(w.size), min_scale) * u
             else:
                 each = zip(of_parts(w), of_parts(u), of_parts(g), path.anchor_norm, strict=True)
                 waits = scale == "row" or (scale == "block" and split_sizes is None)
-                for part, along, own, anchor in each:
+                for place, (part, along, own, anchor) in enumerate(each):
+                    if direction == "rms" and np.any(own):
+                        counts[place] += 1
+                        mean_squares[place] *= beta
+                        mean_squares[place] += (1.0 - beta) * np.mean(own**2)
+                    if eta == 0.0:
+                        continue
                     if waits and not np.any(own):
                         continue  # a row or an expert without a gradient in this step
+                    if direction == "rms":
+                        size = np.sqrt(mean_squares[place] / (1.0 - beta ** counts[place]))
+                        part[...] = _running_step(
+                            part, along / size, eta, anchor, bound, p_bound, min_scale
+                        )
+                        continue
+                    if direction == "sinkhorn":
+                        flat = along.reshape(len(along), -1)
+                        along = balanced(flat, iterations or 5).reshape(along.shape)
                     if direction == "spectral":
                         along = orthogonal(along.reshape(len(along), -1)).reshape(along.shape)
                     part[...] = _step(part, along, eta, anchor, bound, p_bound, min_scale, paper)
         path.weights.append(w.copy())
     path.moments.update(memory.moments)
+    if direction == "rms":
+        path.moments.update(grad_rms=np.sqrt(mean_squares), grad_count=counts)
     return path
 
 
@@ -179,12 +215,12 @@ class _Memory:
         self.mu = 0.9 if momentum is None else momentum
         self.nesterov = nesterov is None or nesterov
         self.beta = 0.999 if beta is None else beta
-        names = {"gradient": (), "adam": ("momentum", "second_moment")}
+        names = {**dict.fromkeys(STATELESS, ()), "adam": ("momentum", "second_moment")}
         self.moments = {n: np.zeros_like(like) for n in names.get(direction, ("momentum",))}
 
     def direction(self, g: Array, t: int) -> Array:
         """Take one gradient in; spectral's is the matrix whose orthogonal factor is meant."""
-        if self.kind == "gradient":
+        if self.kind in STATELESS:
             return g
         m = self.mu * self.moments["momentum"] + (1.0 - self.mu) * g
         self.moments["momentum"] = m
@@ -194,6 +230,28 @@ class _Memory:
         self.moments["second_moment"] = v
         size = np.sqrt(v / (1.0 - self.beta**t))
         return np.divide(m / (1.0 - self.mu**t), size, out=np.zeros_like(g), where=v >= _TINY)
+
+
+def _running_step(
+    w: Array,
+    u: Array,
+    eta: float,
+    anchor: float,
+    bound: str | None,
+    p_bound: float | None,
+    min_scale: float,
+) -> Array:
+    """u has entries of about one. ``anchor`` as in :func:`anchors_of`."""
+    if anchor == 0.0:
+        return w - eta * min_scale * u
+    if anchor < 0.0:
+        eta = max(eta, min(10.0 * eta, 0.01))
+    new = w - eta * abs(anchor) / np.sqrt(w.size) * u
+    size = norm(new)
+    if bound == "sphere" and anchor > 0.0:
+        return new * (anchor / size)
+    largest = abs(anchor) * (1.0 if bound == "sphere" else (p_bound or np.inf))
+    return new * (largest / size) if size > largest else new
 
 
 def _step(

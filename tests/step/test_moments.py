@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from tests.frames import each_own_direction
+from hf_relopt.rules.rule import MOMENTS
 from tests.tensors import ULP, gradient, run, same_bits, state_of
 
 
@@ -42,7 +42,7 @@ def test_a_bfloat16_momentum_keeps_learning_small_gradients() -> None:
     assert mean == pytest.approx(1 - 0.999**300, rel=0.02)
 
 
-@each_own_direction
+@pytest.mark.parametrize("direction", [*MOMENTS, "rms"])
 def test_a_gradient_beyond_the_memory_is_skipped_and_forgotten(direction: str) -> None:
     """Weights in float64, and a momentum in float32 that would stay infinite."""
     param = nn.Parameter(gradient(torch.empty(6, 4, dtype=torch.float64), 1))

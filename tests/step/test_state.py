@@ -12,8 +12,8 @@ from torch import nn
 from hf_relopt import ConfigError, Fromage
 from hf_relopt.options.method import method_of
 from hf_relopt.step.state import anchors, has_state, new_buffers, state_fault, widest
-from tests.cases import ADAM_STATE, MOMENTUM_STATE
-from tests.frames import PAIRS, STATES, each_pair, frame_of
+from tests.cases import ADAM_STATE, DIRECTION_STATES
+from tests.frames import PAIRS, each_pair, frame_of
 from tests.oracles.frame import is_vector
 from tests.tensors import run, same_bits, set_gradients, snapshot, state_of, to_numpy, weights
 
@@ -30,7 +30,7 @@ def test_state_is_frozen_per_kind_of_tensor(direction: str, scale: str) -> None:
         if vector and direction != "gradient":
             assert set(state) == ADAM_STATE
         else:
-            assert set(state) == STATES.get(direction, MOMENTUM_STATE)
+            assert set(state) == DIRECTION_STATES[direction]
         anchors = 1 if vector else blocks[param.dim() - 2]
         assert state["anchor_norm"].shape == (anchors,)
         for name in {"momentum", "second_moment"} & set(state):
