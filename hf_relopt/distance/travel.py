@@ -155,6 +155,11 @@ def refuse_unbounded(name: str, param: Tensor, group: Mapping[str, Any], optimiz
             f"{name} of shape {tuple(param.shape)} is stepped entry by entry, as vectors are "
             f"beside a direction, and such steps have no bound in terms of its norm. {_INSTEAD}"
         )
+    if method_of(group, param).is_running:
+        raise ConfigError(
+            f"{name} follows direction 'rms', whose steps are longer where a gradient is larger "
+            f"than usual, and have no bound in terms of the weight's norm. {_INSTEAD}"
+        )
     if torch.finfo(param.dtype).bits < 32:
         raise ConfigError(
             f"{name} is {str(param.dtype).removeprefix('torch.')}: its rounding moves it by an "

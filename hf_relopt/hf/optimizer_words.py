@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from hf_relopt.options.method import group_method
-from hf_relopt.options.tables import DIRECTION_OPTIONS, READ_BY
+from hf_relopt.options.tables import DIRECTION_OPTIONS
+from hf_relopt.plans.directions import READ_BY
 from hf_relopt.plans.entries import entry_of_rule
 from hf_relopt.plans.plan import peak_lr
 from hf_relopt.plans.roles import steps_as_vector

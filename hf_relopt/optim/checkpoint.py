@@ -17,6 +17,7 @@ from hf_relopt.optim.inputs import shape_of, shapes_crc32
 from hf_relopt.options.checks import check_options, check_together, refuse_swallowed, settle
 from hf_relopt.options.method import method_of
 from hf_relopt.options.tables import OPTIONS
+from hf_relopt.plans import defaults
 from hf_relopt.rules.rule import RULES
 from hf_relopt.sharding.layout import local
 from hf_relopt.step.state import SCALARS, has_state, state_fault
@@ -24,7 +25,6 @@ from hf_relopt.step.state import SCALARS, has_state, state_fault
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
 OWN = {"backend", "share_work"}
 
-# Second moments: means of squares.
 # What cannot be below zero: squares, and roots of them.
 _SQUARES = {"second_moment", "exp_avg_sq", "grad_rms"}
 _COUNTS = {*SCALARS, "grad_count"}
@@ -112,13 +112,33 @@ def _check_author(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str
                 "do not load the optimizer's state; in a RelOptTrainer, train(..., "
                 "discard_optimizer_state=True)."
             )
-    saved_rules, own_rules = _followed(groups), _followed(optimizer.param_groups)
-    if saved_rules != own_rules:
+    own_groups = optimizer.param_groups
+    saved_rules, own_rules = _followed(groups), _followed(own_groups)
+    if saved_rules != own_rules and _followed(_with_tables_as_now(groups, own_groups)) == own_rules:
+        defaults.warn_once(
+            "This checkpoint is of hf_relopt 0.1.0, whose presets stepped embeddings and heads by "
+            "row along a momentum. They go on so, with the options of the checkpoint."
+        )
+    elif saved_rules != own_rules:
         raise ConfigError(
             f"This checkpoint was written with {' and '.join(saved_rules)}, but this {own} has "
             f"{' and '.join(own_rules)}. Resume with the optimizer and the plan that wrote it, or "
             "start from the weights alone."
         )
+
+
+def _with_tables_as_now(
+    groups: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """``groups`` as if their tables of tokens followed what a preset gives them now."""
+    roles = {group.get("role") for group in own if group.get("direction") == "rms"} - {None}
+    before = ("momentum", "row")
+    return [
+        {**group, "direction": "rms"}
+        if group.get("role") in roles and (group.get("direction"), group.get("scale")) == before
+        else group
+        for group in groups
+    ]
 
 
 def _check_sizes(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from hf_relopt.options.checks import check_options, check_together, unknown_opti
 from hf_relopt.options.method import OF_MATRICES, check_matrices
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import defaults
+from hf_relopt.plans.directions import READ_BY, read_by
 from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name
 from hf_relopt.plans.lazy_weights import require_shapes
 from hf_relopt.plans.plan import Overrides, Plan, build
+from hf_relopt.plans.roles import steps_as_vector
 from hf_relopt.rules.rule import RULES
 
 
@@ -80,6 +82,8 @@ def plan(
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") in OF_MATRICES:
             of_matrices.append({**own, "params": [entry.param]})
+    if preset is not None:
+        _refuse_unread(optim, options, _directions(chosen))
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
     if of_matrices and preset is None:
         check_matrices(of_matrices)
@@ -98,7 +102,8 @@ def create_optimizer(
 
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
-        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
+        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum",
+            "fromage_sinkhorn".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: chosen from the model,
             as for ``plan``.
         overrides: options by role or name pattern, as for ``plan``.
@@ -133,6 +138,16 @@ def from_plan(chosen: Plan) -> RelativeOptimizer:
     return made
 
 
+def _directions(chosen: Plan) -> set[str]:
+    """Those of a plan's matrices; vectors read no option of a direction."""
+    each = ((chosen.options_of(entry), entry.param) for entry in chosen.entries)
+    return {
+        own["direction"]
+        for own, param in each
+        if "direction" in own and not steps_as_vector(own, param)
+    }
+
+
 def check_name(optim: str) -> None:
     """Raise ConfigError unless ``optim`` is one of ours."""
     if not isinstance(optim, str) or optim not in OPTIMIZERS:
@@ -156,9 +171,31 @@ def _require_model(model: Any) -> None:
 def check_request(optim: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError if options contradict each other for some weight, whatever the model."""
     preset, rule = preset_of(optim), rule_of_name(optim)
-    roles = ("matrix", *preset.roles) if preset else ()
-    for own in [preset.options_of(role, options) for role in roles] if preset else [{}]:
-        check_together(rule, {**_defaults(rule), **own, **options, "params": [], "lr": 0.0})
+    common = {**_defaults(rule), "params": [], "lr": 0.0}
+    if preset is None:
+        check_together(rule, {**common, **options})
+        return
+    directions = set()
+    for role in ("matrix", *preset.roles):
+        own = {**preset.options_of(role, options), **_given(options, "direction")}
+        directions.add(own["direction"])
+        check_together(rule, {**common, **own, **read_by(own["direction"], options)})
+    _refuse_unread(optim, options, directions)
+
+
+def _refuse_unread(optim: str, options: Mapping[str, Any], directions: Collection[str]) -> None:
+    """Options that are given for all weights are for those that read them, and some have to."""
+    for name, readers in READ_BY.items():
+        if directions and options.get(name) is not None and not set(readers) & set(directions):
+            raise ConfigError(
+                f"{name} is {options[name]!r}, which nothing would read: directions here are "
+                f"{', '.join(map(repr, sorted(directions)))} under {optim}, and those that read it "
+                f"are {', '.join(map(repr, readers))}. Leave it out."
+            )
+
+
+def _given(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: options[name]} if name in options else {}
 
 
 def _defaults(rule: str) -> dict[str, Any]:

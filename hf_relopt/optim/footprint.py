@@ -13,7 +13,7 @@ from hf_relopt.options.method import method_of
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import preset_of, rule_of_name
 from hf_relopt.plans.plan import CUTTING, Plan
-from hf_relopt.step.state import SCALARS, anchors
+from hf_relopt.step.state import SCALARS, slices
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -72,10 +72,10 @@ def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int
     group.update({name: given.get(name, option.default) for name, option in options.items()})
     method, few = method_of(group, param), STATE_BYTES * len(SCALARS)
     per_entry = sum(dtype.itemsize for dtype in method.buffers.values())
-    if method.rule.anchored:
-        # Anchors of rows lie where the rows do.
-        cut = ranks if method.scale == "row" else 1
-        few += STATE_BYTES * -(-anchors(method, param.shape) // cut)
+    # Numbers of rows lie where the rows do.
+    cut = ranks if method.scale == "row" else 1
+    each = -(-slices(method, param.shape) // cut) if method.slice_numbers else 0
+    few += STATE_BYTES * len(method.slice_numbers) * each
     return per_entry, few
 
 

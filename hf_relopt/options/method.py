@@ -21,10 +21,10 @@ from hf_relopt.options.tables import (
     MOMENTUM,
     OPTIONS,
     P_BOUND,
-    READ_BY,
     VECTOR_BETA,
     VECTOR_DECAY,
 )
+from hf_relopt.plans.directions import READ_BY
 from hf_relopt.plans.lazy_weights import no_shape_yet
 from hf_relopt.plans.roles import steps_as_vector
 from hf_relopt.rules.rule import (

@@ -17,8 +17,8 @@ from hf_relopt.options.schema import (
     parse_bool,
     parse_pair,
 )
+from hf_relopt.plans.directions import DIRECTIONS
 
-DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn")
 SCALES = ("tensor", "row", "block")
 
 # 0.95, as in Muon, lags: at the same rate it is further behind until the rate falls.
@@ -108,15 +108,6 @@ DIRECTION_OPTIONS: dict[str, Option] = {
     "share_work": flag(
         "use True where every process has all weights and the same gradients, as in DDP"
     ),
-}
-
-# Which directions read which option.
-READ_BY = {
-    "momentum": ("momentum", "spectral", "adam"),
-    "nesterov": ("momentum", "spectral"),
-    "beta": ("adam", "rms"),
-    "iterations": ("sinkhorn",),
-    "momentum_dtype": ("momentum", "spectral", "adam"),
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_relopt.plans.presets import MOMENTUM, SPECTRAL, Preset
+from hf_relopt.plans.presets import LR, MOMENTUM, SINKHORN, SINKHORN_LR, SPECTRAL, Preset
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -103,9 +103,7 @@ _MADAM = OptimizerEntry(
 )
 _PRESET = replace(
     _FROMAGE,
-    # The best of .01, .02 and .04 at five sizes after 2,000 steps, and better than .01 after
-    # fewer: benchmarks/results/quality_widths_cpu_202611.md and the short one beside it.
-    from_scratch_lr=0.02,
+    from_scratch_lr=LR,
     from_scratch=Range(0.01, 0.04),
     fine_tuning=Range(0.001, 0.002),
     # Embeddings are bounded closely as they stand.
@@ -118,6 +116,13 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "madam": _MADAM,
     "fromage_spectral": replace(_PRESET, preset=SPECTRAL),
     "fromage_momentum": replace(_PRESET, preset=MOMENTUM),
+    "fromage_sinkhorn": replace(
+        _PRESET,
+        preset=SINKHORN,
+        from_scratch_lr=SINKHORN_LR,
+        from_scratch=Range(0.03, 0.08),
+        decay="",
+    ),
 }
 
 

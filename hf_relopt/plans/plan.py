@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.plans.directions import read_by
 from hf_relopt.plans.entries import rule_of_name
 from hf_relopt.plans.fused_qkv import split_of
 from hf_relopt.plans.presets import PROMPTS, PROMPTS_HEAD, TASK_HEAD, Preset
@@ -159,15 +160,21 @@ def build(
         for target in own:
             said.update(overrides[target])
         if preset is not None and said.get("rule", preset.rule) == preset.rule:
-            ahead = role == "head" and is_for_a_task(model) and not is_vector(param)
-            is_prompt = role == "lora" and isinstance(module, nn.Embedding)
-            kind = task_head if ahead else PROMPTS if is_prompt else role
+            kind = role
+            if is_vector(param):
+                kind = "vector"  # a head of one output, which is stepped entry by entry
+            elif role == "head" and is_for_a_task(model):
+                kind = task_head
+            elif role == "lora" and isinstance(module, nn.Embedding):
+                kind = PROMPTS
             asked = {**(options or {}), **said}
             chosen.update(preset.options_of(kind, asked, own_lr), rule=preset.rule)
             given = {*(options or {}), *({"scale"} & said.keys())}
             if role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, home, module, param))
-            chosen.update(options or {})
+            # What is given for all weights is for those that read it.
+            direction = asked.get("direction", chosen["direction"])
+            chosen.update(read_by(direction, options or {}))
         rule = said.get("rule", chosen["rule"])
         asked = {**(options or {}), **said} if rule == rule_of_name(optim) else said
         chosen.update(_of_tokens(model, name, rule, asked, own_lr))

@@ -53,17 +53,24 @@ class Preset:
         if "lr" in given:
             own.pop("lr_factor", None)
         if given.get("direction", own["direction"]) != own["direction"]:
-            own.pop("momentum", None)
+            # The rest of what the preset says belongs to its direction.
+            own = {name: own[name] for name in ("direction", "scale") if name in own}
         return own
 
 
-# Of an embedding's rows a step may touch few, and those by their own size; a head is its mirror
-# image. Neither maps one space of features to another, where equal singular values make sense.
+# A task's head has few rows, and all of them a gradient in each step.
 _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
-# Where every row takes a whole step, much of it is noise: with half a step a model is sooner where
-# it ends. No row gets longer than it was, and its momentum is a mean over more batches: a short
-# text is overfitted in long rows that follow a few (docs/architecture.md has the results).
-_EMBEDDING: Mapping[str, Any] = {**_BY_ROW, "lr_factor": 0.5, "p_bound": 1.0, "momentum": 0.95}
+# Of a table of tokens a step may touch few rows, and most of what the others see is noise. Were
+# each gradient divided by its own norm, every token that occurs would move by a whole step; divided
+# by its usual size, it moves as far as this gradient says. That takes one number per row and no
+# momentum. A head of tokens is the mirror image of their table. Neither maps one space of features
+# to another, where equal singular values make sense. Numbers: docs/architecture.md.
+_TOKENS_STEP = 0.15
+
+
+def _of_tokens(lr: float) -> dict[str, Any]:
+    """Tables of tokens and their heads, where ``lr`` is the default from scratch."""
+    return {"direction": "rms", "scale": "row", "lr_factor": _TOKENS_STEP / lr}
 
 
 def task_head_lr_factor(lr: float) -> float | None:
@@ -76,13 +83,13 @@ def task_head_lr_factor(lr: float) -> float | None:
     return min(_HEAD_START, _UNTRAINED / lr) if lr else _HEAD_START
 
 
-def _preset(direction: str) -> Preset:
+def _preset(direction: str, lr: float) -> Preset:
     return Preset(
         rule="fromage",
         others={"direction": direction},
         roles={
-            "embedding": _EMBEDDING,
-            "head": _BY_ROW,
+            "embedding": _of_tokens(lr),
+            "head": _of_tokens(lr),
             TASK_HEAD: _BY_ROW,
             PROMPTS: {"direction": "gradient"},
             PROMPTS_HEAD: {**_BY_ROW, "lr_factor": 3.0},
@@ -91,5 +98,10 @@ def _preset(direction: str) -> Preset:
     )
 
 
-SPECTRAL = _preset("spectral")
-MOMENTUM = _preset("momentum")
+# Learning rates from scratch. The first is the best of .01, .02 and .04 at five sizes after 2,000
+# steps, and better than .01 after fewer: benchmarks/results/quality_widths_cpu_202611.md and the
+# short one beside it.
+LR, SINKHORN_LR = 0.02, 0.05
+SPECTRAL = _preset("spectral", LR)
+MOMENTUM = _preset("momentum", LR)
+SINKHORN = _preset("sinkhorn", SINKHORN_LR)

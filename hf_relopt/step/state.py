@@ -29,7 +29,7 @@ def new_buffers(method: Method, param: Tensor) -> State:
     }
 
 
-def anchors(method: Method, shape: torch.Size) -> int:
+def slices(method: Method, shape: torch.Size) -> int:
     """How many slices a tensor has, each with its anchor: one, or one per block or row."""
     if method.scale == "row":
         return shape[0]
@@ -79,7 +79,7 @@ def state_fault(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any
 def _form(method: Method, shape: torch.Size, name: str) -> tuple[tuple[int, ...], torch.dtype]:
     """Shape and dtype of a state tensor."""
     if name in OF_SLICES:
-        return (anchors(method, shape),), torch.float32
+        return (slices(method, shape),), torch.float32
     if name in method.buffers:
         return tuple(shape), method.buffers[name]
     return (), torch.float32

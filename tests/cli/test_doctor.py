@@ -65,20 +65,21 @@ def test_ddp_is_whole_on_each_rank_and_fsdp2_in_parts(gpt2_config, written):
 
 
 @pytest.mark.parametrize(("text", "momentum"), [(None, 4), ("momentum_dtype=bfloat16", 2)])
-def test_bytes_of_a_momentum_and_of_anchors_by_row(text, momentum, gpt2_config, written):
+def test_bytes_of_a_momentum_and_of_numbers_by_row(text, momentum, gpt2_config, written):
     """One matrix of 16 x 48 in three blocks, three of 16 wide, 51 + 16 rows, ten vectors."""
     matrices, rows, vectors = 12 * 16 * 16, 51 + 16, 240
     found = facts(model=gpt2_config, optim="fromage_spectral", optim_args=text)
     fixed = 16 * 8 + 4 * (3 + 3 + 10)  # two counts each; anchors of blocks, matrices, vectors
-    moments = momentum * (matrices + 16 * rows + vectors) + 4 * vectors
-    assert found["memory"]["per_rank"]["state"] == fixed + 4 * rows + moments
+    moments = momentum * (matrices + vectors) + 4 * vectors
+    # Of each row its anchor, the root mean square of its gradients and their count.
+    assert found["memory"]["per_rank"]["state"] == fixed + 12 * rows + moments
     parts = facts(written(**FSDP2), model=gpt2_config, optim="fromage_spectral", optim_args=text)
     # 13 of the 51 rows, 4 of the 16; all else can be divided by four.
-    moments = momentum * (matrices / 4 + 16 * 17 + vectors / 4) + 4 * vectors / 4
-    assert parts["memory"]["per_rank"]["state"] == fixed + 4 * 17 + moments
+    moments = momentum * (matrices / 4 + vectors / 4) + 4 * vectors / 4
+    assert parts["memory"]["per_rank"]["state"] == fixed + 12 * 17 + moments
     follows = {group["follows"] for group in found["plan"]["groups"]}
     assert follows == {
-        "fromage, momentum, by row",
+        "fromage, rms, by row",
         "fromage, entry by entry",
         "fromage, spectral",
         "fromage, spectral, 3 blocks",

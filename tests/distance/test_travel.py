@@ -100,7 +100,8 @@ def test_schedules_and_steps_that_are_left_out_count_as_they_are():
 def test_each_role_has_its_own_rate():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(9, 32), nn.Linear(32, 32, bias=False))
-    optimizer = create_optimizer(model, "fromage_spectral", lr=0.02)
+    own = {"embedding": {"direction": "momentum", "lr_factor": 0.5}}
+    optimizer = create_optimizer(model, "fromage_spectral", lr=0.02, overrides=own)
     travel = Travel(optimizer, dict(model.named_parameters()))
     bounds = travel.bounds_after()
     factors = {
@@ -140,6 +141,7 @@ def test_state_goes_through_json_and_goes_on():
             lambda p: Fromage([{"params": [("w", p)], "role": "vector", "direction": "adam"}]),
             ("entry by entry", "initial="),
         ),
+        (lambda p: Fromage([("w", p)], direction="rms"), ("w follows direction 'rms'", "initial=")),
     ],
 )
 def test_rules_without_a_bound_are_refused(make, words):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from hf_relopt.options.tables import READ_BY
+from hf_relopt.plans.directions import READ_BY
 from tests.cases import BY_NAME
 from tests.frames import NEW_KEYS, each_pair, frame_of, kinds_of_tensors
 from tests.oracles.frame import is_vector

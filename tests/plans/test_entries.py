@@ -17,7 +17,7 @@ from hf_relopt.plans.entries import (
 from hf_relopt.rules.rule import RULES
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
-PRESETS = ["fromage_spectral", "fromage_momentum"]
+PRESETS = ["fromage_spectral", "fromage_momentum", "fromage_sinkhorn"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

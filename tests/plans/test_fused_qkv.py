@@ -96,7 +96,9 @@ def test_which_weights_are_cut_and_how(name: str) -> None:
         cut = next((how for end, how in cuts.items() if short.endswith(f".{end}")), None)
         if sum(size > 1 for size in param.shape) < 2:
             assert words.startswith("entry by entry"), weight
-        elif any(part in weight for part in ("embed", "wte", "wpe", "lm_head", "classifier")):
+        elif any(part in weight for part in ("embed", "wte", "wpe", "lm_head")):
+            assert words == "rms, by row", weight
+        elif "classifier" in weight:
             assert words == "momentum, by row", weight
         else:
             assert words == ("spectral" if cut is None else f"spectral, {cut}"), weight

@@ -18,19 +18,21 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
-from hf_relopt import create_optimizer, plan
+from hf_relopt import ConfigError, create_optimizer, plan
 from hf_relopt.plans.entries import OPTIMIZERS
 from hf_relopt.plans.plan import followed_lr
 
 PRESET = "fromage_spectral"
 PRESETS = [name for name, entry in OPTIMIZERS.items() if entry.preset is not None]
 EMBEDDING = {
-    "direction": "momentum",
+    "direction": "rms",
     "scale": "row",
-    "p_bound": 1.0,
-    "lr_factor": 0.5,
-    "momentum": 0.95,
+    "p_bound": None,
+    "lr_factor": 7.5,
+    "momentum": None,
 }
+# What embeddings move by in a step from scratch, of their size.
+FROM_SCRATCH = 0.15
 
 
 def gpt2(tied: bool = True) -> nn.Module:
@@ -53,20 +55,21 @@ def of_role(role: str, optim: str = PRESET, **given: object) -> dict[str, object
 
 
 @pytest.mark.parametrize("optim", PRESETS)
-def test_embeddings_are_held_and_take_half_a_step_and_untied_heads_do_not(optim: str) -> None:
-    embedding, head = of_role("embedding", optim), of_role("head", optim)
-    assert {name: embedding[name] for name in EMBEDDING} == EMBEDDING
-    assert head["scale"] == "row"
-    assert {head[name] for name in ("p_bound", "lr_factor", "momentum")} == {None}
-    assert embedding["lr"] == head["lr"] == 0.02
+def test_embeddings_and_untied_heads_follow_their_rows_usual_gradients(optim: str) -> None:
+    factor = FROM_SCRATCH / OPTIMIZERS[optim].from_scratch_lr
+    for role in ("embedding", "head"):
+        group = of_role(role, optim)
+        assert {name: group[name] for name in EMBEDDING} == {**EMBEDDING, "lr_factor": factor}
+        assert group["lr"] == 0.02
 
 
 @pytest.mark.parametrize("optim", PRESETS)
 def test_the_plan_shows_the_rate_that_is_followed(optim: str) -> None:
+    lr = OPTIMIZERS[optim].from_scratch_lr
     rates = {line.split()[0]: line.split("by row")[-1].split()[0]
-             for line in str(plan(gpt2(tied=False), optim, 0.02)).splitlines()
+             for line in str(plan(gpt2(tied=False), optim, lr)).splitlines()
              if "by row" in line}  # fmt: skip
-    assert rates == {"embedding": "0.01", "head": "0.02"}
+    assert rates == {"embedding": "0.15", "head": "0.15"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,8 @@ def test_the_head_of_a_task_goes_ahead_in_fine_tuning(
     optim: str, lr: float, followed: float
 ) -> None:
     """Ten times the rate, up to that of untrained weights; a vocabulary's head has been trained."""
-    for model, expected in ((classifier(), followed), (gpt2(tied=False), lr)):
+    of_tokens = lr * FROM_SCRATCH / OPTIMIZERS[optim].from_scratch_lr
+    for model, expected in ((classifier(), followed), (gpt2(tied=False), of_tokens)):
         for given in (lr, torch.tensor(lr)):
             groups = create_optimizer(model, optim, given).param_groups
             (head,) = [group for group in groups if group["role"] == "head"]
@@ -118,7 +122,7 @@ def test_a_vocabulary_s_head_and_a_decoder_stay_with_the_rest() -> None:
     for model in (gpt2(tied=False), masked, ViTMAEForPreTraining(ViTMAEConfig(**small, **heads))):
         entries = plan(model, PRESET, 1e-3).entries
         assert "head" in {entry.role for entry in entries}
-        assert {entry.options.get("lr_factor") for entry in entries} <= {None, 0.5}
+        assert {entry.options.get("lr_factor") for entry in entries} <= {None, 7.5}
 
 
 def test_the_paper_s_rule_has_one_rate() -> None:
@@ -132,16 +136,17 @@ def test_the_paper_s_rule_has_one_rate() -> None:
     [
         ({"p_bound": 3.0}, {"p_bound": 3.0}),
         ({"lr_factor": 1.0}, {"lr_factor": 1.0}),
-        ({"momentum": 0.8}, {"momentum": 0.8}),
-        ({"direction": "gradient"}, {"direction": "gradient", "momentum": None}),
-        ({"direction": "momentum"}, {"direction": "momentum"}),
+        ({"momentum": 0.8}, {"momentum": None}),  # which matrices read
+        ({"beta": 0.9}, {"beta": 0.9}),
+        ({"direction": "gradient"}, {"direction": "gradient", "lr_factor": None}),
+        ({"direction": "momentum"}, {"direction": "momentum", "lr_factor": None}),
         (
             {"overrides": {"embedding": {"direction": "adam"}}},
-            {"direction": "adam", "momentum": None},
+            {"direction": "adam", "lr_factor": None},
         ),
         (
             {"overrides": {"embedding": {"direction": "adam", "momentum": 0.8}}},
-            {"direction": "adam", "momentum": 0.8},
+            {"direction": "adam", "momentum": 0.8, "lr_factor": None},
         ),
         ({"bound": "sphere"}, {"bound": "sphere", "p_bound": None}),
         ({"overrides": {"embedding": {"bound": "sphere"}}}, {"bound": "sphere", "p_bound": None}),
@@ -159,3 +164,22 @@ def test_a_user_s_words_win_and_take_what_they_replace_away(
     group = of_role("embedding", **given)
     whole = {**EMBEDDING, "lr": 0.02, "bound": None, **expected}
     assert {name: group[name] for name in whole} == whole
+
+
+@pytest.mark.parametrize(("optim", "given", "words"), [
+    ("fromage_sinkhorn", {"momentum": 0.9}, ["momentum is 0.9", "'rms', 'sinkhorn'", "Leave it"]),
+    ("fromage_sinkhorn", {"momentum_dtype": "bfloat16"}, ["momentum_dtype", "'spectral'"]),
+    ("fromage_spectral", {"iterations": 3}, ["iterations is 3", "'sinkhorn'"]),
+    ("fromage_momentum", {"direction": "gradient", "nesterov": True}, ["nesterov is True"]),
+], ids=str)  # fmt: skip
+def test_what_no_weight_reads_is_refused(
+    optim: str, given: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_optimizer(gpt2(), optim, 0.02, **given)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_only_the_head_of_a_task_reads_is_taken() -> None:
+    groups = create_optimizer(classifier(), "fromage_sinkhorn", 1e-3, momentum=0.8).param_groups
+    assert {group["role"] for group in groups if group["momentum"] == 0.8} == {"head"}

@@ -63,7 +63,7 @@ def test_what_a_parametrization_stores_is_judged_as_the_weight(made: str, layer:
     torch.manual_seed(0)
     model = Holds(make, build())
     found = plans(model)
-    follows = "momentum, by row" if role == "embedding" else "spectral"
+    follows = "rms, by row" if role == "embedding" else "spectral"
     assert found[f"conv.{stored}"] == (role, f"fromage, {follows}")
     if size is not None:
         assert found[f"conv.parametrizations.weight.{size}"] == ("vector", ENTRIES)
@@ -172,7 +172,7 @@ def test_what_a_module_holds_itself_is_judged_by_name_and_shape() -> None:
     for role, names in OWN.items():
         assert {name: found[name][0] for name in names} == dict.fromkeys(names, role)
     assert {found[name][1] for name in OWN["vector"]} == {ENTRIES}
-    assert {found[name][1] for name in OWN["embedding"]} == {"fromage, momentum, by row"}
+    assert {found[name][1] for name in OWN["embedding"]} == {"fromage, rms, by row"}
     assert {name: found[name][1].removeprefix("fromage, ") for name in OWN["matrix"]} == {
         "in_proj_weight": "spectral, 3 blocks",
         "prompts_visual_projection": "spectral",
@@ -284,7 +284,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = {
         {"vocab_size": 32, "d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2},
         {
             "relative_attention_bias.weight": ("vector", ENTRIES),
-            "shared.weight": ("embedding", "fromage, momentum, by row"),
+            "shared.weight": ("embedding", "fromage, rms, by row"),
         },
     ),
     "mpnet": (
@@ -292,7 +292,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = {
         {**SMALL, "num_attention_heads": 2},
         {
             "relative_attention_bias.weight": ("vector", ENTRIES),
-            "position_embeddings.weight": ("embedding", "fromage, momentum, by row"),
+            "position_embeddings.weight": ("embedding", "fromage, rms, by row"),
         },
     ),
     "wavlm": (
@@ -325,7 +325,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = {
         VIT,
         {
             "cls_token": ("vector", ENTRIES),
-            "position_embeddings": ("embedding", "fromage, momentum, by row"),
+            "position_embeddings": ("embedding", "fromage, rms, by row"),
         },
     ),
     "wav2vec2": (
@@ -344,7 +344,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = {
             "rel_attn.q": ("matrix", "fromage, spectral"),
             "rel_attn.o": ("matrix", "fromage, spectral"),
             "r_w_bias": ("vector", ENTRIES),
-            "seg_embed": ("embedding", "fromage, momentum, by row"),
+            "seg_embed": ("embedding", "fromage, rms, by row"),
         },
     ),
 }

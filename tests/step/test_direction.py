@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_relopt import Fromage
-from hf_relopt.options.tables import READ_BY
+from hf_relopt.plans.directions import READ_BY
 from hf_relopt.step.direction import directions
 from hf_relopt.step.lineup import Bundle, Slots
 from hf_relopt.step.portions import Portion

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_relopt import ConfigError, Fromage
 from hf_relopt.options.method import method_of
-from hf_relopt.step.state import anchors, has_state, new_buffers, state_fault, widest
+from hf_relopt.step.state import has_state, new_buffers, slices, state_fault, widest
 from tests.cases import ADAM_STATE, DIRECTION_STATES
 from tests.frames import PAIRS, each_pair, frame_of
 from tests.oracles.frame import is_vector
@@ -76,7 +76,7 @@ def test_a_weight_has_an_anchor_for_each_slice(
     shape: tuple[int, ...], options: dict[str, Any], count: int
 ) -> None:
     param = nn.Parameter(torch.ones(shape))
-    assert anchors(method_of(group_of(param, **options), param), param.shape) == count
+    assert slices(method_of(group_of(param, **options), param), param.shape) == count
     run(optimizer := Fromage([param], **options), [param], (1,))
     assert state_of(optimizer, param)["anchor_norm"].shape == (count,)
 
