@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 # Made by create_optimizer under these names.
-OURS = ("fromage", "fromage_spectral", "fromage_momentum", "madam")
+OURS = ("fromage", "fromage_spectral", "fromage_momentum", "fromage_sinkhorn", "madam")
 # On the sphere: AdamW's or Muon's direction in our frame, AdamW for the rest.
 SPHERES = ("adamh", "muonh")
 # Madam as the paper does not have it, to see whether it is missing anything.

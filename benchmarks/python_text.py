@@ -5,6 +5,7 @@ standard library and torch, about 80 MB: enough for 2,000 steps of `quality.py -
 hardly a line twice.
 
     python benchmarks/python_text.py --out texts
+    python benchmarks/python_text.py --out texts_12mb --limit 12000000
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
             texts[number % HELD_OUT == 0].append(text)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, parts in zip(("train.txt", "valid.txt"), texts, strict=True):
-        (args.out / name).write_text("".join(parts), encoding="utf-8")
+        (args.out / name).write_text("".join(parts)[: args.limit], encoding="utf-8")
         print(f"{name}: {len(parts):,} files, {sum(map(len, parts)):,} characters")
 
 
@@ -67,6 +68,7 @@ def _arguments() -> argparse.ArgumentParser:
         help=f"an installed package or '{STDLIB}'; may be given several times "
         f"(default: {STDLIB} and torch)",
     )
+    parser.add_argument("--limit", type=int, help="characters of each text at most (default: all)")
     parser.add_argument(
         "--out", type=Path, default=Path("texts"), help="folder to write (default: texts)"
     )

@@ -1,10 +1,12 @@
 """Compare optimizers at equal budget: which one ends with the better model, and how soon?
 
-Five tasks, one results file each:
+Six tasks, one results file each:
 
     shakespeare  a GPT-2 of 4 layers, 128 wide, on the characters of --train_file; 2,000 steps
     wordpieces   a GPT-2 of 4 layers, 256 wide, on the word pieces of --train_file; measured on
                  --valid_file; 1,500 steps
+    pythontext   the same GPT-2 on the source code of Python packages, without repetition; 1,000
+                 steps; python_text.py --limit 12000000 writes the two files
     sst2         MiniLM fine-tuned on --train_file (TSV), measured on --valid_file; 600 steps
     gpt2         GPT-2 124M on the word pieces of --train_file, measured on --valid_file; 2,000
                  steps; for a GPU. python_text.py writes two such files

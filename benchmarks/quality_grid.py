@@ -37,6 +37,13 @@ DEFAULT = {
         *_rates("muon", "2e-3", "5e-3", "1e-2"),
         *_FROM_SCRATCH,
     ],
+    "pythontext": [
+        *_rates("adamw", "1e-3", "2e-3", "4e-3"),
+        *_rates("muonh", "1e-2", "2e-2"),
+        *_rates("fromage_sinkhorn", "2e-2"),
+        "fromage_spectral",
+        "fromage_sinkhorn",
+    ],
     "sst2": [
         *_rates("adamw", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4"),
         *_rates("muon", "1e-4", "2e-4", "5e-4", rest=",adamw_lr=2e-4"),

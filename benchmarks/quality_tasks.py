@@ -1,4 +1,4 @@
-"""The five tasks of quality.py: their data, sizes, lengths, and what a page says of them."""
+"""The six tasks of quality.py: their data, sizes, lengths, and what a page says of them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ WIDTHS = {
 GPT2 = Size(layers=12, width=768, heads=12, context=1024, batch=8)
 # A multiple of 64, which tensor cores want; GPT-2's own 50,257 is none.
 GPT2_VOCABULARY = 50_304
+# Of the two tasks of word pieces.
+PIECES = Size(layers=4, width=256, heads=4, context=128, batch=8)
 BASE = "4x128"
 SMALLEST = "2x64"
 
@@ -76,6 +78,17 @@ FACTS = {
         f"pieces of one file, measured on the other; {_SCHEDULES}",
         True,
     ),
+    "pythontext": Facts(
+        "Python source",
+        1000,
+        "validation_loss",
+        "nats per piece",
+        "GPT-2 with 4 layers, 4 heads, width 256, context 128, no dropout, tied embeddings; a "
+        "byte-level BPE of 4,096 pieces; STEPS steps of 8 x 128 pieces of the source code of "
+        "Python's standard library and of torch (`python_text.py --limit 12000000`), of which no "
+        "part comes twice but by chance, measured on files that are held out; " + _SCHEDULES,
+        True,
+    ),
     "sst2": Facts(
         "Fine-tuning on SST-2",
         600,
@@ -118,10 +131,9 @@ def tasks(args: argparse.Namespace) -> dict[str, Task]:
         data = read_sentences(args.train_file, args.model)
         valid = read_sentences(args.valid_file, args.model)
         return {"": sst2_task(lambda: _classifier(args.model), data, valid)}
-    if args.task == "wordpieces":
+    if args.task in ("wordpieces", "pythontext"):
         codes = word_pieces(_read(args.train_file), _read(args.valid_file))
-        size = Size(layers=4, width=256, heads=4, context=128, batch=8)
-        return {"": text_task(size, codes, args.batches)}
+        return {"": text_task(PIECES, codes, args.batches)}
     if args.task == "gpt2":
         codes = kept_word_pieces(args.codes, args.train_file, args.valid_file, GPT2_VOCABULARY)
         return {"": text_task(GPT2, codes, args.batches, args.device, args.compile)}

@@ -42,13 +42,14 @@ BAD = [
     ("fromage", "vector.skip=perhaps", ["skip", "'perhaps'", "True or False"]),
     ("fromage", "vector.lr=2", ["lr", "2.0", "0 <= lr < 1"]),
     # Fromage as a frame: what the options say together.
-    ("fromage", "direction=spectral,scale=row", ["scale is 'row'", "'spectral'", "'momentum'"]),
+    ("fromage", "direction=spectral,scale=row", ["scale is 'row'", "'spectral'", "'rms'"]),
     ("fromage_spectral", "scale=row", ["scale is 'row'", "'spectral'"]),
     ("fromage_spectral", "direction=spectral", ["embeddings and heads", "'matrix'"]),
     ("fromage", "momentum=.9", ["momentum is 0.9", "'gradient'", "does not read it"]),
     ("fromage", "momentum_dtype=bfloat16", ["momentum_dtype", "does not read it"]),
     ("fromage_spectral", "direction=gradient,momentum=.9", ["momentum is 0.9", "'gradient'"]),
-    ("fromage_spectral", "beta=0.99", ["beta is 0.99", "'adam'"]),
+    ("fromage_spectral", "iterations=2", ["iterations is 2", "'sinkhorn'"]),
+    ("fromage_sinkhorn", "iterations=0", ["iterations", "0", "1 to 100"]),
     ("fromage_spectral", "momentum=1", ["momentum", "1", "< 1"]),
     ("fromage_spectral", "momentum_dtype=float16", ["momentum_dtype", "'bfloat16'"]),
     ("fromage_spectral", "nesterov=maybe", ["nesterov", "'maybe'", "True or False"]),
@@ -143,14 +144,17 @@ def test_options_of_a_preset_win_and_overrides_leave_it(tmp_path):
               if group["rule"] == "fromage"}  # fmt: skip
     directions = {key: group["direction"] for key, group in groups.items()}
     assert directions == {
-        ("embedding", "row"): "momentum",
+        ("embedding", "row"): "rms",
         ("matrix", "block"): "spectral",
         ("matrix", "tensor"): "spectral",
     }
     for group in groups.values():
-        assert (group["p_bound"], group["momentum"]) == (2.0, 0.9)
+        reads = group["role"] == "matrix"
+        assert (group["p_bound"], group["momentum"]) == (2.0, 0.9 if reads else None)
         for param in group["params"]:
-            assert optimizer.state[param]["momentum"].dtype == torch.bfloat16
+            momentum = optimizer.state[param].get("momentum")
+            assert (momentum is not None) == reads
+            assert momentum is None or momentum.dtype == torch.bfloat16
     (vectors,) = [group for group in optimizer.param_groups if group["role"] == "vector"]
     assert (vectors["rule"], vectors["initial_lr"]) == ("adamw", 1e-3)
 
