@@ -100,8 +100,8 @@ def options_in_force(optimizer: Any) -> dict[str, Any]:
     read = _in_force(largest)
     if "p_bound" in read:  # presets hold rows and matrices by different ones
         read["p_bound"] = " and ".join(_bounds(optimizer)) or read["p_bound"]
-    if read.get("momentum") is not None:  # and have different momenta for them
-        read["momentum"] = " and ".join(_momenta(optimizer)) or read["momentum"]
+    # Of these some may have a momentum, and others none.
+    read["momentum"] = " and ".join(_momenta(optimizer)) or read.get("momentum")
     return {n: value for n, value in read.items() if n not in hidden and value is not None}
 
 
