@@ -23,8 +23,8 @@ def test_the_direction_is_named_and_nothing_that_is_not_read(tmp_path):
     trainer = trained(tmp_path, optim="fromage_spectral")
     text = write_model_card(trainer).read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| optimizer |")]
-    for words in ("arxiv.org/abs/2002.03432", "orthogonalized momentum", "the gradient over its running root mean square (",
-                  "p_bound 4.0", "momentum 0.9"):  # fmt: skip
+    along = "the orthogonalized momentum", "the gradient over its running root mean square"
+    for words in ("arxiv.org/abs/2002.03432", *along, "p_bound 4.0", "momentum 0.9"):
         assert words in line, line
     for words in ("None", "beta", "split", "scale tensor", "direction", "nesterov"):
         assert words not in line, line

@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 import hf_relopt
 from hf_relopt import ConfigError, Fromage, Madam
 from hf_relopt.hf import registration
+from hf_relopt.plans.entries import OPTIMIZERS
 from tests.hf.tiny import arguments, forked_python, gpt2, passed, rows
 
 CLASSES = {
