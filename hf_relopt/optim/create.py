@@ -15,9 +15,10 @@ from hf_relopt.options.checks import check_options, check_together, unknown_opti
 from hf_relopt.options.method import OF_MATRICES, check_matrices
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import defaults
-from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name
+from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name, rules_of_name
 from hf_relopt.plans.lazy_weights import require_shapes
-from hf_relopt.plans.plan import Overrides, Plan, build
+from hf_relopt.plans.plan import Entry, Overrides, Plan, build
+from hf_relopt.plans.roles import ROLES
 from hf_relopt.rules.rule import RULES
 
 
@@ -39,7 +40,8 @@ def plan(
 
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
-        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
+        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum", "muonh",
+            "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: 0.03 for adapters such
             as LoRA (0.1 for prompts and VeRA), 0.001 if the model looks pretrained, else 0.01
             (presets: 0.02). Other trained weights of a model with adapters get 0.001 at most,
@@ -47,7 +49,7 @@ def plan(
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see ``Fromage`` and ``Madam``. They win over a preset's,
-            for every weight.
+            for every weight that follows the optimizer's rule.
 
     Returns:
         The plan; ``print`` shows it as a table.
@@ -59,7 +61,8 @@ def plan(
     _require_model(model)
     rule = rule_of_name(optim)
     for name in options:
-        if name not in OPTIONS[rule] or name == "lr":
+        require_option(optim, name)
+        if name == "lr":
             raise unknown_option(rule, name)
     require_shapes(model)
     lr = default_lr(model, optim)[0] if lr is None else lr
@@ -77,6 +80,7 @@ def plan(
     of_matrices: list[dict[str, Any]] = []
     for entry in chosen.entries:
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
+        _refuse_unread(optim, entry, overrides or {})
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") in OF_MATRICES:
             of_matrices.append({**own, "params": [entry.param]})
@@ -98,7 +102,8 @@ def create_optimizer(
 
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
-        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
+        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum", "muonh",
+            "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: chosen from the model,
             as for ``plan``.
         overrides: options by role or name pattern, as for ``plan``.
@@ -156,9 +161,27 @@ def _require_model(model: Any) -> None:
 def check_request(optim: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError if options contradict each other for some weight, whatever the model."""
     preset, rule = preset_of(optim), rule_of_name(optim)
-    roles = ("matrix", *preset.roles) if preset else ()
-    for own in [preset.options_of(role, options) for role in roles] if preset else [{}]:
+    every: list[dict[str, Any]] = [{}]
+    if preset is not None:
+        roles = [role for role in ("matrix", *preset.roles) if preset.rule_of(role) == rule]
+        every = [preset.options_of(role, options) for role in roles]
+    for own in every:
         check_together(rule, {**_defaults(rule), **own, **options, "params": [], "lr": 0.0})
+
+
+def require_option(optim: str, name: str) -> None:
+    """Raise ConfigError unless ``name`` is an option for all weights of the optimizer's rule."""
+    rule, preset = rule_of_name(optim), preset_of(optim)
+    if name in OPTIONS[rule]:
+        return
+    owner = next((each for each in rules_of_name(optim) if name in OPTIONS[each]), None)
+    if owner is None or preset is None:
+        raise unknown_option(rule, name)
+    roles = [role for role in ROLES if preset.rule_of(role) == owner]
+    raise ConfigError(
+        f"{name} is an option of {owner}, which {optim} gives to the roles {', '.join(roles)}; "
+        f"options for all weights are those of {rule}. Set it for a role, as in {roles[0]}.{name}."
+    )
 
 
 def _defaults(rule: str) -> dict[str, Any]:
@@ -172,11 +195,7 @@ def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
             f"The override {target!r} is {changes!r}. Overrides are a role or a pattern over names "
             "with a dict of options, as in {'vector': {'lr': 0.001}}."
         )
-    rule = changes.get("rule", rule_of_name(optim))
-    if not isinstance(rule, str) or rule not in RULES:
-        raise ConfigError(
-            f"The override {target!r} asks for rule {rule!r}; the rules are {', '.join(RULES)}."
-        )
+    rule = rule_of_override(optim, target, changes)
     for name, value in changes.items():
         if name == "skip" and not isinstance(value, bool):
             raise ConfigError(
@@ -185,3 +204,39 @@ def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
         if name not in ("rule", "skip") and name not in OPTIONS[rule]:
             raise unknown_option(rule, name, {*OPTIONS[rule], "rule", "skip"})
     check_options(rule, changes)
+
+
+def rule_of_override(optim: str, target: str, changes: Mapping[str, Any]) -> str:
+    """The rule whose options an override sets, as far as it is known without the model.
+
+    A preset with several rules gives one to each role. Where its own rule lacks one of the options,
+    the weights must follow another that has it, which the plan checks.
+
+    Raises:
+        ConfigError: the override asks for a rule that does not exist.
+    """
+    if "rule" not in changes:
+        rules = rules_of_name(optim)
+        fits = (r for r in rules if all(name in OPTIONS[r] or name == "skip" for name in changes))
+        return next(fits, rules[0])
+    rule = changes["rule"]
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ConfigError(
+            f"The override {target!r} asks for rule {rule!r}; the rules are {', '.join(RULES)}."
+        )
+    return rule
+
+
+def _refuse_unread(optim: str, entry: Entry, overrides: Overrides) -> None:
+    """Refuse an override's options that the rule of its weight does not have."""
+    rule = entry.options["rule"]
+    for target in entry.overrides:
+        for name in overrides[target]:
+            if name in OPTIONS[rule] or name in ("rule", "skip"):
+                continue
+            owners = [each for each, options in OPTIONS.items() if name in options]
+            raise ConfigError(
+                f"The override {target!r} sets {name} for {entry.name}, which follows {rule} under "
+                f"{optim}; {name} belongs to {' and '.join(owners)}. Leave {target}.{name} out, or "
+                f"give these weights a rule that reads it, as in {target}.rule={owners[0]}."
+            )

@@ -342,6 +342,6 @@ def _refuse_zero(param: Tensor, name: str) -> None:
     if not bool(param.detach().count_nonzero()):
         raise ConfigError(
             f"bound is 'sphere', and {name} of shape {tuple(param.shape)} is all zero: its norm "
-            "would stay 0, and it could never move. Leave out bound for it (in a group of its "
-            "own, or by an override), or initialize it first."
+            "would stay 0, and it could never move. Leave out bound for it, in a group of its own "
+            f"or by an override ({name}.bound=none in --optim_args), or initialize it first."
         )

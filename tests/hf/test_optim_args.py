@@ -42,7 +42,7 @@ BAD = [
     ("fromage", "vector.skip=perhaps", ["skip", "'perhaps'", "True or False"]),
     ("fromage", "vector.lr=2", ["lr", "2.0", "0 <= lr < 1"]),
     # Fromage as a frame: what the options say together.
-    ("fromage", "direction=spectral,scale=row", ["scale is 'row'", "'spectral'", "'momentum'"]),
+    ("fromage", "direction=spectral,scale=row", ["scale is 'row'", "'spectral'", "'rms'"]),
     ("fromage_spectral", "scale=row", ["scale is 'row'", "'spectral'"]),
     ("fromage_spectral", "direction=spectral", ["embeddings and heads", "'matrix'"]),
     ("fromage", "momentum=.9", ["momentum is 0.9", "'gradient'", "does not read it"]),
@@ -57,6 +57,11 @@ BAD = [
     ("fromage_spectral", "matrix.split_sizes=3;x", ["split_sizes", "'3;x'"]),
     ("fromage_momentum", "split_sizes=3", ["split_sizes is 3", "scale='block'"]),
     ("fromage_momentum", "p_scale=3", ["p_scale", "belongs to madam"]),
+    ("muonh", "betas=0.9;0.95", ["betas", "adamw", "embedding.betas"]),
+    ("muonh", "vector.p_scale=3", ["p_scale", "belongs to madam"]),
+    ("muonh", "vector.betas=0.9;2", ["betas", "two numbers"]),
+    ("adamh", "bound=sphere,p_bound=2", ["p_bound is 2.0", "'sphere'"]),
+    ("adamh", "nesterov=true", ["nesterov is True", "'adam'"]),
     ("fromage", ".lr=0.1", [".lr"]),
     ("fromage", "vector.=0.1", ["vector."]),
 ]
