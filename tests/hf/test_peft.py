@@ -330,6 +330,7 @@ def test_under_a_preset_prompts_go_along_the_gradient_unless_a_momentum_is_asked
     assert {e.options["direction"] for e in chosen.entries if e.role == "lora"} == {"adam"}
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
 @pytest.mark.parametrize(("optim", "direction"), [("muonh", "spectral"), ("adamh", "adam")])
 @pytest.mark.parametrize("kind", ["ia3", "lokr", "ln_tuning", "prompt_tuning", "prefix_tuning"])
 def test_under_a_hyperball_preset_adapters_have_no_sphere(
