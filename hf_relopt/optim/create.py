@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.checks import check_options, check_together, unknown_option
-from hf_relopt.options.method import OF_MATRICES, check_matrices
+from hf_relopt.options.method import OF_MATRICES, check_matrices, has_sphere, no_radius
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import defaults
 from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name, rules_of_name
@@ -81,6 +81,9 @@ def plan(
     for entry in chosen.entries:
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
         _refuse_unread(optim, entry, overrides or {})
+        # The plan has gathered what a rank cannot see of its own shard.
+        if entry.zero_start and has_sphere(own, entry.param):
+            raise no_radius(entry.param, entry.name)
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") in OF_MATRICES:
             of_matrices.append({**own, "params": [entry.param]})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import Shard
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from hf_relopt import ConfigError, create_optimizer, plan
@@ -14,6 +15,7 @@ from hf_relopt.optim.create import rule_of_override
 from hf_relopt.plans.defaults import remarks
 from hf_relopt.plans.entries import rules_of_name
 from hf_relopt.plans.plan import followed_lr
+from tests.sharding import one_of_many
 
 DIRECTIONS = {"muonh": "spectral", "adamh": "adam"}
 each_name = pytest.mark.parametrize("optim", DIRECTIONS)
@@ -216,6 +218,17 @@ def test_a_matrix_of_zeros_is_refused_and_the_remedy_trains_it(optim: str) -> No
     optimizer = create_optimizer(model, optim, overrides={name: {"bound": None}})
     train(model, optimizer)
     assert zero.count_nonzero()
+
+
+def test_a_matrix_whose_shards_are_all_zero_is_refused_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    with one_of_many.as_rank(0, (1,)) as mesh:
+        for layer, value in zip(model, (1.0, 0.0), strict=True):
+            full = torch.full((4, 4), value)
+            layer.weight = nn.Parameter(one_of_many.sharded(full, mesh, [Shard(0)]))
+        with pytest.raises(ConfigError, match=r"1\.weight of shape \(4, 4\) is all zero"):
+            create_optimizer(model, "muonh")
+        create_optimizer(model, "muonh", overrides={"1.weight": {"bound": None}})
 
 
 @each_name
