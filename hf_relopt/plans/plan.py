@@ -148,6 +148,8 @@ def build(
         role = role_of(model, name, tied, param, module)
         kind = _kind(model, name, role, param, module)
         kind = task_head if kind == TASK_HEAD else kind
+        if task_head == PROMPTS_HEAD and kind in ("vector", "scalar"):
+            kind = "lora"  # biases beside prompts: what is trained there is one adapter
         names = {name, *tied, home, *(home_of(model, each) for each in tied)}
         own_lr = _beside_adapters(model, name, lr) if adapting else lr
         chosen: dict[str, Any] = {"rule": rule_of_name(optim), "lr": own_lr}

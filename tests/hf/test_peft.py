@@ -330,6 +330,11 @@ def test_under_a_preset_prompts_go_along_the_gradient_unless_a_momentum_is_asked
     assert {e.options["direction"] for e in chosen.entries if e.role == "lora"} == {"adam"}
 
 
+def test_prompts_alone_are_trained_by_muonh_as_by_fromage_spectral() -> None:
+    muonh, spectral = (plan(adapted("prompt_tuning"), o) for o in ("muonh", "fromage_spectral"))
+    assert [e.options for e in muonh.entries] == [e.options for e in spectral.entries]
+
+
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
 @pytest.mark.parametrize(("optim", "direction"), [("muonh", "spectral"), ("adamh", "adam")])
 @pytest.mark.parametrize("kind", ["ia3", "lokr", "ln_tuning", "prompt_tuning", "prefix_tuning"])
