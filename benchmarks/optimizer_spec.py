@@ -13,12 +13,18 @@ from typing import Any
 import torch
 
 # Made by create_optimizer under these names.
-OURS = ("fromage", "fromage_spectral", "fromage_momentum", "fromage_sinkhorn", "madam")
-# On the sphere: AdamW's or Muon's direction in our frame, AdamW for the rest.
-SPHERES = ("adamh", "muonh")
+OURS = (
+    "fromage",
+    "fromage_spectral",
+    "fromage_momentum",
+    "fromage_sinkhorn",
+    "muonh",
+    "adamh",
+    "madam",
+)
 # Madam as the paper does not have it, to see whether it is missing anything.
 WITH_MOMENTUM = "madam_momentum"
-NAMES = (*OURS, *SPHERES, WITH_MOMENTUM, "adamw", "muon", "sgd")
+NAMES = (*OURS, WITH_MOMENTUM, "adamw", "muon", "sgd")
 WARMUP = 100
 
 
@@ -42,7 +48,7 @@ class OptimizerSpec:
     @property
     def relative(self) -> bool:
         """Is the step a fraction of the weights? Such optimizers need no warm-up."""
-        return self.name in (*OURS, *SPHERES, WITH_MOMENTUM)
+        return self.name in (*OURS, WITH_MOMENTUM)
 
     def without(self, *names: str) -> OptimizerSpec:
         """The same optimizer without these options."""
@@ -102,10 +108,6 @@ def build_optimizer(
 
         overrides = _overrides(options)
         return create_optimizer(model, spec.name, overrides=overrides, **options)
-    if spec.name in SPHERES:
-        from sphere import sphere_and_adamw
-
-        return sphere_and_adamw(spec.name, model, options, defaults)
     if spec.name == "muon":
         from muon import muon_and_adamw
 

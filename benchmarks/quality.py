@@ -222,9 +222,8 @@ def _arguments() -> argparse.ArgumentParser:
         metavar="NAME[:OPTION=VALUE,...]",
         help=f"may be given several times: {', '.join(NAMES)} with the options of the optimizer, "
         "and for all schedule=linear, cosine or warmup_linear; without lr at its default rate; "
-        "muon takes adamw_lr (3e-3), adamh and muonh take embedding_lr (3e-3) and vector_lr "
-        "(1e-3). 'default' is the task's comparison, see --grid; 'best' is what has been best of "
-        "each optimizer so far, to run it with more seeds (default: default)",
+        "muon takes adamw_lr (3e-3). 'default' is the task's comparison, see --grid; 'best' is "
+        "what has been best of each optimizer so far, to run it with more seeds (default: default)",
     )
     parser.add_argument("--grid", action="store_true", help="print what 'default' is, and end")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")

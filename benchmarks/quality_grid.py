@@ -8,10 +8,10 @@ from optimizer_spec import OptimizerSpec, optimizer_spec
 from quality_table import best_of_each, entries
 
 _FROM_SCRATCH = [
+    "muonh",
     "muonh:lr=.01",
-    "muonh:lr=.02",
+    "adamh",
     "adamh:lr=.01",
-    "adamh:lr=.02",
     "sgd:lr=.03",
     "sgd:lr=.1",
     "sgd:lr=.3",
@@ -47,8 +47,8 @@ DEFAULT = {
     "sst2": [
         *_rates("adamw", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4"),
         *_rates("muon", "1e-4", "2e-4", "5e-4", rest=",adamw_lr=2e-4"),
-        *_rates("adamh", "1e-3", "3e-3", rest=",embedding_lr=2e-4,vector_lr=2e-4"),
-        *_rates("muonh", "1e-3", "3e-3", rest=",embedding_lr=2e-4,vector_lr=2e-4"),
+        *_rates("adamh", "1e-3", "3e-3"),
+        *_rates("muonh", "1e-3", "3e-3"),
         *_rates("sgd", "3e-3", "1e-2", "3e-2"),
         "madam",
         "madam:lr=3e-3",

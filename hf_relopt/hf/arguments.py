@@ -66,8 +66,8 @@ def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
             logging.WARNING,
             f"{', '.join(unread)}: {name} does not read "
             f"{'this' if len(unread) == 1 else 'these'}, drop "
-            f"{'it' if len(unread) == 1 else 'them'}. {own}For weights that an override gives to "
-            "AdamW, set betas and eps there (vector.betas=0.9;0.95).",
+            f"{'it' if len(unread) == 1 else 'them'}. {own}For weights that follow AdamW, "
+            "set betas and eps in an override (vector.betas=0.9;0.95).",
         )
     if args.max_grad_norm > 0 and clipping_is_pointless(groups):
         say_once(logging.INFO, f"max_grad_norm changes nothing under {name}.")

@@ -19,7 +19,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.optim import inputs
 from hf_relopt.optim.create import plan as make_plan
 from hf_relopt.options.checks import is_no_decay
-from hf_relopt.plans.entries import in_place_of_decay
+from hf_relopt.plans.entries import in_place_of_decay, rule_of_name
 from hf_relopt.plans.plan import Entry, Overrides, Plan
 from hf_relopt.plans.roles import role_of
 
@@ -156,14 +156,14 @@ def plan_of_groups(
             if here is None:
                 strangers.append((name or f"param_groups.{number}.{place}", param, group.own))
                 continue
-            entry = replace(here[1], options=_merged(here[1], group.own, overrides))
+            entry = replace(here[1], options=_merged(here[1], group.own, overrides, optim))
             found.append((here[0] if plain else len(found), entry, here[2]))
     found.sort(key=lambda each: each[0])
     beside = [(named[0], named[1]) for named in strangers]
     kept = _overrides_of(beside, overrides, None if known is not None else optim)
     for number, entry, skip in _entries_of(beside, optim, lr, kept, options):
         name, _, own = strangers[number]
-        found.append((0, replace(entry, name=name, options=_merged(entry, own, kept)), skip))
+        found.append((0, replace(entry, name=name, options=_merged(entry, own, kept, optim)), skip))
     return Plan(
         optim,
         tuple(entry for _, entry, skip in found if not skip),
@@ -173,7 +173,9 @@ def plan_of_groups(
     )
 
 
-def _merged(entry: Entry, own: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+def _merged(
+    entry: Entry, own: Mapping[str, Any], overrides: Overrides, optim: str
+) -> dict[str, Any]:
     """An entry's options with those of its group. A user's override of lr wins over the group."""
     options = dict(entry.options)
     if own.get("rule", options["rule"]) != options["rule"]:
@@ -181,7 +183,9 @@ def _merged(entry: Entry, own: Mapping[str, Any], overrides: Overrides) -> dict[
     said = dict(own)
     if any("lr" in overrides[target] for target in entry.overrides):
         said.pop("lr", None)
-    elif "lr" in said:
+    elif "lr" in said and ("rule" in own or options["rule"] == rule_of_name(optim)):
+        # Under a preset of several rules the factor leads from the common learning rate to
+        # another rule's, and a trainer's groups know one learning rate alone.
         options.pop("lr_factor", None)
     return {**options, **said}
 

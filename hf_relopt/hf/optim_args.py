@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.optim.create import check_override, check_request
+from hf_relopt.optim.create import check_override, check_request, require_option, rule_of_override
 from hf_relopt.options.checks import bad_value, parse_value
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import OPTIMIZERS, rule_of_name
-from hf_relopt.rules.rule import RULES
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,10 @@ def parse(optim: str, text: str | None) -> OptimArgs:
         ConfigError: a malformed pair, an unknown option, or a value of the wrong kind or range.
     """
     pairs, rule = _pairs(optim, text), rule_of_name(optim)
-    options = {name: parse_value(rule, name, value) for name, value in pairs if "." not in name}
+    own = {name: value for name, value in pairs if "." not in name}
+    for name in own:
+        require_option(optim, name)
+    options = {name: parse_value(rule, name, value) for name, value in own.items()}
     check_request(optim, {name: value for name, value in options.items() if name != "lr"})
     nested: dict[str, dict[str, str]] = {}
     for name, value in pairs:
@@ -69,9 +71,7 @@ def _pairs(optim: str, text: str | None) -> list[tuple[str, str]]:
 
 
 def _override(optim: str, target: str, given: dict[str, str]) -> dict[str, Any]:
-    rule = given.get("rule", rule_of_name(optim))
-    if rule not in RULES:
-        check_override(optim, target, {"rule": rule})
+    rule = rule_of_override(optim, target, given)
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name == "rule":

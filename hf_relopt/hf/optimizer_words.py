@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_relopt.options.method import group_method
 from hf_relopt.options.tables import DIRECTION_OPTIONS
 from hf_relopt.plans.directions import READ_BY
-from hf_relopt.plans.entries import entry_of_rule
+from hf_relopt.plans.entries import SPHERE_WORDS, entry_of_rule
 from hf_relopt.plans.plan import peak_lr
 from hf_relopt.plans.roles import steps_as_vector
 
@@ -50,7 +50,20 @@ def _directions(optimizer: Any, rule: str) -> str:
     entry = entry_of_rule(rule)
     known = entry.directions if entry is not None else {}
     words = [known.get(direction, f"the {direction}") for direction in used]
-    return f", along {' and '.join(words)}" if set(used) - {"gradient"} else ""
+    along = f", along {' and '.join(words)}" if set(used) - {"gradient"} else ""
+    return along + _spheres(optimizer, rule)
+
+
+def _spheres(optimizer: Any, rule: str) -> str:
+    """What a rule's matrices are called that keep their norm; nothing if most do not."""
+    entry = entry_of_rule(rule)
+    of_rule = [(g, param) for g, param in _matrices(optimizer) if g["rule"] == rule]
+    kept = _by_size((str(group["bound"]), param) for group, param in of_rule)
+    if entry is None or kept[:1] != ["sphere"]:
+        return ""
+    on_sphere = ((g["direction"], p) for g, p in of_rule if g["bound"] == "sphere")
+    names = [entry.spheres[each] for each in _by_size(on_sphere) if each in entry.spheres]
+    return f", norms kept ({' and '.join(names)}, {SPHERE_WORDS})" if names else ""
 
 
 def _bounds(optimizer: Any) -> list[str]:
@@ -89,11 +102,13 @@ def _by_size(pairs: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def options_in_force(optimizer: Any) -> dict[str, Any]:
-    """The options of the largest group, without lists of weights and flags of torch's own."""
+    """Those of the first rule's largest group, without lists of weights and torch's own flags."""
     groups = getattr(optimizer, "param_groups", [])
     if not groups:
         return {}
-    largest = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
+    first = rules_in_use(optimizer)[:1]
+    named = [group for group in groups if [group.get("rule")] == first] or groups
+    largest = max(named, key=lambda group: sum(p.numel() for p in group["params"]))
     hidden = {"params", "param_names", "role", "rule", "lr", "initial_lr", "fused", "foreach",
               "lr_factor", "capturable", "differentiable", "maximize", "decoupled_weight_decay",
               "backend", "shapes_crc32"}  # fmt: skip

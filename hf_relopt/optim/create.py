@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.checks import check_options, check_together, unknown_option
-from hf_relopt.options.method import OF_MATRICES, check_matrices
+from hf_relopt.options.method import OF_MATRICES, check_matrices, has_sphere, no_radius
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import defaults
 from hf_relopt.plans.directions import READ_BY, read_by
-from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name
+from hf_relopt.plans.entries import OPTIMIZERS, preset_of, rule_of_name, rules_of_name
 from hf_relopt.plans.lazy_weights import require_shapes
-from hf_relopt.plans.plan import Overrides, Plan, build
-from hf_relopt.plans.roles import steps_as_vector
+from hf_relopt.plans.plan import Entry, Overrides, Plan, build
+from hf_relopt.plans.roles import ROLES, steps_as_vector
 from hf_relopt.rules.rule import RULES
 
 
@@ -41,15 +41,16 @@ def plan(
 
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
-        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum".
+        optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum",
+            "fromage_sinkhorn", "muonh", "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: 0.03 for adapters such
             as LoRA (0.1 for prompts and VeRA), 0.001 if the model looks pretrained, else 0.01
-            (presets: 0.02). Other trained weights of a model with adapters get 0.001 at most,
-            except a task head.
+            (presets: 0.02, or 0.05 under fromage_sinkhorn). Other trained weights of a model with
+            adapters get 0.001 at most, except a task head.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see ``Fromage`` and ``Madam``. They win over a preset's,
-            for every weight.
+            for every weight that follows the optimizer's rule.
 
     Returns:
         The plan; ``print`` shows it as a table.
@@ -61,7 +62,8 @@ def plan(
     _require_model(model)
     rule = rule_of_name(optim)
     for name in options:
-        if name not in OPTIONS[rule] or name == "lr":
+        require_option(optim, name)
+        if name == "lr":
             raise unknown_option(rule, name)
     require_shapes(model)
     lr = default_lr(model, optim)[0] if lr is None else lr
@@ -79,11 +81,15 @@ def plan(
     of_matrices: list[dict[str, Any]] = []
     for entry in chosen.entries:
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
+        _refuse_unread(optim, entry, overrides or {})
+        # The plan has gathered what a rank cannot see of its own shard.
+        if entry.zero_start and has_sphere(own, entry.param):
+            raise no_radius(entry.param, entry.name)
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") in OF_MATRICES:
             of_matrices.append({**own, "params": [entry.param]})
     if preset is not None:
-        _refuse_unread(optim, options, _directions(chosen))
+        _refuse_without_reader(optim, options, _directions(chosen))
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
     if of_matrices and preset is None:
         check_matrices(of_matrices)
@@ -103,7 +109,7 @@ def create_optimizer(
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum",
-            "fromage_sinkhorn".
+            "fromage_sinkhorn", "muonh", "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: chosen from the model,
             as for ``plan``.
         overrides: options by role or name pattern, as for ``plan``.
@@ -177,13 +183,17 @@ def check_request(optim: str, options: Mapping[str, Any]) -> None:
         return
     directions = set()
     for role in ("matrix", *preset.roles):
+        if preset.rule_of(role) != rule:
+            continue
         own = {**preset.options_of(role, options), **_given(options, "direction")}
         directions.add(own["direction"])
         check_together(rule, {**common, **own, **read_by(own["direction"], options)})
-    _refuse_unread(optim, options, directions)
+    _refuse_without_reader(optim, options, directions)
 
 
-def _refuse_unread(optim: str, options: Mapping[str, Any], directions: Collection[str]) -> None:
+def _refuse_without_reader(
+    optim: str, options: Mapping[str, Any], directions: Collection[str]
+) -> None:
     """Options that are given for all weights are for those that read them, and some have to."""
     for name, readers in READ_BY.items():
         if directions and options.get(name) is not None and not set(readers) & set(directions):
@@ -198,6 +208,21 @@ def _given(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name: options[name]} if name in options else {}
 
 
+def require_option(optim: str, name: str) -> None:
+    """Raise ConfigError unless ``name`` is an option for all weights of the optimizer's rule."""
+    rule, preset = rule_of_name(optim), preset_of(optim)
+    if name in OPTIONS[rule]:
+        return
+    owner = next((each for each in rules_of_name(optim) if name in OPTIONS[each]), None)
+    if owner is None or preset is None:
+        raise unknown_option(rule, name)
+    roles = [role for role in ROLES if preset.rule_of(role) == owner]
+    raise ConfigError(
+        f"{name} is an option of {owner}, which {optim} gives to the roles {', '.join(roles)}; "
+        f"options for all weights are those of {rule}. Set it for a role, as in {roles[0]}.{name}."
+    )
+
+
 def _defaults(rule: str) -> dict[str, Any]:
     return {name: option.default for name, option in OPTIONS[rule].items()}
 
@@ -209,11 +234,7 @@ def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
             f"The override {target!r} is {changes!r}. Overrides are a role or a pattern over names "
             "with a dict of options, as in {'vector': {'lr': 0.001}}."
         )
-    rule = changes.get("rule", rule_of_name(optim))
-    if not isinstance(rule, str) or rule not in RULES:
-        raise ConfigError(
-            f"The override {target!r} asks for rule {rule!r}; the rules are {', '.join(RULES)}."
-        )
+    rule = rule_of_override(optim, target, changes)
     for name, value in changes.items():
         if name == "skip" and not isinstance(value, bool):
             raise ConfigError(
@@ -222,3 +243,39 @@ def check_override(optim: str, target: str, changes: Mapping[str, Any]) -> None:
         if name not in ("rule", "skip") and name not in OPTIONS[rule]:
             raise unknown_option(rule, name, {*OPTIONS[rule], "rule", "skip"})
     check_options(rule, changes)
+
+
+def rule_of_override(optim: str, target: str, changes: Mapping[str, Any]) -> str:
+    """The rule whose options an override sets, as far as it is known without the model.
+
+    A preset with several rules gives one to each role. Where its own rule lacks one of the options,
+    the weights must follow another that has it, which the plan checks.
+
+    Raises:
+        ConfigError: the override asks for a rule that does not exist.
+    """
+    if "rule" not in changes:
+        rules = rules_of_name(optim)
+        fits = (r for r in rules if all(name in OPTIONS[r] or name == "skip" for name in changes))
+        return next(fits, rules[0])
+    rule = changes["rule"]
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ConfigError(
+            f"The override {target!r} asks for rule {rule!r}; the rules are {', '.join(RULES)}."
+        )
+    return rule
+
+
+def _refuse_unread(optim: str, entry: Entry, overrides: Overrides) -> None:
+    """Refuse an override's options that the rule of its weight does not have."""
+    rule = entry.options["rule"]
+    for target in entry.overrides:
+        for name in overrides[target]:
+            if name in OPTIONS[rule] or name in ("rule", "skip"):
+                continue
+            owners = [each for each, options in OPTIONS.items() if name in options]
+            raise ConfigError(
+                f"The override {target!r} sets {name} for {entry.name}, which follows {rule} under "
+                f"{optim}; {name} belongs to {' and '.join(owners)}. Leave {target}.{name} out, or "
+                f"give these weights a rule that reads it, as in {target}.rule={owners[0]}."
+            )

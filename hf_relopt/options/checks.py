@@ -56,17 +56,17 @@ def check_together(rule: str, group: Mapping[str, Any]) -> None:
 
 
 def check_rate(rule: str, group: Mapping[str, Any]) -> None:
-    """Check that ``lr_factor`` times the learning rate is a fraction, too.
+    """Check that ``lr_factor`` times the learning rate is below 1, as any learning rate is.
 
     Raises:
         ConfigError: as above.
     """
     scale = group.get("lr_factor")
     if scale is not None and not float(group["lr"]) * scale < 1:
+        why = "as of any lr" if rule == "adamw" else "a fraction of the weights' size"
         raise ConfigError(
             f"lr_factor is {scale!r} where lr is {float(group['lr']):g}; {rule} takes a product "
-            f"below 1 (a fraction of the weights' size). Remedy: use an lr below {1 / scale:g}, or "
-            "a smaller lr_factor."
+            f"below 1 ({why}). Remedy: use an lr below {1 / scale:g}, or a smaller lr_factor."
         )
 
 

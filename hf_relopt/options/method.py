@@ -310,10 +310,9 @@ def check_method(group: Mapping[str, Any]) -> None:
             if method.direct:
                 continue
             raise no_shape_yet(name)
-        vector = steps_as_vector(group, tensor)
-        if not vector:
+        if not steps_as_vector(group, tensor):
             method.blocks(tensor.shape, name)
-        if method.options["bound"] == "sphere" and (method.direction == "gradient" or not vector):
+        if has_sphere(group, tensor):
             _refuse_zero(tensor, name)
 
 
@@ -335,13 +334,24 @@ def check_matrices(groups: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
+def has_sphere(group: Mapping[str, Any], param: Tensor) -> bool:
+    """True for a weight that is kept at its first norm. Vectors with a direction have none."""
+    directed = group.get("direction", "gradient") != "gradient"
+    return group.get("bound") == "sphere" and not (directed and steps_as_vector(group, param))
+
+
+def no_radius(param: Tensor, name: str) -> ConfigError:
+    """The error for a weight on the sphere that is all zero."""
+    return ConfigError(
+        f"bound is 'sphere', and {name} of shape {tuple(param.shape)} is all zero: its norm would "
+        "stay 0, and it could never move. Leave out bound for it, in a group of its own or by an "
+        f"override ({name}.bound=none in --optim_args), or initialize it first."
+    )
+
+
 def _refuse_zero(param: Tensor, name: str) -> None:
     # A shard cannot say it for the whole, nor a tensor without entries yet.
     if param.is_meta or hasattr(param, "to_local") or math.prod(param.shape) == 0:
         return
     if not bool(param.detach().count_nonzero()):
-        raise ConfigError(
-            f"bound is 'sphere', and {name} of shape {tuple(param.shape)} is all zero: its norm "
-            "would stay 0, and it could never move. Leave out bound for it (in a group of its "
-            "own, or by an override), or initialize it first."
-        )
+        raise no_radius(param, name)

@@ -152,6 +152,16 @@ MIN_SCALE = number(
     "use 0.1",
 )
 
+
+def _lr_factor() -> Option:
+    return number(
+        None,
+        "None or 0 < lr_factor <= 100 (a factor on the learning rate of this group)",
+        lambda value: 0 < value <= 100,
+        "leave it out, or use 0.5 for half of the learning rate",
+    )
+
+
 _FROMAGE: dict[str, Option] = {
     **COMMON,
     **DIRECTION_OPTIONS,
@@ -161,12 +171,7 @@ _FROMAGE: dict[str, Option] = {
         lambda value: value > 0,
         "use 1.0 as the paper does for small nets, 2.0 to 3.0 for transformers, or None",
     ),
-    "lr_factor": number(
-        None,
-        "None or 0 < lr_factor <= 100 (a factor on the learning rate of this group)",
-        lambda value: 0 < value <= 100,
-        "leave it out, or use 0.5 for half of the learning rate",
-    ),
+    "lr_factor": _lr_factor(),
     "min_scale": MIN_SCALE,
 }
 
@@ -200,6 +205,8 @@ _ADAMW: dict[str, Option] = {
     ),
     "eps": number(1e-8, "a number > 0", lambda value: value > 0, "use 1e-8"),
     "weight_decay": number(0.0, "a number >= 0", lambda value: value >= 0, "use 0.0"),
+    # Its own: one that is given for Fromage's weights is not meant for AdamW's.
+    "lr_factor": _lr_factor(),
 }
 
 OPTIONS: dict[str, dict[str, Option]] = {

@@ -157,7 +157,8 @@ def remarks(
         yield from filter(None, [remark_on(lr, here, optim)])
     for target, changes in (overrides or {}).items():
         rule = changes.get("rule", rule_of_name(optim))
-        if "lr" in changes and rule != "adamw":
+        named = {each.options["rule"] for each in chosen.entries if target in each.overrides}
+        if "lr" in changes and (named or {rule}) != {"adamw"}:
             yield from filter(None, [remark_on_part(float(changes["lr"]), optim, f"{target}.lr")])
         if "lr" not in changes and rule == "adamw" and _lacks_lr(chosen, target, overrides or {}):
             yield (
@@ -183,6 +184,7 @@ def _lacks_lr(chosen: Plan, target: str, overrides: Overrides) -> bool:
     """Say whether a weight that ``target`` gives to AdamW follows the others' learning rate."""
     return any(
         entry.options["rule"] == "adamw"
+        and entry.options.get("lr_factor") is None
         and target in entry.overrides
         and not any("lr" in overrides[own] for own in entry.overrides)
         for entry in chosen.entries

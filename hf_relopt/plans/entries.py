@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_relopt.plans.presets import LR, MOMENTUM, SINKHORN, SINKHORN_LR, SPECTRAL, Preset
+from hf_relopt.plans.presets import (
+    ADAMH,
+    LR,
+    MOMENTUM,
+    MUONH,
+    SINKHORN,
+    SINKHORN_LR,
+    SPECTRAL,
+    Preset,
+)
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -33,6 +42,9 @@ class Range(NamedTuple):
         return self.high * 3
 
 
+# Of optimizers on the sphere of each matrix's first norm, for a model card.
+SPHERE_WORDS = "a hyperball optimizer: [Wen et al., 2026](https://arxiv.org/abs/2606.16899)"
+
 # The ranges are measured: docs/coming-from-adamw.md says where.
 _FROM_SCRATCH, _FINE_TUNING = Range(0.01, 0.03), Range(0.001, 0.003)
 
@@ -46,6 +58,7 @@ class OptimizerEntry:
         rule: the rule of all weights without an override; a key of optim.rules.RULES.
         words: one sentence for a model card, with the paper.
         directions: the card's words for each value of ``direction`` but the gradient.
+        spheres: what matrices on the sphere of their first norm are called, by ``direction``.
         preset: what the name gives to each role; None if it gives all weights the same.
         from_scratch_lr: the default learning rate of training from scratch.
         from_scratch: learning rates that did well there.
@@ -59,6 +72,7 @@ class OptimizerEntry:
     rule: str
     words: str
     directions: Mapping[str, str] = field(default_factory=dict)
+    spheres: Mapping[str, str] = field(default_factory=dict)
     preset: Preset | None = None
     from_scratch_lr: float = 0.01
     from_scratch: Range = _FROM_SCRATCH
@@ -89,6 +103,7 @@ _FROMAGE = OptimizerEntry(
         "sinkhorn": "the gradient with rows and columns of one size "
         "([Scetbon et al., 2025](https://arxiv.org/abs/2502.06742))",
     },
+    spheres={"adam": "AdamH", "spectral": "MuonH"},
     bound="p_bound=1.0",
     divides_by_norm=True,
 )
@@ -110,6 +125,8 @@ _PRESET = replace(
     bound="matrix.p_bound=2.0",
     decay="momentum=0.9",
 )
+# What decays is with AdamW: matrices keep their norm.
+_HYPERBALL = replace(_PRESET, fine_tuning=Range(0.001, 0.003), bound="embedding.weight_decay=0.1")
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "fromage": _FROMAGE,
@@ -123,6 +140,8 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         from_scratch=Range(0.03, 0.08),
         decay="",
     ),
+    "muonh": replace(_HYPERBALL, preset=MUONH),
+    "adamh": replace(_HYPERBALL, preset=ADAMH),
 }
 
 
@@ -134,6 +153,12 @@ def rule_of_name(optim: str) -> str:
 def preset_of(optim: str) -> Preset | None:
     """The preset of this name; None for others."""
     return OPTIMIZERS[optim].preset if optim in OPTIMIZERS else None
+
+
+def rules_of_name(optim: str) -> tuple[str, ...]:
+    """The rules of an optimizer's weights without an override, its own first."""
+    preset = preset_of(optim)
+    return preset.rules if preset else (rule_of_name(optim),)
 
 
 def entry_of_rule(rule: str) -> OptimizerEntry | None:

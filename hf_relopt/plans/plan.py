@@ -147,6 +147,10 @@ def build(
         home = home_of(model, name)
         module = model.get_submodule(home.rpartition(".")[0])
         role = role_of(model, name, tied, param, module)
+        kind = _kind(model, name, role, param, module)
+        kind = task_head if kind == TASK_HEAD else kind
+        if task_head == PROMPTS_HEAD and kind in ("vector", "scalar"):
+            kind = "lora"  # biases beside prompts: what is trained there is one adapter
         names = {name, *tied, home, *(home_of(model, each) for each in tied)}
         own_lr = _beside_adapters(model, name, lr) if adapting else lr
         chosen: dict[str, Any] = {"rule": rule_of_name(optim), "lr": own_lr}
@@ -159,23 +163,19 @@ def build(
         said: dict[str, Any] = {}
         for target in own:
             said.update(overrides[target])
-        if preset is not None and said.get("rule", preset.rule) == preset.rule:
-            kind = role
-            if is_vector(param):
-                kind = "vector"  # a head of one output, which is stepped entry by entry
-            elif role == "head" and is_for_a_task(model):
-                kind = task_head
-            elif role == "lora" and isinstance(module, nn.Embedding):
-                kind = PROMPTS
-            asked = {**(options or {}), **said}
-            chosen.update(preset.options_of(kind, asked, own_lr), rule=preset.rule)
-            given = {*(options or {}), *({"scale"} & said.keys())}
-            if role in preset.cut and given.isdisjoint(CUTTING):
+        own_rule = preset.rule_of(kind) if preset else chosen["rule"]
+        rule = said.get("rule", own_rule)
+        if preset is not None and rule == own_rule:
+            # An optimizer's own options are those of its rule.
+            common = (options or {}) if rule == preset.rule else {}
+            asked = {**common, **said}
+            chosen.update(preset.options_of(kind, asked, own_lr), rule=rule)
+            given = {*common, *({"scale"} & said.keys())}
+            if rule == preset.rule and role in preset.cut and given.isdisjoint(CUTTING):
                 chosen.update(split_of(model, home, module, param))
             # What is given for all weights is for those that read it.
-            direction = asked.get("direction", chosen["direction"])
-            chosen.update(read_by(direction, options or {}))
-        rule = said.get("rule", chosen["rule"])
+            direction = asked.get("direction", chosen.get("direction", "gradient"))
+            chosen.update(read_by(direction, common))
         asked = {**(options or {}), **said} if rule == rule_of_name(optim) else said
         chosen.update(_of_tokens(model, name, rule, asked, own_lr))
         chosen.update(said)
@@ -194,6 +194,16 @@ def build(
                 else f"The override {target!r} matches nothing: the model has no trainable weight."
             )
     return Plan(optim, tuple(entries), tuple(skipped), dict(options or {}), lr)
+
+
+def _kind(model: nn.Module, name: str, role: str, param: Tensor, module: nn.Module) -> str:
+    """What a preset distinguishes a weight by: its role, or one of the kinds within it."""
+    if adapter_of(model, name) is not None:
+        return PROMPTS if role == "lora" and isinstance(module, nn.Embedding) else "lora"
+    if is_vector(param):
+        # A head of one output is stepped entry by entry, at the learning rate of vectors.
+        return role if role == "scalar" else "vector"
+    return TASK_HEAD if role == "head" and is_for_a_task(model) else role
 
 
 def adapters_of(model: nn.Module) -> list[str]:

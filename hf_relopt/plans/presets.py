@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ PROMPTS = "prompts"
 # of the prompts nothing is learned on SST-2 in 100 steps; at three times it there are 74.7 % and
 # 64.0 % (two seeds): benchmarks/results/adapters_sst2_cpu_202611.md.
 PROMPTS_HEAD = "task head beside prompts"
-_OF_A_MOMENTUM = {"momentum", "nesterov", "momentum_dtype"}
+_OF_A_MOMENTUM = {"momentum", "nesterov", "momentum_dtype", "beta"}
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,31 @@ class Preset:
     """The rule and options that a preset gives to each role.
 
     Attributes:
-        rule: the rule of all weights.
+        rule: the rule of the weights whose role names no other.
         others: options of roles that are not in ``roles``.
-        roles: options by role; TASK_HEAD: see roles.is_for_a_task; PROMPTS: PEFT's prompts;
-            PROMPTS_HEAD: a task head beside these alone.
+        roles: options by role, its ``rule`` among them where it is another one; TASK_HEAD: see
+            roles.is_for_a_task; PROMPTS: PEFT's prompts; PROMPTS_HEAD: a task head beside these
+            alone; "lora": PEFT's adapters of every shape.
         cut: roles whose fused weights are split into their matrices.
+        of_task_head: ``lr_factor`` of a task head at a learning rate.
     """
 
     rule: str
     others: Mapping[str, Any]
     roles: Mapping[str, Mapping[str, Any]]
     cut: tuple[str, ...]
+    of_task_head: Callable[[float], float | None]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules of its weights, its own first."""
+        every = (self.rule, *map(self.rule_of, self.roles))
+        return tuple(dict.fromkeys(every))
+
+    def rule_of(self, role: str) -> str:
+        """The rule of a role."""
+        rule: str = self.roles.get(role, self.others).get("rule", self.rule)
+        return rule
 
     def options_of(
         self, role: str, given: Mapping[str, Any], lr: float | Tensor = 0.0
@@ -45,16 +59,19 @@ class Preset:
         """The preset's options for a role at ``lr``, without those that ``given`` replaces."""
         asks_for_one = any(given.get(name) is not None for name in _OF_A_MOMENTUM)
         without = role == PROMPTS and asks_for_one
-        own = dict(self.others if without else self.roles.get(role, self.others))
+        own = dict(self.roles.get("lora" if without else role, self.others))
+        own.pop("rule", None)
         if role == TASK_HEAD:
-            own["lr_factor"] = task_head_lr_factor(float(lr))
+            own["lr_factor"] = self.of_task_head(float(lr))
         if given.get("bound") is not None:
             own.pop("p_bound", None)
+        if given.get("p_bound") is not None:
+            own.pop("bound", None)
         if "lr" in given:
             own.pop("lr_factor", None)
-        if given.get("direction", own["direction"]) != own["direction"]:
+        if given.get("direction", own.get("direction")) != own.get("direction"):
             # The rest of what the preset says belongs to its direction.
-            own = {name: own[name] for name in ("direction", "scale") if name in own}
+            own = {name: own[name] for name in ("direction", "scale", "bound") if name in own}
         return own
 
 
@@ -95,6 +112,7 @@ def _preset(direction: str, lr: float) -> Preset:
             PROMPTS_HEAD: {**_BY_ROW, "lr_factor": 3.0},
         },
         cut=("matrix",),
+        of_task_head=task_head_lr_factor,
     )
 
 
@@ -102,6 +120,49 @@ def _preset(direction: str, lr: float) -> Preset:
 # steps, and better than .01 after fewer: benchmarks/results/quality_widths_cpu_202611.md and the
 # short one beside it.
 LR, SINKHORN_LR = 0.02, 0.05
+# Of hyperball optimizers. AdamW's learning rate is an absolute length: a factor leads to it from
+# the common one, which a schedule or a loop may still set for all groups. At the matrices' 0.02
+# embeddings and heads have 0.003 and vectors 0.001, as in the runs from scratch; a task head has
+# 2e-4 at 0.001, as in fine-tuning (benchmarks/results/quality_sst2_cpu_202611.md). The betas are
+# those of vectors under the other presets, see options/tables.py.
+_ADAMW: Mapping[str, Any] = {"rule": "adamw", "betas": (0.9, 0.99)}
+_ADAMW_ROWS: Mapping[str, Any] = {**_ADAMW, "lr_factor": 0.15}
+_ADAMW_VECTOR: Mapping[str, Any] = {**_ADAMW, "lr_factor": 0.05}
+_ADAMW_TASK_HEAD, _ADAMW_MOST = 0.2, 0.003
+
+
+def adamw_task_head_lr_factor(lr: float) -> float:
+    """``lr_factor`` of a task head under AdamW: 0.2, less where the product would exceed 0.003.
+
+    Adapters and prompts, with which it is trained, have relative learning rates of 0.03 and 0.1.
+    """
+    return min(_ADAMW_TASK_HEAD, _ADAMW_MOST / lr) if lr else _ADAMW_TASK_HEAD
+
+
+def _hyperball(direction: str) -> Preset:
+    adapters = {"direction": direction}  # many start at zero: a sphere there has no radius
+    # AdamW at 0.006 leaves a task head beside prompts at chance, where this one learns.
+    by_row = {**_BY_ROW, "direction": "adam" if direction == "adam" else _BY_ROW["direction"]}
+    return Preset(
+        rule="fromage",
+        others={"direction": direction, "bound": "sphere"},
+        roles={
+            "embedding": _ADAMW_ROWS,
+            "head": _ADAMW_ROWS,
+            TASK_HEAD: _ADAMW_ROWS,
+            "vector": _ADAMW_VECTOR,
+            "scalar": _ADAMW_VECTOR,
+            "lora": adapters,
+            PROMPTS: {"direction": "gradient"},
+            PROMPTS_HEAD: {**by_row, "lr_factor": 3.0},
+        },
+        cut=("matrix",),
+        of_task_head=adamw_task_head_lr_factor,
+    )
+
+
+ADAMH = _hyperball("adam")
+MUONH = _hyperball("spectral")
 SPECTRAL = _preset("spectral", LR)
 MOMENTUM = _preset("momentum", LR)
 SINKHORN = _preset("sinkhorn", SINKHORN_LR)

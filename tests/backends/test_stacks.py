@@ -42,7 +42,9 @@ def test_what_is_alike_is_put_together_up_to_a_limit() -> None:
     assert list(stacks.stacks(["none"] * 2, [0, 0], 8)) == [[0, 1]]
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_momentum", "fromage_spectral"])
+@pytest.mark.parametrize(
+    "optim", ["fromage", "madam", "fromage_momentum", "fromage_spectral", "muonh"]
+)
 def test_a_model_trains_alike_with_stacks(monkeypatch: pytest.MonkeyPatch, optim: str) -> None:
     config = GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=3, n_head=2)
     model = GPT2LMHeadModel(config)

@@ -281,15 +281,20 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(load) -> None:
 def test_on_the_sphere_matrices_keep_their_norm_and_adamw_has_the_rest(load, name: str) -> None:
     spec = load("optimizer_spec")
     model = small_gpt2(load)
-    word = spec.optimizer_spec(f"{name}:lr=.02,embedding_lr=.004")
+    word = spec.optimizer_spec(f"{name}:embedding.lr=.004")
     optimizer = spec.build_optimizer(word, model, betas=(0.9, 0.99), weight_decay=0.1)
     rates = {group["role"]: (group["rule"], group["lr"]) for group in optimizer.param_groups}
     assert rates == {
         "embedding": ("adamw", 0.004),
-        "vector": ("adamw", 0.001),
+        "vector": ("adamw", 0.02),
         "matrix": ("fromage", 0.02),
     }
-    assert spec.rate_in_use(word, optimizer) == 0.02
+    assert word.relative and spec.rate_in_use(word, optimizer) == 0.02
+    # Records of what they were before they were presets are read, and not made again.
+    old = spec.optimizer_spec(f"{name}:embedding_lr=0.0002,lr=0.001,vector_lr=0.0002")
+    assert str(old) == f"{name}:embedding_lr=0.0002,lr=0.001,vector_lr=0.0002" and old.lr == 0.001
+    with pytest.raises(ValueError, match="no option 'embedding_lr'"):
+        spec.build_optimizer(old, model)
     matrix = model.transformer.h[0].mlp.c_fc.weight
     norm = matrix.norm().item()
     tokens = torch.arange(8)[None]

@@ -38,6 +38,8 @@ def test_plan_of_a_folder_with_a_configuration_alone(gpt2_config):
         ("madam", None, 4),
         ("fromage_spectral", None, 4),
         ("fromage_momentum", "momentum_dtype=bfloat16", 2),
+        ("muonh", None, 4),
+        ("adamh", "embedding.betas=0.9;0.95", 8),
         ("fromage", "direction=adam,scale=row", 8),
     ],
 )

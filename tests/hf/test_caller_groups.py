@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_relopt import ConfigError, Fromage, Madam, create_optimizer
+from hf_relopt.plans.plan import followed_lr
 from tests.hf.group_callers import NAMES, Caller, asked, facts, split
 from tests.hf.tiny import VOCABULARY, arguments, gpt2
 
@@ -46,6 +47,25 @@ def test_a_group_s_own_learning_rate_is_obeyed_and_the_rest_keeps_the_plan(tmp_p
     assert {g["name"] for g in ours.param_groups} == {"body", "positions"}
     assert not said.about("param group is")
     job.train()
+
+
+def test_a_group_s_learning_rate_is_the_common_one_where_a_preset_leads_from_it_to_adamw(tmp_path):
+    class Decayed(Caller):
+        def groups(self):
+            return split(self, lr=0.01)
+
+    job, ours = asked(Decayed, tmp_path, optim="muonh")
+    rates = {(g["role"], g["rule"], g["lr"], followed_lr(g)) for g in ours.param_groups}
+    assert ("embedding", "adamw", 0.01, 0.0015) in rates and (
+        "matrix",
+        "fromage",
+        0.01,
+        0.01,
+    ) in rates
+    job.train()
+    _, own = asked(Decayed, tmp_path, optim="muonh", optim_args="embedding.lr=1e-3")
+    (lr,) = {followed_lr(g) for g in own.param_groups if g["role"] == "embedding"}
+    assert lr == 1e-3
 
 
 def test_an_override_of_the_user_wins_over_a_group(tmp_path):

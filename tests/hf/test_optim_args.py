@@ -58,6 +58,11 @@ BAD = [
     ("fromage_spectral", "matrix.split_sizes=3;x", ["split_sizes", "'3;x'"]),
     ("fromage_momentum", "split_sizes=3", ["split_sizes is 3", "scale='block'"]),
     ("fromage_momentum", "p_scale=3", ["p_scale", "belongs to madam"]),
+    ("muonh", "betas=0.9;0.95", ["betas", "adamw", "embedding.betas"]),
+    ("muonh", "vector.p_scale=3", ["p_scale", "belongs to madam"]),
+    ("muonh", "vector.betas=0.9;2", ["betas", "two numbers"]),
+    ("adamh", "bound=sphere,p_bound=2", ["p_bound is 2.0", "'sphere'"]),
+    ("adamh", "nesterov=true", ["nesterov is True", "'adam'"]),
     ("fromage", ".lr=0.1", [".lr"]),
     ("fromage", "vector.=0.1", ["vector."]),
 ]

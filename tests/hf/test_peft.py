@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_relopt import RelOptTrainer, create_optimizer, plan
 from hf_relopt.optim.create import default_lr
+from hf_relopt.plans.plan import followed_lr
 from tests.hf.tiny import arguments
 
 peft = pytest.importorskip("peft")
@@ -61,7 +62,7 @@ def test_plan_has_the_adapters_and_the_new_head_and_nothing_frozen(model):
     assert "from zero by min_scale" in table
 
 
-@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral", "muonh", "adamh"])
 def test_every_adapter_trains_and_the_model_stays(optim, model, tmp_path, said):
     args = arguments(
         tmp_path, optim=optim, max_steps=3, save_strategy="steps", save_steps=3, logging_steps=1
@@ -327,3 +328,30 @@ def test_under_a_preset_prompts_go_along_the_gradient_unless_a_momentum_is_asked
     own = {"lora": {"direction": "adam"}}
     chosen = plan(adapted(kind), "fromage_spectral", overrides=own)
     assert {e.options["direction"] for e in chosen.entries if e.role == "lora"} == {"adam"}
+
+
+def test_prompts_alone_are_trained_by_muonh_as_by_fromage_spectral() -> None:
+    muonh, spectral = (plan(adapted("prompt_tuning"), o) for o in ("muonh", "fromage_spectral"))
+    assert [e.options for e in muonh.entries] == [e.options for e in spectral.entries]
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+@pytest.mark.parametrize(("optim", "direction"), [("muonh", "spectral"), ("adamh", "adam")])
+@pytest.mark.parametrize("kind", ["ia3", "lokr", "ln_tuning", "prompt_tuning", "prefix_tuning"])
+def test_under_a_hyperball_preset_adapters_have_no_sphere(
+    kind: str, optim: str, direction: str
+) -> None:
+    chosen = plan(adapted(kind), optim)
+    adapters = [entry.options for entry in chosen.entries if entry.role == "lora"]
+    prompts = kind in ("prompt_tuning", "prefix_tuning")
+    assert {each["direction"] for each in adapters} == {"gradient" if prompts else direction}
+    assert {each["rule"] for each in adapters} == {"fromage"}
+    assert all("bound" not in each for each in adapters)
+    # AdamW's own learning rate, wherever the adapters' is; beside prompts alone it does not learn.
+    (head,) = [e.options for e in chosen.entries if e.role == "head"]
+    rule, followed = ("fromage", 0.3) if kind == "prompt_tuning" else ("adamw", 0.003)
+    assert head["rule"] == rule and followed_lr(head) == pytest.approx(followed)
+    # What a momentum reads is no contradiction where the prompts have none.
+    given = {"beta": 0.99} if optim == "adamh" else {"momentum": 0.8}
+    adapters = [e.options for e in plan(adapted(kind), optim, **given).entries if e.role == "lora"]
+    assert {each["direction"] for each in adapters} == {direction}

@@ -30,6 +30,8 @@ TOLD = [
     ("fromage_spectral", "pretrained", 2e-5, ["2e-05 hardly moves", "0.001 to 0.002"]),
     ("fromage_momentum", "pretrained", 0.002, None),
     ("fromage_momentum", "pretrained", 0.008, ["0.008 is too large", "0.001 to 0.002"]),
+    ("muonh", "pretrained", 0.003, None),
+    ("adamh", "untrained", 6e-4, ["0.0006 hardly moves", "0.01 to 0.04"]),
     ("fromage", "adapters", 2e-4, ["0.0002 hardly moves", "for LoRA", "0.01 to 0.03", "0.03."]),
     ("fromage", "adapters", 0.01, None),
     ("madam", "adapters", 0.5, ["50%"]),

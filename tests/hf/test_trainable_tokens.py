@@ -112,6 +112,8 @@ def _train(model: Any, optimizer: torch.optim.Optimizer, steps: int) -> float:
         ("fromage_spectral", "alone", False),
         ("fromage_spectral", "LoRA", True),
         ("fromage_momentum", "LoRA", False),
+        ("muonh", "LoRA", True),
+        ("adamh", "alone", False),
         ("fromage", "alone", True),
         ("fromage", "LoRA", True),
     ],

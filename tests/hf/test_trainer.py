@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_relopt import ConfigError, Fromage, Madam, RelOptTrainer
 from hf_relopt.hf.callbacks import unwrapped
+from hf_relopt.plans.entries import OPTIMIZERS, rule_of_name
 from tests.hf.tiny import FIGURES, arguments, gpt2, rows, same, weights
 
 
@@ -43,7 +44,10 @@ class PoisonOnce(TrainerCallback):
 @pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
 @pytest.mark.parametrize(
     ("optim", "lr"),
-    [("fromage", 0.05), ("madam", 0.2), ("fromage_spectral", 0.1), ("fromage_momentum", 0.1)],
+    [
+        *[("fromage", 0.05), ("madam", 0.2), ("fromage_spectral", 0.1), ("fromage_momentum", 0.1)],
+        *[("muonh", 0.1), ("adamh", 0.1)],
+    ],
 )
 def test_training_lowers_the_loss(trainer, optim, lr, tmp_path, said):
     args = arguments(tmp_path, optim=optim, max_steps=16, logging_steps=4, learning_rate=lr)
@@ -51,7 +55,7 @@ def test_training_lowers_the_loss(trainer, optim, lr, tmp_path, said):
     job.train()
     losses = [entry["loss"] for entry in job.state.log_history if "loss" in entry]
     assert losses[-1] < 0.96 * losses[0]
-    assert type(unwrapped(job.optimizer)).rule == optim.partition("_")[0]
+    assert type(unwrapped(job.optimizer)).rule == rule_of_name(optim)
     assert said.about(f"{optim}: 16 tensors")
 
 
@@ -183,6 +187,7 @@ def test_optimizers_and_schedule_by_hand(tmp_path):
         ("fromage_spectral", None),
         ("fromage_spectral", "momentum_dtype=bfloat16,embedding.direction=adam,seed=3"),
         ("fromage", "direction=adam,bound=sphere,vector.rule=adamw,vector.lr=1e-3"),
+        ("muonh", "embedding.weight_decay=0.1"),
     ],
 )
 def test_resume_goes_on_bit_for_bit(trainer, optim, text, tmp_path):
@@ -204,7 +209,7 @@ def test_resume_goes_on_bit_for_bit(trainer, optim, text, tmp_path):
     assert job.state.global_step == 4
     assert same(weights(straight), weights(resumed))
     # The loaded model looks pretrained, but it is the first start's rate that goes on.
-    assert args.learning_rate == (0.02 if optim == "fromage_spectral" else 0.01)
+    assert args.learning_rate == OPTIMIZERS[optim].from_scratch_lr
 
 
 def test_resume_of_another_optimizer_s_checkpoint_names_both(tmp_path):

@@ -436,6 +436,31 @@ def test_what_json_makes_of_tuples_loads(tmp_path: Path) -> None:
     assert all(map(same_bits, params, fresh))
 
 
+def test_groups_of_adamw_from_before_it_had_a_factor_load_and_go_on_bit_equal() -> None:
+    groups = [{"rule": "adamw", "lr": 1e-3, "lr_factor": factor} for factor in (None, 0.5)]
+    saved, ends = None, []
+    for steps in ((1, 2), (2,)):
+        params = weights(torch.float32)
+        half = len(params) // 2
+        parts = (params[:half], params[half:])
+        optimizer = Fromage(
+            [{"params": part, **group} for part, group in zip(parts, groups, strict=True)]
+        )
+        if saved is not None:
+            optimizer.load_state_dict(saved[0])
+            with torch.no_grad():
+                for param, weight in zip(params, saved[1], strict=True):
+                    param.copy_(weight)
+        for step in steps:
+            run(optimizer, params, (step,))
+            if saved is None:
+                saved = copy.deepcopy((optimizer.state_dict(), params))
+                del saved[0]["param_groups"][0]["lr_factor"]
+        ends.append(params)
+        assert [group["lr_factor"] for group in optimizer.param_groups] == [None, 0.5]
+    assert all(map(same_bits, *ends))
+
+
 # --- names --------------------------------------------------------------------------------
 
 

@@ -116,7 +116,10 @@ def test_a_spectral_direction_needs_a_matrix(request_):
 
 @pytest.mark.parametrize(
     ("name", "direction"),
-    [("fromage_spectral", "spectral"), ("fromage_momentum", "momentum"), ("fromage", "gradient")],
+    [
+        *[("fromage_spectral", "spectral"), ("fromage_momentum", "momentum")],
+        *[("muonh", "spectral"), ("adamh", "adam"), ("fromage", "gradient")],
+    ],
 )
 def test_a_layer_that_is_added_later_follows_like_the_others(name, direction):
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.gpu
 # How far weights may be from a CPU's, as a part of the way they went. On a GPU matrices are
 # iterated on in bfloat16, which leaves singular values in [0.8, 1.15].
 FAR = {"fromage": 1e-3, "madam": 1e-3, "fromage_momentum": 1e-3, "fromage_spectral": 0.15}
+FAR |= {"muonh": 0.15, "adamh": 1e-3}
 
 
 def gpt2() -> GPT2LMHeadModel:

@@ -13,11 +13,13 @@ from hf_relopt.plans.entries import (
     in_place_of_decay,
     preset_of,
     rule_of_name,
+    rules_of_name,
 )
+from hf_relopt.plans.roles import ROLES
 from hf_relopt.rules.rule import RULES
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
-PRESETS = ["fromage_spectral", "fromage_momentum", "fromage_sinkhorn"]
+PRESETS = ["fromage_spectral", "fromage_momentum", "fromage_sinkhorn", "muonh", "adamh"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -42,6 +44,13 @@ def test_a_preset_has_the_rule_that_it_gives():
     for name in PRESETS:
         assert rule_of_name(name) == presets[name].rule == "fromage"
         assert OPTIMIZERS[name].words == OPTIMIZERS["fromage"].words
+        assert set(rules_of_name(name)) <= RULES.keys() and rules_of_name(name)[0] == "fromage"
+        for role in ROLES:
+            given = {
+                **presets[name].options_of(role, {}, 0.02),
+                "rule": presets[name].rule_of(role),
+            }
+            assert given.keys() <= {*OPTIONS[given["rule"]], "rule"}
 
 
 def test_names_and_rules_that_are_not_ours_are_left_alone():
@@ -59,3 +68,4 @@ def test_what_is_given_wins_over_the_direction_of_a_preset():
     assert not follows_spectral("fromage_spectral", {"direction": "momentum"})
     assert not follows_spectral("fromage_momentum", {})
     assert follows_spectral("fromage", {"direction": "spectral"})
+    assert follows_spectral("muonh", {}) and not follows_spectral("adamh", {})

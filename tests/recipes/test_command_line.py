@@ -48,7 +48,7 @@ def test_each_optimizer_has_its_own_rate(optim, rate):
     assert read_request(["--optim", optim])[0].args.learning_rate == rate
 
 
-@pytest.mark.parametrize("optim", ["fromage_spectral", "fromage_momentum"])
+@pytest.mark.parametrize("optim", ["fromage_spectral", "fromage_momentum", "muonh", "adamh"])
 def test_presets_take_the_rate_of_hf_relopt(optim):
     """The rate that is best for the paper's rule is not theirs."""
     assert read_request(["--optim", optim])[0].args.learning_rate == 5e-5

@@ -14,6 +14,7 @@ OPTIONS = [
     {"weight_decay": 0.1},
     {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.01},
     {"betas": (0.0, 0.99)},
+    {"lr_factor": 0.25},
 ]
 
 
@@ -39,7 +40,9 @@ def test_all_tensors_by_override_take_torch_s_steps(backend, options):
     ours, theirs = net(), net()
     override = {"*": {"rule": "adamw", "lr": 0.01, **options}}
     optimizer = create_optimizer(ours, "fromage", 0.1, overrides=override, backend=backend)
-    witness = torch.optim.AdamW(theirs.parameters(), 0.01, **{"weight_decay": 0.0, **options})
+    given = {"weight_decay": 0.0, **options}
+    lr = 0.01 * given.pop("lr_factor", 1.0)
+    witness = torch.optim.AdamW(theirs.parameters(), lr, **given)
     schedules = [
         torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, total_iters=30) for o in (optimizer, witness)
     ]

@@ -178,7 +178,7 @@ def test_gradients_that_are_not_finite_are_told_by_name_and_when_they_are_twice_
 
 
 def test_good_runs_hear_nothing():
-    for name in ("fromage", "fromage_spectral", "fromage_momentum", "madam"):
+    for name in ("fromage", "fromage_spectral", "fromage_momentum", "muonh", "adamh", "madam"):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
         optimizer = create_optimizer(net, name)
