@@ -168,9 +168,9 @@ def schedule(word: str, steps: int) -> Callable[[int], float]:
     Args:
         word: "linear": down to 0 at once; "cosine": up over 100 steps, a cosine down to a tenth;
             "warmup_linear": up over 100 steps, then down to 0.
-        steps: length of the run; a shorter one than 100 is all warm-up.
+        steps: length of the run; a warm-up is a tenth of it at most.
     """
-    warmup = min(WARMUP, steps)
+    warmup = min(WARMUP, max(1, steps // 10))
     if word == "linear":
         return linear_to_zero(steps)
     if word == "cosine":

@@ -22,6 +22,8 @@ Six tasks, one results file each:
     python benchmarks/quality.py --task gpt2 --train_file texts/train.txt \\
         --valid_file texts/valid.txt --device cuda --compile
     python benchmarks/quality.py --task widths --report_only
+    python benchmarks/quality.py --task shakespeare --train_file tinyshakespeare.txt --batch 48 \\
+        --steps 500 --optim adamw:lr=6e-3 --optim fromage_sinkhorn
 
 Finished runs are not repeated: kill it and start it again, or start two with other optimizers,
 sizes or seeds. Table and plot are written at the end, from all runs in the file.
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpt2_text import Size
 from optimizer_spec import NAMES, OptimizerSpec, optimizer_spec
 from quality_grid import DEFAULT, expand
 from quality_table import best_of_each, entries, table
@@ -90,6 +93,8 @@ def run(spec: OptimizerSpec, task: Task, steps: int, seed: int) -> dict[str, Any
 
 def _setting_key(args: argparse.Namespace) -> dict[str, Any]:
     key = {"task": args.task, "steps": args.steps}
+    if args.batch is not None:
+        key["batch"] = args.batch
     return key if args.task == "sst2" else {**key, "batches": args.batches}
 
 
@@ -116,6 +121,8 @@ def _report(args: argparse.Namespace, log: RunLog) -> None:
         caption = _CAPTION
     print(shown)
     setting = facts.setting.replace("STEPS", f"{args.steps:,}")
+    if args.batch is not None:
+        setting = setting.replace(f"{Size().batch} x", f"{args.batch} x")
     setting += f"\n\n{caption}\n\n![{facts.title}]({picture.name})"
     wheres = [record["where"] for record in records]
     write_report(args.out.with_suffix(".md"), facts.title, setting, shown, "Not read yet.", wheres)
@@ -171,6 +178,8 @@ def _read_command_line() -> argparse.Namespace:
     args = parser.parse_args()
     facts = FACTS[args.task]
     args.steps = args.steps or facts.steps
+    if args.batch is not None and (args.task != "shakespeare" or args.batch < 1):
+        parser.error("--batch is for --task shakespeare, and at least 1")
     args.optim = args.optim or ["default"]
     if args.task != "widths" and args.sizes:
         parser.error(f"--task {args.task} has one size: leave --sizes out")
@@ -181,7 +190,8 @@ def _read_command_line() -> argparse.Namespace:
     if args.device == "cuda" and not torch.cuda.is_available() and not args.report_only:
         parser.error("--device cuda needs a CUDA device, and torch sees none: use --device cpu")
     args.sizes = args.sizes or list(WIDTHS)
-    args.out = args.out or RESULTS / f"quality_{args.task}_{args.device}_{MONTH}"
+    name = args.task if args.batch is None else f"{args.task}_batch{args.batch}"
+    args.out = args.out or RESULTS / f"quality_{name}_{args.device}_{MONTH}"
     if args.grid or args.report_only:
         return args
     if args.train_file is None:
@@ -228,6 +238,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--grid", action="store_true", help="print what 'default' is, and end")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, help="default: the task's, see above")
+    parser.add_argument(
+        "--batch", type=int, help="windows in a batch, for shakespeare only (default: 12)"
+    )
     parser.add_argument(
         "--sizes",
         nargs="+",

@@ -139,7 +139,8 @@ def tasks(args: argparse.Namespace) -> dict[str, Task]:
         return {"": text_task(GPT2, codes, args.batches, args.device, args.compile)}
     codes = characters(_read(args.train_file))
     if args.task == "shakespeare":
-        return {"": text_task(Size(), codes, args.batches)}
+        size = Size() if args.batch is None else Size(batch=args.batch)
+        return {"": text_task(size, codes, args.batches)}
     return {size: text_task(WIDTHS[size], codes, args.batches) for size in args.sizes}
 
 

@@ -326,8 +326,9 @@ def test_madam_with_a_first_moment_of_no_memory_is_madam(load) -> None:
 
 def test_three_schedules_have_names_and_a_fourth_is_refused(load) -> None:
     schedule = load("optimizer_spec").schedule
-    factor = schedule("warmup_linear", 300)
-    assert factor(0) < 0.02 and factor(100) == 1.0 and factor(200) == 0.5 and factor(300) == 0.0
+    factor = schedule("warmup_linear", 1100)
+    assert factor(0) < 0.02 and factor(100) == 1.0 and factor(600) == 0.5 and factor(1100) == 0.0
+    assert schedule("warmup_linear", 300)(30) == 1.0, "a short run warms up for a tenth of it"
     assert schedule("linear", 300)(150) == 0.5 and schedule("cosine", 300)(300) < 0.11
     with pytest.raises(SystemExit, match="warmup_linear"):
         schedule("step", 300)
