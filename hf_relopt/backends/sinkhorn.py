@@ -32,6 +32,7 @@ class Unbalanced:
         numel: of the full gradient.
         rows, columns: of a full matrix.
         lies: equal where two lie alike over the ranks.
+        shared: have other ranks a part of a matrix?
     """
 
     grads: Tensor
@@ -40,6 +41,7 @@ class Unbalanced:
     rows: int
     columns: int
     lies: Hashable = None
+    shared: bool = False
 
 
 def balance(
@@ -57,30 +59,44 @@ def balance(
     if not matrices:
         return found
     device = found[0].device
-    together = _alike(matrices, LARGEST if are_worthwhile(device) else piece_size(device))
-    firsts = [places[0] for places in together]
+    stacked = _alike(matrices, LARGEST if are_worthwhile(device) else piece_size(device))
+    # What lies on several ranks goes on together; the rest one by one, for its temporaries' sake.
+    shared = [places for places in stacked if matrices[places[0]].shared]
+    rounds = [[places] for places in stacked if not matrices[places[0]].shared]
     with without_autocast(device):
-        units = [_units([matrices[place] for place in places]) for places in together]
-        squares = [unit.square() for unit in units]
-        column_scales = [each.new_ones(each.size(0), each.size(2)) for each in squares]
-        row_scales = column_scales
-        for _ in range(iterations):
-            each = zip(squares, column_scales, strict=True)
-            sums = across_columns(firsts, [sinkhorn.sums_of_rows(s, c) for s, c in each])
-            row_scales = _scales(sums, [matrices[first].columns for first in firsts])
-            each = zip(squares, row_scales, strict=True)
-            sums = across_rows(firsts, [sinkhorn.sums_of_columns(s, r) for s, r in each])
-            column_scales = _scales(sums, [matrices[first].rows for first in firsts])
-        del squares
-        for places, unit, rows, columns in zip(
-            together, units, row_scales, column_scales, strict=True
-        ):
-            results = sinkhorn.balanced(unit, rows, columns).split(
-                [found[place].size(0) for place in places]
-            )
-            for place, result in zip(places, results, strict=True):
-                found[place] = result
+        for some in [*rounds, shared] if shared else rounds:
+            scales = _scales(matrices, some, iterations, across_rows, across_columns)
+            for places, rows, columns in zip(some, *scales, strict=True):
+                own = [matrices[place] for place in places]
+                results = sinkhorn.balanced(_units(own), rows, columns)
+                counts = [each.grads.size(0) for each in own]
+                for place, result in zip(places, results.split(counts), strict=True):
+                    found[place] = result
     return found
+
+
+def _scales(
+    matrices: Sequence[Unbalanced],
+    stacked: Sequence[Sequence[int]],
+    iterations: int,
+    across_rows: Across,
+    across_columns: Across,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of rows, [count, m], and columns, [count, n], of each stack of matrices."""
+    firsts = [places[0] for places in stacked]
+    squares = [_units([matrices[place] for place in places]).square_() for places in stacked]
+    row_scales: list[Tensor] = []
+    column_scales = [each.new_ones(each.size(0), each.size(2)) for each in squares]
+    for _ in range(iterations):
+        each = zip(squares, column_scales, strict=True)
+        sums = across_columns(firsts, [sinkhorn.sums_of_rows(s, c) for s, c in each])
+        lengths = [matrices[first].columns for first in firsts]
+        row_scales = list(map(sinkhorn.scales, sums, lengths))
+        each = zip(squares, row_scales, strict=True)
+        sums = across_rows(firsts, [sinkhorn.sums_of_columns(s, r) for s, r in each])
+        lengths = [matrices[first].rows for first in firsts]
+        column_scales = list(map(sinkhorn.scales, sums, lengths))
+    return row_scales, column_scales
 
 
 def _alike(matrices: Sequence[Unbalanced], limit: int) -> list[list[int]]:
@@ -99,7 +115,3 @@ def _units(alike: Sequence[Unbalanced]) -> Tensor:
     smallest = torch.finfo(wide).smallest_normal
     units = [each.grads.to(wide) / each.size.to(wide).clamp(min=smallest) for each in alike]
     return units[0] if len(units) == 1 else torch.cat(units)
-
-
-def _scales(sums: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    return [sinkhorn.scales(each, length) for each, length in zip(sums, lengths, strict=True)]

@@ -58,12 +58,13 @@ class UnbalancedSlot:
         """Those of its gradient, of root mean square ``size``, one stack for each view."""
         numel = self.slot.layout.shape.numel()
         lies = self.across_rows.groups, self.across_columns.groups
+        shared = any(lies)
         found = []
         for view in self.views:
             rows = self._rows(view)
             columns = self.slot.slices.numels[view.first] // max(rows, 1)
             own = self._stack(view, grad)
-            found.append(Unbalanced(own, size, numel, rows, columns, lies))
+            found.append(Unbalanced(own, size, numel, rows, columns, lies, shared))
         return found
 
     def _rows(self, view: View) -> int:
