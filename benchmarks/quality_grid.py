@@ -57,6 +57,8 @@ DEFAULT = {
     ],
     "gpt2": [
         "fromage_spectral",
+        "fromage_sinkhorn",
+        "muonh",
         *_rates("adamw", "1e-4", "3e-4", "6e-4", "1.2e-3"),
         "muon:lr=2e-3,adamw_lr=1e-3",
     ],

@@ -82,12 +82,11 @@ _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
 # by its usual size, it moves as far as this gradient says. That takes one number per row and no
 # momentum. A head of tokens is the mirror image of their table. Neither maps one space of features
 # to another, where equal singular values make sense. Numbers: docs/architecture.md.
-_TOKENS_STEP = 0.15
-
-
-def _of_tokens(lr: float) -> dict[str, Any]:
-    """Tables of tokens and their heads, where ``lr`` is the default from scratch."""
-    return {"direction": "rms", "scale": "row", "lr_factor": _TOKENS_STEP / lr}
+_OF_TOKENS: Mapping[str, Any] = {"direction": "rms", "scale": "row"}
+_LARGE_STEPS: Mapping[str, Any] = {**_OF_TOKENS, "lr_factor": 7.5}
+# Where matrices have no momentum either, noise adds up, and rows that grow follow it: they take the
+# steps of the matrices, and are held at the norms that they begin with.
+_HELD: Mapping[str, Any] = {**_OF_TOKENS, "p_bound": 1.0}
 
 
 def task_head_lr_factor(lr: float) -> float | None:
@@ -100,13 +99,13 @@ def task_head_lr_factor(lr: float) -> float | None:
     return min(_HEAD_START, _UNTRAINED / lr) if lr else _HEAD_START
 
 
-def _preset(direction: str, lr: float) -> Preset:
+def _preset(direction: str, of_tokens: Mapping[str, Any]) -> Preset:
     return Preset(
         rule="fromage",
         others={"direction": direction},
         roles={
-            "embedding": _of_tokens(lr),
-            "head": _of_tokens(lr),
+            "embedding": of_tokens,
+            "head": of_tokens,
             TASK_HEAD: _BY_ROW,
             PROMPTS: {"direction": "gradient"},
             PROMPTS_HEAD: {**_BY_ROW, "lr_factor": 3.0},
@@ -163,6 +162,6 @@ def _hyperball(direction: str) -> Preset:
 
 ADAMH = _hyperball("adam")
 MUONH = _hyperball("spectral")
-SPECTRAL = _preset("spectral", LR)
-MOMENTUM = _preset("momentum", LR)
-SINKHORN = _preset("sinkhorn", SINKHORN_LR)
+SPECTRAL = _preset("spectral", _LARGE_STEPS)
+MOMENTUM = _preset("momentum", _LARGE_STEPS)
+SINKHORN = _preset("sinkhorn", _HELD)

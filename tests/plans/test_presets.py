@@ -27,15 +27,18 @@ PRESET = "fromage_spectral"
 PRESETS = [
     name for name, e in OPTIMIZERS.items() if e.preset is not None and len(e.preset.rules) == 1
 ]
-EMBEDDING = {
-    "direction": "rms",
-    "scale": "row",
-    "p_bound": None,
-    "lr_factor": 7.5,
-    "momentum": None,
+# What tables of tokens have under each preset: lr_factor, p_bound.
+OF_TOKENS = {
+    "fromage_spectral": (7.5, None),
+    "fromage_momentum": (7.5, None),
+    "fromage_sinkhorn": (None, 1.0),
 }
-# What embeddings move by in a step from scratch, of their size.
-FROM_SCRATCH = 0.15
+
+
+def embedding(optim: str = PRESET) -> dict[str, object]:
+    factor, bound = OF_TOKENS[optim]
+    own = {"direction": "rms", "scale": "row", "momentum": None}
+    return {**own, "lr_factor": factor, "p_bound": bound}
 
 
 def gpt2(tied: bool = True) -> nn.Module:
@@ -59,20 +62,20 @@ def of_role(role: str, optim: str = PRESET, **given: object) -> dict[str, object
 
 @pytest.mark.parametrize("optim", PRESETS)
 def test_embeddings_and_untied_heads_follow_their_rows_usual_gradients(optim: str) -> None:
-    factor = FROM_SCRATCH / OPTIMIZERS[optim].from_scratch_lr
     for role in ("embedding", "head"):
-        group = of_role(role, optim)
-        assert {name: group[name] for name in EMBEDDING} == {**EMBEDDING, "lr_factor": factor}
+        group, expected = of_role(role, optim), embedding(optim)
+        assert {name: group[name] for name in expected} == expected
         assert group["lr"] == 0.02
 
 
 @pytest.mark.parametrize("optim", PRESETS)
 def test_the_plan_shows_the_rate_that_is_followed(optim: str) -> None:
     lr = OPTIMIZERS[optim].from_scratch_lr
+    followed = f"{lr * (OF_TOKENS[optim][0] or 1.0):g}"
     rates = {line.split()[0]: line.split("by row")[-1].split()[0]
              for line in str(plan(gpt2(tied=False), optim, lr)).splitlines()
              if "by row" in line}  # fmt: skip
-    assert rates == {"embedding": "0.15", "head": "0.15"}
+    assert rates == {"embedding": followed, "head": followed}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_the_head_of_a_task_goes_ahead_in_fine_tuning(
     optim: str, lr: float, followed: float
 ) -> None:
     """Ten times the rate, up to that of untrained weights; a vocabulary's head has been trained."""
-    of_tokens = lr * FROM_SCRATCH / OPTIMIZERS[optim].from_scratch_lr
+    of_tokens = lr * (OF_TOKENS[optim][0] or 1.0)
     for model, expected in ((classifier(), followed), (gpt2(tied=False), of_tokens)):
         for given in (lr, torch.tensor(lr)):
             groups = create_optimizer(model, optim, given).param_groups
@@ -125,7 +128,7 @@ def test_a_vocabulary_s_head_and_a_decoder_stay_with_the_rest() -> None:
     for model in (gpt2(tied=False), masked, ViTMAEForPreTraining(ViTMAEConfig(**small, **heads))):
         entries = plan(model, PRESET, 1e-3).entries
         assert "head" in {entry.role for entry in entries}
-        assert {entry.options.get("lr_factor") for entry in entries} <= {None, 7.5}
+        assert {entry.options.get("lr_factor") for entry in entries} <= {None, OF_TOKENS[PRESET][0]}
 
 
 def test_the_paper_s_rule_has_one_rate() -> None:
@@ -165,7 +168,7 @@ def test_a_user_s_words_win_and_take_what_they_replace_away(
     given: dict[str, object], expected: dict[str, object]
 ) -> None:
     group = of_role("embedding", **given)
-    whole = {**EMBEDDING, "lr": 0.02, "bound": None, **expected}
+    whole = {**embedding(), "lr": 0.02, "bound": None, **expected}
     assert {name: group[name] for name in whole} == whole
 
 
