@@ -45,7 +45,7 @@ def plan(
             "fromage_sinkhorn", "muonh", "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: 0.03 for adapters such
             as LoRA (0.1 for prompts and VeRA), 0.001 if the model looks pretrained, else 0.01
-            (presets: 0.02, or 0.05 under fromage_sinkhorn). Other trained weights of a model with
+            (presets: 0.02, or 0.06 under fromage_sinkhorn). Other trained weights of a model with
             adapters get 0.001 at most, except a task head.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.

@@ -137,7 +137,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         _PRESET,
         preset=SINKHORN,
         from_scratch_lr=SINKHORN_LR,
-        from_scratch=Range(0.03, 0.08),
+        from_scratch=Range(0.03, 0.1),
         decay="",
     ),
     "muonh": replace(_HYPERBALL, preset=MUONH),

@@ -118,7 +118,7 @@ def _preset(direction: str, of_tokens: Mapping[str, Any]) -> Preset:
 # Learning rates from scratch. The first is the best of .01, .02 and .04 at five sizes after 2,000
 # steps, and better than .01 after fewer: benchmarks/results/quality_widths_cpu_202611.md and the
 # short one beside it.
-LR, SINKHORN_LR = 0.02, 0.05
+LR, SINKHORN_LR = 0.02, 0.06
 # Of hyperball optimizers. AdamW's learning rate is an absolute length: a factor leads to it from
 # the common one, which a schedule or a loop may still set for all groups. At the matrices' 0.02
 # embeddings and heads have 0.003 and vectors 0.001, as in the runs from scratch; a task head has
