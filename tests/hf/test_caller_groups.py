@@ -41,8 +41,8 @@ def test_a_group_s_own_learning_rate_is_obeyed_and_the_rest_keeps_the_plan(tmp_p
     before = plan.pop("transformer.wpe.weight")
     assert own == plan
     # An own rate is that of the weights: the plan's factor does not come on top.
-    assert (before["lr_factor"], positions["lr_factor"]) == (7.5, None)
-    assert {**positions, "lr": 0.02, "lr_factor": 7.5} == before
+    assert (before["lr_factor"], positions["lr_factor"]) == (2.5, None)
+    assert {**positions, "lr": 0.02, "lr_factor": 2.5} == before
     assert positions["lr"] == 0.004
     assert {g["name"] for g in ours.param_groups} == {"body", "positions"}
     assert not said.about("param group is")

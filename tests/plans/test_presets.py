@@ -29,8 +29,8 @@ PRESETS = [
 ]
 # What tables of tokens have under each preset: lr_factor, p_bound.
 OF_TOKENS = {
-    "fromage_spectral": (7.5, None),
-    "fromage_momentum": (7.5, None),
+    "fromage_spectral": (2.5, 1.0),
+    "fromage_momentum": (2.5, 1.0),
     "fromage_sinkhorn": (None, 1.0),
 }
 
