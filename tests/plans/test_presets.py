@@ -34,6 +34,9 @@ OF_TOKENS = {
     "fromage_sinkhorn": (None, 1.0),
 }
 
+# What belongs to the preset's own direction, and goes with it.
+REPLACED = {"lr_factor": None, "p_bound": None}
+
 
 def embedding(optim: str = PRESET) -> dict[str, object]:
     factor, bound = OF_TOKENS[optim]
@@ -144,15 +147,15 @@ def test_the_paper_s_rule_has_one_rate() -> None:
         ({"lr_factor": 1.0}, {"lr_factor": 1.0}),
         ({"momentum": 0.8}, {"momentum": None}),  # which matrices read
         ({"beta": 0.9}, {"beta": 0.9}),
-        ({"direction": "gradient"}, {"direction": "gradient", "lr_factor": None}),
-        ({"direction": "momentum"}, {"direction": "momentum", "lr_factor": None}),
+        ({"direction": "gradient"}, {"direction": "gradient", **REPLACED}),
+        ({"direction": "momentum"}, {"direction": "momentum", **REPLACED}),
         (
             {"overrides": {"embedding": {"direction": "adam"}}},
-            {"direction": "adam", "lr_factor": None},
+            {"direction": "adam", **REPLACED},
         ),
         (
             {"overrides": {"embedding": {"direction": "adam", "momentum": 0.8}}},
-            {"direction": "adam", "momentum": 0.8, "lr_factor": None},
+            {"direction": "adam", "momentum": 0.8, **REPLACED},
         ),
         ({"bound": "sphere"}, {"bound": "sphere", "p_bound": None}),
         ({"overrides": {"embedding": {"bound": "sphere"}}}, {"bound": "sphere", "p_bound": None}),
