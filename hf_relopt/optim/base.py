@@ -237,7 +237,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             settle(group)  # a schedule may have set a number of numpy's since the last step
         found = super().state_dict()
-        return {**found, "state": _own_numbers(found["state"])}
+        groups = checkpoint.as_written(found["param_groups"])
+        return {**found, "state": _own_numbers(found["state"]), "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -81,11 +81,13 @@ _BY_ROW: Mapping[str, Any] = {"direction": "momentum", "scale": "row"}
 # each gradient divided by its own norm, every token that occurs would move by a whole step; divided
 # by its usual size, it moves as far as this gradient says. That takes one number per row and no
 # momentum. A head of tokens is the mirror image of their table. Neither maps one space of features
-# to another, where equal singular values make sense. Rows keep to their first norms: what grows
-# follows noise, and overfits a text that comes again. Numbers: docs/decisions.md.
-_OF_TOKENS: Mapping[str, Any] = {"direction": "rms", "scale": "row", "p_bound": 1.0}
+# to another, where equal singular values make sense. Numbers: docs/decisions.md.
+_OF_TOKENS: Mapping[str, Any] = {"direction": "rms", "scale": "row"}
 # From scratch their steps are a twentieth of their norms, beside matrices at .02 and at .06.
 _FASTER: Mapping[str, Any] = {**_OF_TOKENS, "lr_factor": 2.5}
+# Rows of a table keep to their first norms: what grows follows noise, and overfits a text that
+# comes again. A head that is not tied has to grow.
+_HELD: Mapping[str, Any] = {"p_bound": 1.0}
 
 
 def task_head_lr_factor(lr: float) -> float | None:
@@ -103,7 +105,7 @@ def _preset(direction: str, of_tokens: Mapping[str, Any]) -> Preset:
         rule="fromage",
         others={"direction": direction},
         roles={
-            "embedding": of_tokens,
+            "embedding": {**of_tokens, **_HELD},
             "head": of_tokens,
             TASK_HEAD: _BY_ROW,
             PROMPTS: {"direction": "gradient"},

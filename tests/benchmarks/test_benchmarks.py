@@ -25,15 +25,15 @@ def test_a_spec_is_read_into_options_and_back_into_one_spelling(load) -> None:
 
 def test_a_name_with_a_dot_is_for_one_role(load) -> None:
     spec = load("optimizer_spec")
-    word = spec.optimizer_spec("fromage_spectral:embedding.momentum=.5,embedding.p_bound=3")
+    word = spec.optimizer_spec("fromage_spectral:embedding.beta=.5,embedding.p_bound=3")
     model = torch.nn.Sequential(torch.nn.Embedding(6, 4), torch.nn.Linear(4, 4, bias=False))
     options = {
         tuple(weight.shape): group
         for group in spec.build_optimizer(word, model).param_groups
         for weight in group["params"]
     }
-    assert (options[6, 4]["momentum"], options[6, 4]["p_bound"]) == (0.5, 3.0)
-    assert (options[4, 4]["momentum"], options[4, 4]["p_bound"]) == (None, None)
+    assert (options[6, 4]["beta"], options[6, 4]["p_bound"]) == (0.5, 3.0)
+    assert (options[4, 4]["beta"], options[4, 4]["p_bound"]) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["lion:lr=.1", "adamw:lr", "adamw:lr=", "adamw:=1"])

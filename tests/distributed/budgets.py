@@ -50,7 +50,9 @@ def optimizer_of(model: nn.Module, name: str) -> Any:
     if name == "adamw":
         # A large epsilon: what is rounding noise for one launch mode stays small in the other.
         return torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
-    return create_optimizer(model, name, 0.02)
+    # Steps along "rms", as presets give embeddings, have no bound in terms of the weight's norm.
+    rows = {"embedding": {"direction": "momentum"}} if name == "fromage_spectral" else {}
+    return create_optimizer(model, name, 0.02, overrides=rows)
 
 
 def train(

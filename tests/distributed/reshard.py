@@ -69,7 +69,10 @@ def settings(name: str) -> dict[str, Any]:
     if not name.startswith("spectral"):
         overrides = {f"*{weight}": options for weight, options in OVERRIDES.items()}
         return {"optim": "fromage", "overrides": overrides}
-    overrides = {"*wide.weight": {"momentum_dtype": "bfloat16"}}
+    overrides = {"*wide.weight": {"direction": "momentum", "momentum_dtype": "bfloat16"}}
+    if name.endswith("old"):  # what the preset of 0.1.0 gave to embeddings
+        rows = {"direction": "momentum", "lr_factor": 0.5, "momentum": 0.95}
+        overrides = {"embedding": rows, "*wide.weight": {"momentum_dtype": "bfloat16"}}
     return {"optim": "fromage_spectral", "p_bound": 1.0, "overrides": overrides}
 
 
