@@ -455,7 +455,7 @@ def test_groups_of_adamw_from_before_it_had_a_factor_load_and_go_on_bit_equal() 
             run(optimizer, params, (step,))
             if saved is None:
                 saved = copy.deepcopy((optimizer.state_dict(), params))
-                del saved[0]["param_groups"][0]["lr_factor"]
+                assert "lr_factor" not in saved[0]["param_groups"][0]
         ends.append(params)
         assert [group["lr_factor"] for group in optimizer.param_groups] == [None, 0.5]
     assert all(map(same_bits, *ends))

@@ -75,8 +75,22 @@ def test_a_checkpoint_of_before_the_frame_continues_bit_equal(name: str) -> None
     run(optimizer, params, (3, 4))
     run(other, fresh, (3, 4))
     assert all(same_bits(a, b) for a, b in zip(params, fresh, strict=True))
-    again = other.state_dict()["param_groups"]
-    assert [group.keys() for group in again] == [g.keys() for g in optimizer.param_groups]
+    again = [state["param_groups"] for state in (other.state_dict(), optimizer.state_dict())]
+    assert [group.keys() for group in again[0]] == [group.keys() for group in again[1]]
+    assert [g.keys() for g in other.param_groups] == [g.keys() for g in optimizer.param_groups]
+
+
+def test_what_0_1_0_did_not_know_is_written_only_where_it_is_set() -> None:
+    """Distributed checkpoints are read key by key: those of 0.1.0 have none of these."""
+    param = kinds_of_tensors(torch.float32)["matrices"][0]
+    for options, known in (({}, False), ({"iterations": 2}, True)):
+        optimizer = Fromage([param], direction="sinkhorn", **options)
+        (group,) = optimizer.state_dict()["param_groups"]
+        assert ("iterations" in group) is known and "iterations" in optimizer.param_groups[0]
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.param_groups[0]["iterations"] == options.get("iterations")
+    groups = [{"params": [param], "rule": "adamw", "lr_factor": None}]
+    assert "lr_factor" not in Fromage(groups).state_dict()["param_groups"][0]
 
 
 def test_an_optimizer_pickled_before_the_frame_continues() -> None:
