@@ -31,8 +31,7 @@ class Unbalanced:
         size: 0-dim, the root mean square of the full gradient.
         numel: of the full gradient.
         rows, columns: of a full matrix.
-        lies: equal where two lie alike over the ranks.
-        shared: have other ranks a part of a matrix?
+        lies: equal where two lie alike over several ranks; None where this one has all.
     """
 
     grads: Tensor
@@ -41,7 +40,6 @@ class Unbalanced:
     rows: int
     columns: int
     lies: Hashable = None
-    shared: bool = False
 
 
 def balance(
@@ -61,8 +59,8 @@ def balance(
     device = found[0].device
     stacked = _alike(matrices, LARGEST if are_worthwhile(device) else piece_size(device))
     # What lies on several ranks goes on together; the rest one by one, for its temporaries' sake.
-    shared = [places for places in stacked if matrices[places[0]].shared]
-    rounds = [[places] for places in stacked if not matrices[places[0]].shared]
+    shared = [places for places in stacked if matrices[places[0]].lies is not None]
+    rounds = [[places] for places in stacked if matrices[places[0]].lies is None]
     with without_autocast(device):
         for some in [*rounds, shared] if shared else rounds:
             scales = _scales(matrices, some, iterations, across_rows, across_columns)
@@ -84,18 +82,18 @@ def _scales(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Those of rows, [count, m], and columns, [count, n], of each stack of matrices."""
     firsts = [places[0] for places in stacked]
+    rows = [matrices[first].rows for first in firsts]
+    columns = [matrices[first].columns for first in firsts]
     squares = [_units([matrices[place] for place in places]).square_() for places in stacked]
     row_scales: list[Tensor] = []
     column_scales = [each.new_ones(each.size(0), each.size(2)) for each in squares]
     for _ in range(iterations):
         each = zip(squares, column_scales, strict=True)
         sums = across_columns(firsts, [sinkhorn.sums_of_rows(s, c) for s, c in each])
-        lengths = [matrices[first].columns for first in firsts]
-        row_scales = list(map(sinkhorn.scales, sums, lengths))
+        row_scales = list(map(sinkhorn.scales, sums, columns))
         each = zip(squares, row_scales, strict=True)
         sums = across_rows(firsts, [sinkhorn.sums_of_columns(s, r) for s, r in each])
-        lengths = [matrices[first].rows for first in firsts]
-        column_scales = list(map(sinkhorn.scales, sums, lengths))
+        column_scales = list(map(sinkhorn.scales, sums, rows))
     return row_scales, column_scales
 
 

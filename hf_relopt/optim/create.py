@@ -79,6 +79,7 @@ def plan(
     preset = preset_of(optim)
     chosen = build(model, optim, lr, overrides=overrides, options=options, preset=preset)
     of_matrices: list[dict[str, Any]] = []
+    directions: set[str] = set()
     for entry in chosen.entries:
         own, named = chosen.options_of(entry), [(entry.name, entry.param)]
         _refuse_unread(optim, entry, overrides or {})
@@ -88,8 +89,11 @@ def plan(
         check_together(own["rule"], {**_defaults(own["rule"]), **own, "params": named})
         if own.get("direction") in OF_MATRICES:
             of_matrices.append({**own, "params": [entry.param]})
+        # Vectors read no option of a direction.
+        if "direction" in own and not steps_as_vector(own, entry.param):
+            directions.add(own["direction"])
     if preset is not None:
-        _refuse_without_reader(optim, options, _directions(chosen))
+        _refuse_without_reader(optim, options, directions)
     # A preset gives each weight what suits it: where no matrix is trained, none is missed.
     if of_matrices and preset is None:
         check_matrices(of_matrices)
@@ -144,16 +148,6 @@ def from_plan(chosen: Plan) -> RelativeOptimizer:
     return made
 
 
-def _directions(chosen: Plan) -> set[str]:
-    """Those of a plan's matrices; vectors read no option of a direction."""
-    each = ((chosen.options_of(entry), entry.param) for entry in chosen.entries)
-    return {
-        own["direction"]
-        for own, param in each
-        if "direction" in own and not steps_as_vector(own, param)
-    }
-
-
 def check_name(optim: str) -> None:
     """Raise ConfigError unless ``optim`` is one of ours."""
     if not isinstance(optim, str) or optim not in OPTIMIZERS:
@@ -185,9 +179,10 @@ def check_request(optim: str, options: Mapping[str, Any]) -> None:
     for role in ("matrix", *preset.roles):
         if preset.rule_of(role) != rule:
             continue
-        own = {**preset.options_of(role, options), **_given(options, "direction")}
-        directions.add(own["direction"])
-        check_together(rule, {**common, **own, **read_by(own["direction"], options)})
+        own = preset.options_of(role, options)
+        direction = options.get("direction", own["direction"])
+        directions.add(direction)
+        check_together(rule, {**common, **own, **read_by(direction, options)})
     _refuse_without_reader(optim, options, directions)
 
 
@@ -202,10 +197,6 @@ def _refuse_without_reader(
                 f"{', '.join(map(repr, sorted(directions)))} under {optim}, and those that read it "
                 f"are {', '.join(map(repr, readers))}. Leave it out."
             )
-
-
-def _given(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name: options[name]} if name in options else {}
 
 
 def require_option(optim: str, name: str) -> None:

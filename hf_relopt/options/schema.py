@@ -81,6 +81,20 @@ def one_of(default: Any, words: Iterable[Any], remedy: str) -> Option:
     )
 
 
+def integer_or_none(allowed: str, accepts: Callable[[int], bool], remedy: str) -> Option:
+    """An option that takes an integer or, by default, None."""
+    return Option(
+        default=None,
+        allowed=allowed,
+        accepts=lambda value: (
+            value is None
+            or (isinstance(value, int) and not isinstance(value, bool) and accepts(value))
+        ),
+        parse=none_or(int),
+        remedy=remedy,
+    )
+
+
 def number(
     default: float | None, allowed: str, accepts: Callable[[float], bool], remedy: str
 ) -> Option:

@@ -10,6 +10,7 @@ from hf_relopt.backends.backend import BACKENDS
 from hf_relopt.options.schema import (
     Option,
     flag,
+    integer_or_none,
     is_number,
     none_or,
     number,
@@ -74,28 +75,15 @@ DIRECTION_OPTIONS: dict[str, Option] = {
         lambda value: 0 <= value < 1,
         "use 0.999 for 'adam', 0.99 for 'rms'",
     ),
-    "iterations": Option(
-        default=None,
-        allowed=f"None or an integer from 1 to {MOST_ITERATIONS} (of 'sinkhorn')",
-        accepts=lambda value: (
-            value is None
-            or (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and 1 <= value <= MOST_ITERATIONS
-            )
-        ),
-        parse=none_or(int),
-        remedy=f"leave it out for {ITERATIONS}",
+    "iterations": integer_or_none(
+        f"None or an integer from 1 to {MOST_ITERATIONS} (of 'sinkhorn')",
+        lambda value: 1 <= value <= MOST_ITERATIONS,
+        f"leave it out for {ITERATIONS}",
     ),
-    "split_dim": Option(
-        default=None,
-        allowed="None or an integer >= 0 (a dimension)",
-        accepts=lambda value: (
-            value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-        ),
-        parse=none_or(int),
-        remedy="use 0 for torch's Linear, 1 for GPT-2's Conv1D",
+    "split_dim": integer_or_none(
+        "None or an integer >= 0 (a dimension)",
+        lambda value: value >= 0,
+        "use 0 for torch's Linear, 1 for GPT-2's Conv1D",
     ),
     "split_sizes": Option(
         default=None,

@@ -57,14 +57,14 @@ class UnbalancedSlot:
     def matrices(self, grad: Tensor, size: Tensor) -> list[Unbalanced]:
         """Those of its gradient, of root mean square ``size``, one stack for each view."""
         numel = self.slot.layout.shape.numel()
-        lies = self.across_rows.groups, self.across_columns.groups
-        shared = any(lies)
+        groups = self.across_rows.groups, self.across_columns.groups
+        lies = groups if any(groups) else None
         found = []
         for view in self.views:
             rows = self._rows(view)
             columns = self.slot.slices.numels[view.first] // max(rows, 1)
             own = self._stack(view, grad)
-            found.append(Unbalanced(own, size, numel, rows, columns, lies, shared))
+            found.append(Unbalanced(own, size, numel, rows, columns, lies))
         return found
 
     def _rows(self, view: View) -> int:

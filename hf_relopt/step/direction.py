@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from hf_relopt.step.portions import Portion
 
 
-# Directions that are made of this step's gradients alone.
-_WITHOUT_MEMORY = ("gradient", "rms", "sinkhorn")
-
-
 def directions(portion: Portion, grad_norms: Mapping[Numbers, Tensor]) -> list[list[Tensor]]:
     """U of each slot of each bundle, of the shape of its shard.
 
@@ -51,7 +47,7 @@ def _direction(bundle: Bundle) -> list[Tensor]:
     if method.direction == "adam":
         return _adam(bundle, grads)
     ascents = list(torch._foreach_neg(grads)) if method.options["maximize"] else grads
-    if method.direction in _WITHOUT_MEMORY:
+    if method.moments is None:
         return ascents
     (kept,) = zip(*bundle.moments, strict=True)
     momenta: list[Tensor] = list(map(Tensor.float, kept))
