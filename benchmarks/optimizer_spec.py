@@ -18,6 +18,7 @@ OURS = (
     "fromage_spectral",
     "fromage_momentum",
     "fromage_sinkhorn",
+    "fromage_factored",
     "muonh",
     "adamh",
     "madam",

@@ -36,6 +36,7 @@ DIRECTION_STATES = {
     "adam": ADAM_STATE,
     "rms": RUNNING_STATE,
     "sinkhorn": FROMAGE_STATE,
+    "factored": FROMAGE_STATE | {"row_rms", "column_rms"},
 }
 MADAM_STATE = frozenset({"step", "anchor_norm", "skipped", "second_moment"})
 ADAMW_STATE = frozenset({"step", "skipped", "exp_avg", "exp_avg_sq"})
@@ -154,6 +155,7 @@ CASES = (
     _frame("fromage-spectral", direction="spectral"),
     _frame("fromage-adam", direction="adam", momentum=0.8, beta=0.9, p_bound=1.01),
     _frame("fromage-rms-row", direction="rms", scale="row", beta=0.9, p_bound=1.01, lr_factor=1.5),
+    _frame("fromage-factored-block", direction="factored", scale="block", split_sizes=2, beta=0.9),
     _frame("fromage-sinkhorn-block", direction="sinkhorn", scale="block", split_sizes=2),
     _frame("fromage-row", scale="row"),
     _frame("fromage-momentum-row", direction="momentum", scale="row", maximize=True, lr_factor=0.5),

@@ -13,15 +13,30 @@ from torch import nn
 from tests.oracles.frame import parts
 from tests.tensors import gradient, to_numpy
 
-DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn")
+DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn", "factored")
 SCALES = ("tensor", "row", "block")
 # What has a norm that is bounded: no vectors.
 WHOLE = ("matrices", "experts")
 # (direction, scale) that the constructor accepts
-REFUSED = [("spectral", "row"), ("sinkhorn", "row")]
+REFUSED = [("spectral", "row"), ("sinkhorn", "row"), ("factored", "row")]
 PAIRS = [p for p in itertools.product(DIRECTIONS, SCALES) if p not in REFUSED]
 UNBOUNDED = {"p_bound": 10.0}  # the most that is taken where steps may add up
 BOUNDS = {"free": UNBOUNDED, "p_bound": {"p_bound": 1.05}, "sphere": {"bound": "sphere"}}
+# Shapes of weights, and how they are cut into matrices.
+MATRICES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((6, 4), {}),
+    ((6, 4), {"split_sizes": 3}),
+    ((6, 4), {"split_sizes": (1, 5)}),
+    ((6, 4), {"split_sizes": 6}),
+    ((6, 4), {"split_sizes": 2, "split_dim": 1}),
+    ((6, 4), {"split_sizes": (1, 3), "split_dim": 1}),
+    ((6, 2, 2), {"split_sizes": 2}),
+    ((6, 2, 2), {"split_sizes": (1, 5)}),
+    ((3, 4, 2), {"scale": "block"}),
+    ((3, 4, 2, 2), {"scale": "block"}),
+    ((3, 4, 2), {}),
+    ((3, 4, 2, 2), {}),
+]
 # The keys of param groups that checkpoints of before the frame lack.
 NEW_KEYS = (
     "direction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from hf_relopt.options.method import method_of
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import preset_of, rule_of_name
 from hf_relopt.plans.plan import CUTTING, Plan
-from hf_relopt.step.state import SCALARS, slices
+from hf_relopt.step.state import SCALARS, factor_shapes, slices
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -76,6 +77,10 @@ def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int
     cut = ranks if method.scale == "row" else 1
     each = -(-slices(method, param.shape) // cut) if method.slice_numbers else 0
     few += STATE_BYTES * len(method.slice_numbers) * each
+    for name, shape in factor_shapes(method, param.shape).items():
+        numel = math.prod(shape)
+        # Of columns every rank has all.
+        few += STATE_BYTES * (-(-numel // ranks) if name == "row_rms" else numel)
     return per_entry, few
 
 

@@ -30,6 +30,7 @@ from hf_relopt.plans.roles import steps_as_vector
 from hf_relopt.rules.rule import (
     DIRECTED,
     ELEMENTWISE,
+    FACTORS,
     MOMENTS,
     RULES,
     RUNNING,
@@ -49,6 +50,7 @@ _DEFAULTS: dict[str, Any] = {"momentum": MOMENTUM, "split_dim": 0, "iterations":
 OF_MATRICES = {
     "spectral": "a row is no matrix to orthogonalize",
     "sinkhorn": "a row alone is no matrix to balance",
+    "factored": "a row alone is no matrix with columns to measure",
 }
 
 
@@ -146,13 +148,18 @@ class Method:
     @cached_property
     def state(self) -> tuple[str, ...]:
         """Names of all state tensors."""
-        return ("step", "skipped", *self.slice_numbers, *self.buffers)
+        return ("step", "skipped", *self.slice_numbers, *self.factors, *self.buffers)
 
     @cached_property
     def slice_numbers(self) -> tuple[str, ...]:
         """Names of those that hold one number for each slice."""
         anchor = ["anchor_norm"] if self.rule.anchored else []
         return (*anchor, *(RUNNING_NUMBERS if self.is_running else ()))
+
+    @cached_property
+    def factors(self) -> tuple[str, ...]:
+        """Names of those that hold a number for each row, and for each column, of its matrices."""
+        return FACTORS if self.direction == "factored" else ()
 
     @property
     def in_experts(self) -> bool:
@@ -329,8 +336,8 @@ def check_matrices(groups: Sequence[Mapping[str, Any]]) -> None:
     directions = " and ".join(sorted({repr(group["direction"]) for group in asked}))
     raise ConfigError(
         f"direction is {directions}, but none of its weights is a matrix: there is nothing to "
-        "orthogonalize or to balance. Use direction='adam' for vectors, or also pass the model's "
-        "matrices."
+        "orthogonalize, to balance or to factor. Use direction='adam' for vectors, or also pass "
+        "the model's matrices."
     )
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn")
+DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn", "factored")
 # Which directions read which option.
 READ_BY = {
     "momentum": ("momentum", "spectral", "adam"),
     "nesterov": ("momentum", "spectral"),
-    "beta": ("adam", "rms"),
+    "beta": ("adam", "rms", "factored"),
     "iterations": ("sinkhorn",),
     "momentum_dtype": ("momentum", "spectral", "adam"),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_relopt.plans.presets import (
     ADAMH,
+    FACTORED,
     LR,
     MOMENTUM,
     MUONH,
@@ -102,6 +103,8 @@ _FROMAGE = OptimizerEntry(
         "rms": "the gradient over its running root mean square",
         "sinkhorn": "the gradient with rows and columns of one size "
         "([Scetbon et al., 2025](https://arxiv.org/abs/2502.06742))",
+        "factored": "the gradient over the usual sizes of its rows and columns "
+        "([Shazeer and Stern, 2018](https://arxiv.org/abs/1804.04235))",
     },
     spheres={"adam": "AdamH", "spectral": "MuonH"},
     bound="p_bound=1.0",
@@ -125,6 +128,9 @@ _PRESET = replace(
     bound="matrix.p_bound=2.0",
     decay="momentum=0.9",
 )
+_WITHOUT_MOMENTUM = replace(
+    _PRESET, from_scratch_lr=SINKHORN_LR, from_scratch=Range(0.03, 0.1), decay=""
+)
 # What decays is with AdamW: matrices keep their norm.
 _HYPERBALL = replace(_PRESET, fine_tuning=Range(0.001, 0.003), bound="embedding.weight_decay=0.1")
 
@@ -133,13 +139,8 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "madam": _MADAM,
     "fromage_spectral": replace(_PRESET, preset=SPECTRAL),
     "fromage_momentum": replace(_PRESET, preset=MOMENTUM),
-    "fromage_sinkhorn": replace(
-        _PRESET,
-        preset=SINKHORN,
-        from_scratch_lr=SINKHORN_LR,
-        from_scratch=Range(0.03, 0.1),
-        decay="",
-    ),
+    "fromage_sinkhorn": replace(_WITHOUT_MOMENTUM, preset=SINKHORN),
+    "fromage_factored": replace(_WITHOUT_MOMENTUM, preset=FACTORED),
     "muonh": replace(_HYPERBALL, preset=MUONH),
     "adamh": replace(_HYPERBALL, preset=ADAMH),
 }

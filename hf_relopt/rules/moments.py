@@ -6,6 +6,7 @@
     adam       m as above,  v <- beta v + (1 - beta) g^2  U = (m/(1 - mu^t)) / sqrt(v/(1 - beta^t))
     rms        s^2 <- beta s^2 + (1 - beta) |g|^2/n       U = g / (s/sqrt(1 - beta^t))
     sinkhorn   nothing                                    see rules/sinkhorn.py
+    factored   a number for each row and each column      see rules/factored.py
 
 g: gradient;  m: momentum buffer;  v: second moment;  mu, beta: their decays;  t: steps with a
 usable gradient;  s: one number for a tensor, a row or a block of n entries, t being its own count

@@ -141,3 +141,5 @@ MOMENTS: dict[str, Moments] = {
 }
 # What "rms" keeps of each slice: its running root mean square, and how many gradients are in it.
 RUNNING_NUMBERS = ("grad_rms", "grad_count")
+# What "factored" keeps of each matrix: the running root mean squares of its rows and its columns.
+FACTORS = ("row_rms", "column_rms")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,6 +185,31 @@ def as_rows_of(param: Tensor, rows: Tensor) -> Tensor:
         run_check=False,
         shape=param.shape[:1],
         stride=(1,),
+    )
+
+
+def zeros_along(param: Tensor, shape: Sequence[int], dims: Container[int]) -> Tensor:
+    """Float32 zeros of ``shape`` that lie as ``param`` does along ``dims``, and else on each rank.
+
+    ``shape`` has as many dimensions as the weight, and its lengths along ``dims``.
+    """
+    if not is_sharded(param):
+        return torch.zeros(tuple(shape), dtype=torch.float32, device=param.device)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    part = local(param)
+    own = [part.shape[dim] if dim in dims else size for dim, size in enumerate(shape)]
+    placements = [
+        placement if getattr(placement, "dim", None) in dims else Replicate()
+        for placement in param.placements  # type: ignore[attr-defined]
+    ]
+    return DTensor.from_local(
+        torch.zeros(own, dtype=torch.float32, device=part.device),
+        param.device_mesh,  # type: ignore[attr-defined]
+        placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=torch.empty(tuple(shape), device="meta").stride(),
     )
 
 

@@ -26,6 +26,27 @@ class Judged(NamedTuple):
     learn: Tensor
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of the slots on a device once their gradients are judged.
+
+    Attributes:
+        judged: [T]: which gradients are usable.
+        grad_norm: [T], |g|.
+        param_norm: [T], |W| where an anchor is missing.
+        learn: [S], whether the gradient of its slot is usable, of each slice.
+        lr: the learning rate, one for all or one for each slice.
+        moves: is it known that none is zero?
+    """
+
+    judged: Judged
+    grad_norm: Tensor
+    param_norm: Tensor | None
+    learn: Tensor
+    lr: Tensor
+    moves: bool
+
+
 def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:
     """Say which gradients are usable.
 

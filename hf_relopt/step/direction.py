@@ -17,32 +17,33 @@ from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import Shards, shards_of
 from hf_relopt.sharding.matrices import Matrix, transform_full, world_size
 from hf_relopt.step.balance import balance_all
+from hf_relopt.step.factors import follow_all
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
+    from hf_relopt.step.decide import Verdict
     from hf_relopt.step.lineup import Bundle
     from hf_relopt.step.numbers import Numbers
     from hf_relopt.step.portions import Portion
 
 
-def directions(portion: Portion, grad_norms: Mapping[Numbers, Tensor]) -> list[list[Tensor]]:
+def directions(portion: Portion, verdicts: Mapping[Numbers, Verdict]) -> list[list[Tensor]]:
     """U of each slot of each bundle, of the shape of its shard.
 
     Every rank passes a portion with the same sharded matrices.
-
-    Args:
-        grad_norms: [T], of the full gradients.
     """
     found = list(map(_direction, portion.bundles))
     if portion.matrices:
         _orthogonalize(portion, found)
     if portion.unbalanced:
-        balance_all(portion.bundles, portion.unbalanced, found, grad_norms)
+        balance_all(portion.bundles, portion.unbalanced, found, verdicts)
+    if portion.factored:
+        follow_all(portion.bundles, portion.factored, found, verdicts)
     return found
 
 
 def _direction(bundle: Bundle) -> list[Tensor]:
-    """As far as this rank's shards say; "spectral" is the momentum so far, "sinkhorn" g."""
+    """As far as this rank's shards say: a momentum, or g, that what matrices have is made of."""
     method, grads = bundle.method, bundle.grads()
     if method.direction == "adam":
         return _adam(bundle, grads)

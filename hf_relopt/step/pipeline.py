@@ -9,7 +9,6 @@ through the rest of the pipeline in portions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from hf_relopt.sharding.layout import local_grad
 from hf_relopt.sharding.reduce import all_reduced, full_norms
 from hf_relopt.step.decide import (
     DecideOne,
-    Judged,
+    Verdict,
     decide,
     judge,
     norms_of,
@@ -36,27 +35,6 @@ from hf_relopt.step.moments import take_in
 from hf_relopt.step.numbers import Numbers
 from hf_relopt.step.portions import Joint, Portion
 from hf_relopt.step.telemetry import Measurement
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is known of the slots on a device once their gradients are judged.
-
-    Attributes:
-        judged: [T]: which gradients are usable.
-        grad_norm: [T], |g|.
-        param_norm: [T], |W| where an anchor is missing.
-        learn: [S], whether the gradient of its slot is usable, of each slice.
-        lr: the learning rate, one for all or one for each slice.
-        moves: is it known that none is zero?
-    """
-
-    judged: Judged
-    grad_norm: Tensor
-    param_norm: Tensor | None
-    learn: Tensor
-    lr: Tensor
-    moves: bool
 
 
 def step(slots: Slots, probe: Measurement | None) -> None:
@@ -205,8 +183,7 @@ def _step_portion(
     probe: Measurement | None,
 ) -> None:
     """Directions live no longer than this."""
-    grad_norms = {numbers: verdict.grad_norm for numbers, verdict in verdicts.items()}
-    sources = dict(zip(portion.bundles, directions(portion, grad_norms), strict=True))
+    sources = dict(zip(portion.bundles, directions(portion, verdicts), strict=True))
     parts: dict[Bundle, list[Part]] = {}
     rows: dict[Bundle, Tensor] = {}
     sharded = False

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_relopt.sharding.matrices import world_size
-from hf_relopt.step.balance import UnbalancedSlot, unbalanced_slots
 from hf_relopt.step.direction import SpectralMatrix, spectral_matrices
+from hf_relopt.step.matrices import MatrixSlot, matrix_slots
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
@@ -95,9 +95,14 @@ class Portion:
         return spectral_matrices([bundle.slots for bundle in self.bundles])
 
     @cached_property
-    def unbalanced(self) -> list[UnbalancedSlot]:
+    def unbalanced(self) -> list[MatrixSlot]:
         """The gradients whose rows and columns are to be balanced."""
-        return unbalanced_slots([bundle.slots for bundle in self.bundles])
+        return matrix_slots([bundle.slots for bundle in self.bundles], "sinkhorn")
+
+    @cached_property
+    def factored(self) -> list[MatrixSlot]:
+        """The gradients that are followed over the sizes of their rows and columns."""
+        return matrix_slots([bundle.slots for bundle in self.bundles], "factored")
 
 
 def portions(bundles: Sequence[Bundle]) -> list[Portion]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_relopt.options.method import Method, method_of
 from hf_relopt.rules.rule import RUNNING_NUMBERS
+from hf_relopt.sharding.layout import zeros_along
 
 State = dict[str, Tensor]
 
@@ -22,11 +23,41 @@ NUMBERS = (*SCALARS, *OF_SLICES)
 
 
 def new_buffers(method: Method, param: Tensor) -> State:
-    """Empty moments."""
-    return {
+    """Empty moments and factors."""
+    made = {
         name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
         for name, dtype in method.buffers.items()
     }
+    for name, shape in factor_shapes(method, param.shape).items():
+        made[name] = zeros_along(param, shape, _dims_of_factor(method, param.shape, name))
+    return made
+
+
+def factor_shapes(method: Method, shape: torch.Size) -> dict[str, tuple[int, ...]]:
+    """Those of a weight's factors, which have one entry for all columns of a row, or all rows.
+
+    Where blocks follow each other along these, there is one for each block.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name in method.factors:
+        kept, cut = _dims_of_factor(method, shape, name), method.options["split_dim"]
+        blocks = 1 if method.in_experts else slices(method, shape)
+        sizes = [size if dim in kept else 1 for dim, size in enumerate(shape)]
+        if cut not in kept:
+            sizes[cut] = blocks
+        found[name] = tuple(sizes)
+    return found
+
+
+def _dims_of_factor(method: Method, shape: torch.Size, name: str) -> list[int]:
+    """The dimensions that a factor shares with its weight: all but its columns, or but its rows.
+
+    A convolution's dimensions after the first are columns.
+    """
+    rows = int(method.in_experts)
+    if name == "row_rms":
+        return list(range(rows + 1))
+    return [dim for dim in range(len(shape)) if dim != rows]
 
 
 def slices(method: Method, shape: torch.Size) -> int:
@@ -82,4 +113,6 @@ def _form(method: Method, shape: torch.Size, name: str) -> tuple[tuple[int, ...]
         return (slices(method, shape),), torch.float32
     if name in method.buffers:
         return tuple(shape), method.buffers[name]
+    if name in method.factors:
+        return factor_shapes(method, shape)[name], torch.float32
     return (), torch.float32

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_relopt.backends import sinkhorn
-from hf_relopt.backends.sinkhorn import Unbalanced, balance
+from hf_relopt.backends import matrices, sinkhorn
+from hf_relopt.backends.matrices import Matrices
+from hf_relopt.backends.sinkhorn import balance
 from tests.oracles.frame import balanced
 from tests.tensors import gradient, same_bits, to_numpy
 
@@ -22,11 +23,11 @@ def alone(places: Sequence[int], sums: list[Tensor]) -> list[Tensor]:
     return sums
 
 
-def unbalanced(grad: Tensor) -> Unbalanced:
+def unbalanced(grad: Tensor) -> Matrices:
     """One matrix, or a stack of them."""
     size = grad.double().square().mean().sqrt()
     stack = grad if grad.dim() == 3 else grad.unsqueeze(0)
-    return Unbalanced(stack, size, grad.numel(), *stack.shape[1:])
+    return Matrices(stack, size, grad.numel(), *stack.shape[1:])
 
 
 def grads(dtype: torch.dtype) -> list[Tensor]:
@@ -39,7 +40,7 @@ def test_each_is_balanced_as_if_alone(
     dtype: torch.dtype, stacked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not stacked:
-        monkeypatch.setattr(sinkhorn, "piece_size", lambda device: 1)
+        monkeypatch.setattr(matrices, "piece_size", lambda device: 1)
     given = grads(dtype)
     found = balance([unbalanced(grad) for grad in given], 3, alone, alone)
     wide = torch.float64 if dtype is torch.float64 else torch.float32

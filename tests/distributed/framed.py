@@ -45,6 +45,7 @@ FRAMED: dict[str, tuple[dict[str, Any], int]] = {
     "rms by row": ({"direction": "rms", "scale": "row"}, 2),
     # Sums of rows or of columns, all of one rank's, meet once in each iteration.
     "sinkhorn": ({"direction": "sinkhorn", "iterations": 3}, 5),
+    "factored": ({"direction": "factored"}, 3),
 }
 
 
@@ -57,13 +58,13 @@ def framed(options: dict[str, Any]) -> Any:
 
 def frames_equal_one_process() -> None:
     # What hangs on the number of ranks is in these two.
-    names = FRAMED if dist.get_world_size() == 2 else ("rows", "spectral", "sinkhorn")
+    names = FRAMED if dist.get_world_size() == 2 else ("rows", "spectral", "factored")
     for name in names:
         options, collectives = FRAMED[name]
         close = 1e-4 if name == "spectral" else 1e-6
         count = dict(build=framed(options), collectives=collectives, close=close)
         compare(name, world(), [Shard(0)], **count)
-        if name in ("momentum", "spectral", "sinkhorn"):
+        if name in ("momentum", "spectral", "sinkhorn", "factored"):
             compare(name, world(), [Shard(1)], **count)
         if name in ("adam", "rows"):
             compare(name, world(), [Shard(0)], torch.bfloat16, **count)
@@ -83,7 +84,7 @@ def blocks_lie_across_ranks() -> None:
     """Three blocks of five rows over two or three ranks: no block begins where a part does."""
     mesh = world()
     generator = torch.Generator().manual_seed(0)
-    for direction in ("momentum", "spectral", "sinkhorn"):
+    for direction in ("momentum", "spectral", "sinkhorn", "factored"):
         for dim, placement in ((0, Shard(0)), (0, Shard(1)), (1, Shard(0)), (1, Shard(1))):
             shape = (15, 4) if dim == 0 else (4, 15)
             first = torch.randn(shape, generator=generator)
@@ -251,7 +252,7 @@ def whole_experts_stay_where_they_are() -> None:
     mesh = world()
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(5, 4, 3, generator=generator)
-    for direction in ("spectral", "sinkhorn"):
+    for direction in ("spectral", "sinkhorn", "factored"):
         _experts_stay(direction, mesh, generator, first)
 
 
@@ -284,7 +285,7 @@ def spectral_models_train_alike() -> None:
 
 def hsdp_exchanges_over_shards_only() -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for name in ("rows", "spectral", "sinkhorn"):
+    for name in ("rows", "spectral", "factored"):
         options, collectives = FRAMED[name]
         compare(
             name,
@@ -325,6 +326,14 @@ def tensor_parallel_matrices_are_refused() -> None:
         [Shard(0), Shard(1)],
         build=framed({"direction": "sinkhorn", "iterations": 3}),
         collectives=4 + 2 * 3,
+        close=1e-6,
+    )
+    compare(
+        "factored",
+        mesh,
+        [Shard(0), Shard(1)],
+        build=framed({"direction": "factored"}),
+        collectives=4 + 2,
         close=1e-6,
     )
 

@@ -32,6 +32,8 @@ HALF = 5
 # Three rules in one optimizer; its state is empty but for scalars, one and two moments.
 OVERRIDES = {"0.*": {"rule": "madam"}, "4.weight": {"rule": "adamw", "lr": 1e-2}}
 
+FACTORED = {"direction": "factored"}
+
 
 def net(seed: int = 0) -> nn.Sequential:
     """Uneven rows, and a last layer with fewer rows than ranks."""
@@ -70,6 +72,8 @@ def settings(name: str) -> dict[str, Any]:
         overrides = {f"*{weight}": options for weight, options in OVERRIDES.items()}
         return {"optim": "fromage", "overrides": overrides}
     overrides = {"*wide.weight": {"direction": "momentum", "momentum_dtype": "bfloat16"}}
+    # Blocks and experts whose rows and columns have numbers of their own.
+    overrides |= dict.fromkeys(("*gate_up_proj.weight", "*experts.weight"), FACTORED)
     if name.endswith("old"):  # what the preset of 0.1.0 gave to embeddings
         rows = {"direction": "momentum", "lr_factor": 0.5, "momentum": 0.95}
         overrides = {"embedding": rows, "*wide.weight": {"momentum_dtype": "bfloat16"}}

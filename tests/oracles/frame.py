@@ -1,5 +1,7 @@
 """Fromage as a frame in float64: direction x scale x bound.
 
+r2 <- beta r2 + (1 - beta) mean_j(g^2/c2)               of each row, g over its own RMS
+c2 <- beta c2 + (1 - beta) mean_i(g^2/r2)               of each column; 1 - beta is 1 from zero on
 m  <- mu m + (1 - mu) g                                 m_0 = 0
 v  <- beta v + (1 - beta) g^2                           v_0 = 0
 s2 <- beta s2 + (1 - beta) mean(g^2)                    of each part, in steps with a gradient of it
@@ -8,6 +10,7 @@ U  =  g                                                 "gradient"
       the orthogonal factor of that                     "spectral"
       m / (1 - mu^t) / sqrt(v / (1 - beta^t))           "adam"; 0 where v is below float32's normals
       g, rows then columns to RMS 1, k times            "sinkhorn"
+      g_ij / (r_i c_j)                                  "factored"
 W  <- (W - lr |W| U/|U|) / sqrt(1 + lr^2)               of the tensor, of each row or of each block
 
 Then the bound: |W| <= p_bound |W_0|, or |W| = |W_0| ("sphere", which takes the place of the root).
@@ -44,7 +47,7 @@ POLYNOMIALS = (
 )
 _SAFETY = 1.01
 # Directions whose entries keep nothing.
-STATELESS = ("gradient", "rms", "sinkhorn")
+STATELESS = ("gradient", "rms", "sinkhorn", "factored")
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -154,6 +157,7 @@ def frame(
     beta = 0.99 if beta is None else beta
     mean_squares = np.zeros(len(anchors_of(w, scale, split_dim, split_sizes)))
     counts = np.zeros_like(mean_squares)
+    factors: list[_Factors] = []
 
     def of_parts(array: Array) -> list[Array]:
         return parts(array, scale, split_dim, split_sizes)
@@ -167,6 +171,8 @@ def frame(
             path.step += 1
             g = np.asarray(grad, dtype=np.float64) * (-1.0 if maximize else 1.0)
             u = memory.direction(g, path.step)
+            if direction == "factored" and not factors:
+                factors = [_Factors(part) for part in of_parts(g)]
             if elementwise:
                 w -= eta * max(path.anchor_norm[0] / np.sqrt(w.size), min_scale) * u
             else:
@@ -177,6 +183,8 @@ def frame(
                         counts[place] += 1
                         mean_squares[place] *= beta
                         mean_squares[place] += (1.0 - beta) * np.mean(own**2)
+                    if direction == "factored" and (np.any(own) or not waits):
+                        factors[place].take_in(own / np.sqrt(np.mean(g**2)), beta)
                     if eta == 0.0:
                         continue
                     if waits and not np.any(own):
@@ -190,14 +198,66 @@ def frame(
                     if direction == "sinkhorn":
                         flat = along.reshape(len(along), -1)
                         along = balanced(flat, iterations or 5).reshape(along.shape)
+                    if direction == "factored":
+                        along = factors[place].direction(along)
                     if direction == "spectral":
                         along = orthogonal(along.reshape(len(along), -1)).reshape(along.shape)
                     part[...] = _step(part, along, eta, anchor, bound, p_bound, min_scale, paper)
         path.weights.append(w.copy())
     path.moments.update(memory.moments)
+    if direction == "factored" and factors:
+        path.moments.update(_as_state(factors, w.shape, scale, split_dim, split_sizes))
     if direction == "rms":
         path.moments.update(grad_rms=np.sqrt(mean_squares), grad_count=counts)
     return path
+
+
+class _Factors:
+    """Running mean squares of the rows and columns of one part, each without the other."""
+
+    def __init__(self, like: Array) -> None:
+        self.rows = np.zeros(len(like))
+        self.columns = np.zeros(like[0].size)
+
+    def take_in(self, g: Array, beta: float) -> None:
+        """Take one gradient in."""
+        squares = g.reshape(len(g), -1) ** 2
+        over = squares / np.where(self.columns > 0, self.columns, 1.0)
+        self.rows = self._next(self.rows, over.mean(axis=1), beta)
+        over = (squares.T / np.where(self.rows > 0, self.rows, np.inf)).T
+        self.columns = self._next(self.columns, over.mean(axis=0), beta)
+
+    def _next(self, before: Array, new: Array, beta: float) -> Array:
+        return np.where(before > 0, beta * before + (1.0 - beta) * new, new)
+
+    def direction(self, g: Array) -> Array:
+        """The gradient over the roots of their product, 0 where there has never been one."""
+        product = np.sqrt(np.multiply.outer(self.rows, self.columns)).reshape(g.shape)
+        return np.divide(g, product, out=np.zeros_like(g), where=product > 0)
+
+
+def _as_state(
+    factors: Sequence[_Factors],
+    shape: tuple[int, ...],
+    scale: str,
+    split_dim: int | None,
+    split_sizes: int | Sequence[int] | None,
+) -> dict[str, Array]:
+    """Rows and columns as tensors like the weight, with one entry for each block."""
+    rows = [np.sqrt(each.rows) for each in factors]
+    columns = [np.sqrt(each.columns) for each in factors]
+    tail = (1,) * (len(shape) - 1)
+    if scale == "block" and split_sizes is None:
+        return {
+            "row_rms": np.stack(rows).reshape(*shape[:2], *tail[1:]),
+            "column_rms": np.stack(columns).reshape(shape[0], 1, *shape[2:]),
+        }
+    if split_dim == 1:
+        return {"row_rms": np.stack(rows, axis=1), "column_rms": np.concatenate(columns)[None]}
+    return {
+        "row_rms": np.concatenate(rows).reshape(-1, *tail),
+        "column_rms": np.stack(columns).reshape(-1, *shape[1:]),
+    }
 
 
 class _Memory:

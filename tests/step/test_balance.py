@@ -10,20 +10,27 @@ import torch
 from torch import nn
 
 from hf_relopt import ConfigError, Fromage
+from hf_relopt.step.decide import Verdict, judge
 from hf_relopt.step.direction import directions
-from hf_relopt.step.lineup import Slots
+from hf_relopt.step.lineup import Lineup, Slots
+from hf_relopt.step.numbers import Numbers
 from hf_relopt.step.portions import Portion
+from tests.frames import MATRICES
 from tests.oracles.frame import balanced, parts
 from tests.tensors import gradient, same_bits, to_numpy
 
 
-@pytest.mark.parametrize(("shape", "split"), [
-    ((6, 4), {}), ((6, 4), {"split_sizes": 3}), ((6, 4), {"split_sizes": (1, 5)}),
-    ((6, 4), {"split_sizes": 6}), ((6, 4), {"split_sizes": 2, "split_dim": 1}),
-    ((6, 4), {"split_sizes": (1, 3), "split_dim": 1}), ((6, 2, 2), {"split_sizes": 2}),
-    ((6, 2, 2), {"split_sizes": (1, 5)}), ((3, 4, 2), {"scale": "block"}),
-    ((3, 4, 2, 2), {"scale": "block"}), ((3, 4, 2), {}), ((3, 4, 2, 2), {}),
-], ids=str)  # fmt: skip
+def verdicts(lineup: Lineup) -> dict[Numbers, Verdict]:
+    """Those of the gradients that the weights have now."""
+    found = {}
+    for numbers in lineup.numbers:
+        norm = torch.stack([slot.param.grad.double().norm() for slot in numbers.slots])
+        judged = judge(norm, float("inf"))
+        found[numbers] = Verdict(judged, norm, None, judged.learn, norm.new_tensor(0.1), True)
+    return found
+
+
+@pytest.mark.parametrize(("shape", "split"), MATRICES, ids=str)
 def test_each_block_is_balanced_by_itself(shape: tuple[int, ...], split: dict[str, Any]) -> None:
     options = {"scale": "block" if split else "tensor", "iterations": 2, **split}
     params = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
@@ -32,11 +39,7 @@ def test_each_block_is_balanced_by_itself(shape: tuple[int, ...], split: dict[st
     optimizer = Fromage(params, direction="sinkhorn", **options)
     lineup = Slots(optimizer.param_groups, optimizer.state).taking_part()
     given = [param.grad.clone() for param in params]
-    norms = {
-        numbers: torch.stack([slot.param.grad.double().norm() for slot in numbers.slots])
-        for numbers in lineup.numbers
-    }
-    (found,) = directions(Portion(tuple(lineup.directed)), norms)
+    (found,) = directions(Portion(tuple(lineup.directed)), verdicts(lineup))
     cut = {"split_dim": None, "split_sizes": None, **split, "scale": options["scale"]}
     for param, direction in zip(params, found, strict=True):
         assert direction.shape == param.shape

@@ -1,0 +1,165 @@
+"""Weights as matrices: how a slot is cut into them, and along what their sums meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from hf_relopt.backends.matrices import Across, Matrices
+from hf_relopt.backends.part import View
+from hf_relopt.sharding.layout import Layout
+from hf_relopt.sharding.reduce import all_reduced
+from hf_relopt.step.slot import Slot
+
+if TYPE_CHECKING:
+    from hf_relopt.step.decide import Verdict
+    from hf_relopt.step.lineup import Bundle
+    from hf_relopt.step.numbers import Numbers
+
+
+@dataclass(frozen=True)
+class MatrixSlot:
+    """A slot whose direction is made of its rows and columns.
+
+    Attributes:
+        bundle, place: of the slot, among the bundles and in its own.
+    """
+
+    bundle: int
+    place: int
+    slot: Slot
+
+    @cached_property
+    def views(self) -> list[View]:
+        """Of its matrices."""
+        return self.slot.views(0)
+
+    @cached_property
+    def across_rows(self) -> Layout:
+        """Where sums of columns are added."""
+        return self.slot.layout.along({self._first_dim})
+
+    @cached_property
+    def across_columns(self) -> Layout:
+        """Where sums of rows are added. A convolution's dimensions after the first are columns."""
+        shape = self.slot.layout.shape
+        return self.slot.layout.along(range(self._first_dim + 1, len(shape)))
+
+    @cached_property
+    def across_all(self) -> Layout:
+        """Where sums of all entries of a matrix are added."""
+        return self.slot.layout.along(range(self._first_dim, len(self.slot.layout.shape)))
+
+    @cached_property
+    def _first_dim(self) -> int:
+        """The dimension of the rows: experts come before."""
+        return int(self.slot.method.in_experts)
+
+    def matrices(
+        self,
+        bundles: Sequence[Bundle],
+        found: Sequence[Sequence[Tensor]],
+        verdicts: Mapping[Numbers, Verdict],
+    ) -> list[Matrices]:
+        """Those of its gradient, one stack for each view.
+
+        Args:
+            found: the gradients so far, of each bundle.
+        """
+        bundle = bundles[self.bundle]
+        numel = self.slot.layout.shape.numel()
+        norm = verdicts[bundle.numbers].grad_norm[bundle.begin + self.place]
+        size, grad = norm / numel**0.5, found[self.bundle][self.place]
+        groups = self.across_rows.groups, self.across_columns.groups
+        lies = groups if any(groups) else None
+        cut = []
+        for view in self.views:
+            rows = self._rows(view)
+            columns = self.slot.slices.numels[view.first] // max(rows, 1)
+            cut.append(Matrices(self._stack(view, grad), size, numel, rows, columns, lies))
+        return cut
+
+    def _rows(self, view: View) -> int:
+        """Of a full matrix."""
+        slices = self.slot.slices
+        cut = slices.sizes and slices.dim == 0 and not self.slot.method.in_experts
+        return slices.sizes[view.first] if cut else self.slot.layout.shape[self._first_dim]
+
+    def _stack(self, view: View, tensor: Tensor) -> Tensor:
+        """[count, m, n]."""
+        part = view.of(tensor)
+        if part.dim() == tensor.dim() and not self.slot.method.in_experts:
+            # One matrix, or blocks of a row each.
+            part = part.unsqueeze(1 if view.count > 1 else 0)
+        return part if part.dim() == 3 else part.flatten(2)
+
+    def put_together(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The full direction of this rank: what the views are views of."""
+        if len(parts) == 1 and self.views[0].split is None:
+            return parts[0].reshape(like.shape)
+        together = like.new_empty(like.shape, dtype=parts[0].dtype)
+        for view, each in zip(self.views, parts, strict=True):
+            part = view.of(together)
+            part.copy_(each.reshape(part.shape))
+        return together
+
+
+def matrix_slots(slots: Sequence[Sequence[Slot]], direction: str) -> list[MatrixSlot]:
+    """Those of a direction among the slots of some bundles, in the order of their numbers."""
+    found = [
+        MatrixSlot(b, t, slot)
+        for b, own in enumerate(slots)
+        for t, slot in enumerate(own)
+        if slot.method.direction == direction and slot.layout.shape.numel()
+    ]
+    return sorted(found, key=lambda each: each.slot.number)
+
+
+def by_option(
+    slots: Sequence[MatrixSlot], option: str
+) -> Iterator[tuple[Any, Sequence[MatrixSlot]]]:
+    """Slots of one device and one value of an option, and that value."""
+    found: dict[tuple[object, Any], list[MatrixSlot]] = {}
+    for each in slots:
+        key = each.slot.device, each.slot.method.options[option]
+        found.setdefault(key, []).append(each)
+    for (_, value), some in found.items():
+        yield value, some
+
+
+def sums_across(homes: Sequence[MatrixSlot]) -> tuple[Across, Across, Across]:
+    """What adds the sums of all ranks: of columns, of rows, and of all entries.
+
+    One all-reduce for each process group.
+
+    Args:
+        homes: of each stack of matrices.
+    """
+    lies = (
+        [home.across_rows for home in homes],
+        [home.across_columns for home in homes],
+        [home.across_all for home in homes],
+    )
+    rows, columns, every = (partial(_added, layouts) for layouts in lies)
+    return rows, columns, every
+
+
+def _added(layouts: Sequence[Layout], places: Sequence[int], sums: list[Tensor]) -> list[Tensor]:
+    return all_reduced(sums, [layouts[place] for place in places])
+
+
+def in_place(
+    slots: Sequence[MatrixSlot], found: Sequence[list[Tensor]], results: Sequence[Tensor]
+) -> None:
+    """Put what has become of the slots' matrices in the place of their gradients."""
+    each = iter(results)
+    for slot in slots:
+        own = list(islice(each, len(slot.views)))
+        if own:
+            like = found[slot.bundle][slot.place]
+            found[slot.bundle][slot.place] = slot.put_together(own, like)
