@@ -156,11 +156,11 @@ def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
 
 
 def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
-    """Bytes per parameter of a matrix, and per tensor on top of that; no totals."""
+    """Bytes per parameter of a matrix, and what there is on top of that; no totals."""
     from hf_relopt.optim.footprint import STATE_BYTES, state_of_matrix
 
     itemsize = ITEMSIZES[dtype]
-    per_entry, few = state_of_matrix(facts["optim"], said.options)
+    per_entry, few, per_line = state_of_matrix(facts["optim"], said.options)
     return {
         "dtype": dtype,
         "per_parameter": {
@@ -170,6 +170,7 @@ def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
             "adamw_state": 2 * itemsize,
         },
         "per_tensor": {"state": few, "adamw_state": STATE_BYTES},
+        "per_row_and_column": {"state": per_line, "adamw_state": 0},
         "per_rank": None,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from hf_relopt.options.method import method_of
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import preset_of, rule_of_name
 from hf_relopt.plans.plan import CUTTING, Plan
-from hf_relopt.step.state import SCALARS, factor_shapes, slices
+from hf_relopt.step.state import SCALARS, dims_of_factor, factor_shapes, slices
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -46,7 +45,7 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
         ranks: parts into which FSDP2 cuts the first dimension of each weight, at least 1.
     """
     trained = [
-        (_state(plan.options_of(entry), entry.param, ranks), held(entry.param, ranks))
+        (state_of_weight(plan.options_of(entry), entry.param, ranks), held(entry.param, ranks))
         for entry in plan.entries
     ]
     computed = [held(entry.param, ranks) for entry in (*plan.entries, *plan.skipped)]
@@ -58,15 +57,21 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
     )
 
 
-def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int]:
-    """Bytes of state for each entry of a matrix that is one block, and for the tensor."""
+def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Bytes of state of a matrix that is one block.
+
+    Returns: those for each entry, for the tensor, and for each row and each column.
+    """
     preset = preset_of(optim)
     given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
     whole = {name: value for name, value in given.items() if name not in CUTTING}
-    return _state(whole, torch.empty(2, 2, device="meta"))
+    sizes = (2, 2), (3, 2)
+    each = [state_of_weight(whole, torch.empty(size, device="meta")) for size in sizes]
+    (per_entry, few), (_, more) = each
+    return per_entry, few - sum(sizes[0]) * (more - few), more - few
 
 
-def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int, int]:
+def state_of_weight(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int, int]:
     """Bytes of state for each entry of a weight, and for the tensor."""
     options = OPTIONS[given["rule"]]
     group = {"rule": given["rule"], "role": given.get("role")}
@@ -78,9 +83,9 @@ def _state(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int
     each = -(-slices(method, param.shape) // cut) if method.slice_numbers else 0
     few += STATE_BYTES * len(method.slice_numbers) * each
     for name, shape in factor_shapes(method, param.shape).items():
-        numel = math.prod(shape)
-        # Of columns every rank has all.
-        few += STATE_BYTES * (-(-numel // ranks) if name == "row_rms" else numel)
+        # Of the columns of a matrix every rank has all.
+        cut = ranks if 0 in dims_of_factor(method, param.shape, name) else 1
+        few += STATE_BYTES * held(torch.empty(shape, device="meta"), cut)
     return per_entry, few
 
 

@@ -29,7 +29,7 @@ def new_buffers(method: Method, param: Tensor) -> State:
         for name, dtype in method.buffers.items()
     }
     for name, shape in factor_shapes(method, param.shape).items():
-        made[name] = zeros_along(param, shape, _dims_of_factor(method, param.shape, name))
+        made[name] = zeros_along(param, shape, dims_of_factor(method, param.shape, name))
     return made
 
 
@@ -40,7 +40,7 @@ def factor_shapes(method: Method, shape: torch.Size) -> dict[str, tuple[int, ...
     """
     found: dict[str, tuple[int, ...]] = {}
     for name in method.factors:
-        kept, cut = _dims_of_factor(method, shape, name), method.options["split_dim"]
+        kept, cut = dims_of_factor(method, shape, name), method.options["split_dim"]
         blocks = 1 if method.in_experts else slices(method, shape)
         sizes = [size if dim in kept else 1 for dim, size in enumerate(shape)]
         if cut not in kept:
@@ -49,7 +49,7 @@ def factor_shapes(method: Method, shape: torch.Size) -> dict[str, tuple[int, ...
     return found
 
 
-def _dims_of_factor(method: Method, shape: torch.Size, name: str) -> list[int]:
+def dims_of_factor(method: Method, shape: torch.Size, name: str) -> list[int]:
     """The dimensions that a factor shares with its weight: all but its columns, or but its rows.
 
     A convolution's dimensions after the first are columns.

@@ -41,6 +41,7 @@ def test_plan_of_a_folder_with_a_configuration_alone(gpt2_config):
         ("muonh", None, 4),
         ("adamh", "embedding.betas=0.9;0.95", 8),
         ("fromage", "direction=adam,scale=row", 8),
+        ("fromage_factored", None, 0),
     ],
 )
 def test_per_parameter_without_a_model(optim, text, state):
@@ -52,6 +53,8 @@ def test_per_parameter_without_a_model(optim, text, state):
         "adamw_state": 8,
     }
     assert memory["per_tensor"] == {"state": 12, "adamw_state": 4}
+    per_line = 4 if optim == "fromage_factored" else 0
+    assert memory["per_row_and_column"] == {"state": per_line, "adamw_state": 0}
     assert memory["per_rank"] is None
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import Shard
 
-from hf_relopt import create_optimizer, plan
-from hf_relopt.optim.footprint import footprint, held
+from hf_relopt import Fromage, create_optimizer, plan
+from hf_relopt.optim.footprint import footprint, held, state_of_weight
+from hf_relopt.options.method import method_of
+from hf_relopt.sharding.layout import local
+from hf_relopt.step.state import new_buffers, slices
+from tests.sharding.one_of_many import as_rank, sharded
 
 OVERRIDES = {"vector": {"rule": "adamw", "lr": 1e-3}, "2.weight": {"skip": True}}
 
@@ -26,7 +31,7 @@ def _kept(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("overrides", [None, OVERRIDES])
-@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral"])
+@pytest.mark.parametrize("optim", ["fromage", "madam", "fromage_spectral", "fromage_factored"])
 def test_bytes_are_those_that_are_kept(optim, overrides, dtype):
     model = _model(dtype)
     chosen = plan(model, optim, overrides=overrides)
@@ -42,6 +47,32 @@ def test_frozen_weights_have_no_gradient():
     model[0].requires_grad_(False)
     found = footprint(model.parameters(), plan(model, "madam"), itemsize=4)
     assert (found.weights, found.gradients, found.state) == (4 * 96, 4 * 40, 4 * 40 + 12)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "options", "rows", "columns"),
+    [
+        ((7, 4), {}, (3, 1), (1, 4)),
+        ((8, 4), {"scale": "block", "split_sizes": 2}, (3, 1), (2, 4)),
+        ((7, 4), {"scale": "block", "split_sizes": 2, "split_dim": 1}, (3, 2), (1, 4)),
+        ((4, 3, 2), {"scale": "block"}, (2, 3, 1), (2, 1, 2)),
+        ((7, 3, 2), {}, (3, 1, 1), (1, 3, 2)),
+    ],
+    ids=str,
+)
+def test_factors_are_cut_where_their_rows_are(shape, options, rows, columns, ranks):
+    """What the first of the ranks has of them."""
+    with as_rank(0, (ranks,)) as mesh:
+        param = nn.Parameter(sharded(torch.ones(shape), mesh, [Shard(0)]))
+        (group,) = Fromage([param], direction="factored", **options).param_groups
+        method = method_of(group, param)
+        made = new_buffers(method, param)
+        state = sum(local(tensor).nbytes for tensor in made.values())
+    if ranks == 3:
+        assert [tuple(local(tensor).shape) for tensor in made.values()] == [rows, columns]
+    few = 4 * (2 + slices(method, param.shape))
+    assert state_of_weight(group, torch.ones(shape), ranks) == (0, state + few)
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (5, 3), (1, 7), (3,), (), (0, 4)])

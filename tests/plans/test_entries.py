@@ -19,7 +19,14 @@ from hf_relopt.plans.roles import ROLES
 from hf_relopt.rules.rule import RULES
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
-PRESETS = ["fromage_spectral", "fromage_momentum", "fromage_sinkhorn", "muonh", "adamh"]
+PRESETS = [
+    "fromage_spectral",
+    "fromage_momentum",
+    "fromage_sinkhorn",
+    "fromage_factored",
+    "muonh",
+    "adamh",
+]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -32,6 +32,7 @@ OF_TOKENS = {
     "fromage_spectral": (2.5, 1.0),
     "fromage_momentum": (2.5, 1.0),
     "fromage_sinkhorn": (None, 1.0),
+    "fromage_factored": (None, 1.0),
 }
 
 # What belongs to the preset's own direction, and goes with it.

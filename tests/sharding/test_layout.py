@@ -23,6 +23,7 @@ from hf_relopt.sharding.layout import (
     refuse_inexact,
     rows_are_whole,
     shards_of,
+    zeros_along,
 )
 from hf_relopt.step.lineup import Slots
 from hf_relopt.step.slot import refuse_unfit
@@ -146,3 +147,20 @@ def test_offloaded_shards_are_brought_to_where_the_groups_work() -> None:
     assert Layout(shape, shape, (0,)).reachable(tensor) is tensor
     assert Layout(shape, shape, (0,), reach="cpu").reachable(tensor) is tensor
     assert Layout(shape, shape, (0,), reach="meta").reachable(tensor).device.type == "meta"
+
+
+def test_zeros_lie_as_the_weight_does_along_the_given_dimensions() -> None:
+    with as_rank(1, (3,)) as mesh:
+        param = sharded(torch.ones(7, 4), mesh, [Shard(0)])
+        rows, columns = zeros_along(param, (7, 1), [0]), zeros_along(param, (2, 4), [1])
+        for found, shape, own, placement in (
+            (rows, (7, 1), (3, 1), Shard(0)),
+            (columns, (2, 4), (2, 4), Replicate()),
+        ):
+            assert isinstance(found, DTensor) and tuple(found.shape) == shape
+            assert tuple(local(found).shape) == own and found.placements == (placement,)
+            assert found.dtype is torch.float32 and not local(found).any()
+        # As many blocks as there are rows, each rank with a number for all of them.
+        assert zeros_along(param, (7, 4), [1]).placements == (Replicate(),)
+    plain = zeros_along(torch.ones(7, 4, dtype=torch.bfloat16), (7, 1), [0])
+    assert type(plain) is torch.Tensor and plain.shape == (7, 1) and plain.dtype is torch.float32
