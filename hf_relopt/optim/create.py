@@ -42,11 +42,11 @@ def plan(
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum",
-            "fromage_sinkhorn", "muonh", "adamh".
+            "fromage_sinkhorn", "fromage_factored", "muonh", "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: 0.03 for adapters such
             as LoRA (0.1 for prompts and VeRA), 0.001 if the model looks pretrained, else 0.01
-            (presets: 0.02, or 0.06 under fromage_sinkhorn). Other trained weights of a model with
-            adapters get 0.001 at most, except a task head.
+            (presets: 0.02, or 0.06 under fromage_sinkhorn and fromage_factored). Other trained
+            weights of a model with adapters get 0.001 at most, except a task head.
         overrides: role (matrix, embedding, head, conv, lora, vector, scalar) or name pattern ->
             {"lr": ..., "rule": "fromage" | "madam" | "adamw", "skip": True, or an option}.
         options: the optimizer's options, see ``Fromage`` and ``Madam``. They win over a preset's,
@@ -113,7 +113,7 @@ def create_optimizer(
     Args:
         model: the model to train; tied weights count once, frozen ones not at all.
         optim: "fromage", "madam", or a preset: "fromage_spectral", "fromage_momentum",
-            "fromage_sinkhorn", "muonh", "adamh".
+            "fromage_sinkhorn", "fromage_factored", "muonh", "adamh".
         lr: learning rate: the relative length of a step, 0 <= lr < 1. None: chosen from the model,
             as for ``plan``.
         overrides: options by role or name pattern, as for ``plan``.
