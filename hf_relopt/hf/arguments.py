@@ -49,6 +49,34 @@ def check(args: Any) -> None:
     guards.check_arguments(args)
 
 
+def check_in_backward(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
+    """Refuse what needs the gradients after the backward pass, where some are dropped inside it.
+
+    Raises:
+        ConfigError: gradient accumulation, clipping that would matter, or fp16's loss scaling.
+    """
+    if not any(group.get("step_in_backward") for group in groups):
+        return
+    accumulated, largest = args.gradient_accumulation_steps, args.max_grad_norm
+    if accumulated > 1:
+        raise ConfigError(
+            f"gradient_accumulation_steps is {accumulated} with step_in_backward, which keeps no "
+            "gradient to add the next one to. Use 1 with a larger per_device_train_batch_size, or "
+            "leave step_in_backward out."
+        )
+    if args.fp16:
+        raise ConfigError(
+            "fp16 is True with step_in_backward: gradients would be stepped before their scale is "
+            "taken out of them. Use bf16, or leave step_in_backward out."
+        )
+    if largest and not clipping_is_pointless(groups):
+        raise ConfigError(
+            f"max_grad_norm is {largest:g} with step_in_backward, which knows no norm of all "
+            f"gradients, and under {name} clipping would matter. Use max_grad_norm=0, or leave "
+            "step_in_backward out."
+        )
+
+
 def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
     """Log one line for each argument that works differently than for AdamW."""
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from hf_relopt.errors import ConfigError
 from hf_relopt.optim import changes, checkpoint, inputs
 from hf_relopt.optim.current_plan import plan_of
+from hf_relopt.optim.in_backward import InBackward
 from hf_relopt.options.checks import (
     check_options,
     check_together,
@@ -75,8 +76,10 @@ class RelativeOptimizer(torch.optim.Optimizer):
         given |= {**options, "lr": lr}
         settle(given)
         check_options(self.rule, given)
+        self._in_backward = InBackward(self)
         super().__init__(inputs.as_list(params), {"rule": self.rule, **given})
         self._measurement: Measurement | None = None
+        self._in_backward.watch(self.param_groups)
 
     def __repr__(self) -> str:
         """The current plan, and how far the schedule has lowered its learning rates."""
@@ -118,6 +121,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
             param_group.pop(name, None)
         self._note_shapes()
         self._forget()
+        self._in_backward.watch(self.param_groups)
 
     def _note_shapes(self) -> None:
         """Keep what shapes the weights have; those of lazy modules may have none yet."""
@@ -150,6 +154,41 @@ class RelativeOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        slots = self._current_slots()
+        beside = slots.numbers_of(self._in_backward.stepped)
+        pipeline.step(slots, self._measurement, beside=beside)
+        if not self.state:
+            warnings.warn(_NOTHING_TO_DO, UserWarning, stacklevel=2)
+        if self._measurement is not None:
+            self._measurement.finish(slots.all)
+        # Whoever shards the weights puts others in their place, and frozen ones may be thawed.
+        self._in_backward.watch(self.param_groups)
+        self._in_backward.begin()
+        return loss
+
+    @torch.no_grad()
+    def step_some(self, params: Sequence[Tensor]) -> None:
+        """Step weights whose gradients are complete, and drop these: for ``step_in_backward``.
+
+        Raises:
+            ConfigError, UnsupportedSetup: as for ``step``.
+        """
+        slots = self._slots
+        if slots is None or not self._in_backward.goes_on:
+            slots = self._current_slots()
+            self._in_backward.goes_on = True
+        pipeline.step(slots, self._measurement, only=slots.numbers_of(params))
+        for param in params:
+            param.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, as torch's optimizers do."""
+        super().zero_grad(set_to_none)
+        self._in_backward.watch(self.param_groups)
+        self._in_backward.begin()
+
+    def _current_slots(self) -> Slots:
+        """The slots of the groups as they are now, once these are checked."""
         # Whatever is the same object as in the last step needs no second look.
         given = list(chain.from_iterable(map(dict.values, self.param_groups)))
         if len(given) != len(self._given) or not all(map(is_, given, self._given)):
@@ -158,12 +197,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
             self._check_shapes()
             self._slots = Slots(self.param_groups, self.state, self._before)
             self._before = self._slots
-        pipeline.step(self._slots, self._measurement)
-        if not self.state:
-            warnings.warn(_NOTHING_TO_DO, UserWarning, stacklevel=2)
-        if self._measurement is not None:
-            self._measurement.finish(self._slots.all)
-        return loss
+        return self._slots
 
     def measure_next_step(self) -> None:
         """Measure what the next step changes; ``take_measurement`` returns the metrics.
@@ -248,7 +282,8 @@ class RelativeOptimizer(torch.optim.Optimizer):
         """Load a state dict of the same optimizer over the same parameters.
 
         State keeps its dtype, where torch would cast it to the parameter's, and is copied. Options
-        come from the checkpoint, except ``backend`` and ``share_work``.
+        come from the checkpoint, except ``backend``, ``share_work`` and
+        ``step_in_backward``.
 
         Weights with names are matched by name, so their order may differ.
 
@@ -276,6 +311,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         checkpoint.restore_values(self, seen)
         for group, kept in zip(self.param_groups, own, strict=True):
             group.update(kept)
+        self._in_backward.watch(self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -283,6 +319,7 @@ class RelativeOptimizer(torch.optim.Optimizer):
         self.__dict__.setdefault("_measurement", None)
         checkpoint.complete(self.param_groups)
         self.__dict__.setdefault("_built_shapes", self._shapes())
+        self.__dict__.setdefault("_in_backward", InBackward(self))
         self._forget()
 
     def _forget(self) -> None:

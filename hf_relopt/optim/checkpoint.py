@@ -23,7 +23,7 @@ from hf_relopt.sharding.layout import local
 from hf_relopt.step.state import SCALARS, has_state, state_fault
 
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
-OWN = {"backend", "share_work"}
+OWN = {"backend", "share_work", "step_in_backward"}
 
 # What cannot be below zero: squares, and roots of them.
 _SQUARES = {"second_moment", "exp_avg_sq", "grad_rms", *FACTORS}
@@ -229,7 +229,8 @@ def as_written(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             name: value
             for name, value in group.items()
-            if value is not None or name not in _LATER.get(group["rule"], ())
+            if name != "step_in_backward"
+            and (value is not None or name not in _LATER.get(group["rule"], ()))
         }
         for group in groups
     ]

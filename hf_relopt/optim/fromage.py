@@ -35,6 +35,7 @@ class FromageOptions(TypedDict, total=False):
     seed: int
     backend: str
     maximize: bool
+    step_in_backward: bool
 
 
 class Fromage(RelativeOptimizer):
@@ -87,6 +88,9 @@ class Fromage(RelativeOptimizer):
         seed: seed of the rounding noise.
         backend: "auto" (the fastest for the device), "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
+        step_in_backward: step each weight inside ``backward()``, as soon as its gradient is
+            complete, and drop the gradient; ``step()`` still ends the step. Not with gradient
+            accumulation, clipping, a GradScaler, or DDP.
 
     Raises:
         ConfigError: an unknown option, a value out of range, a non-zero weight_decay in a group, an

@@ -23,6 +23,7 @@ class MadamOptions(TypedDict, total=False):
     seed: int
     backend: str
     maximize: bool
+    step_in_backward: bool
 
 
 class Madam(RelativeOptimizer):
@@ -45,6 +46,9 @@ class Madam(RelativeOptimizer):
         seed: seed of the rounding noise.
         backend: "auto" (the fastest for the device), "loop", "foreach" or "compiled".
         maximize: ascend instead of descend.
+        step_in_backward: step each weight inside ``backward()``, as soon as its gradient is
+            complete, and drop the gradient; ``step()`` still ends the step. Not with gradient
+            accumulation, clipping, a GradScaler, or DDP.
 
     Entries that are exactly zero in a tensor that is not stay zero, and gradients below 1e-19 count
     as zero (their squares are no float32 numbers).

@@ -51,6 +51,11 @@ def check_together(rule: str, group: Mapping[str, Any]) -> None:
         ConfigError: as above.
     """
     check_rate(rule, group)
+    if group.get("share_work") and group.get("step_in_backward"):
+        raise ConfigError(
+            "share_work is True with step_in_backward: processes that have all weights would step "
+            "before their gradients are averaged. Leave one of them out, or use FSDP2."
+        )
     if rule == "fromage":
         check_method({**group, "rule": rule})
 

@@ -40,8 +40,8 @@ from hf_relopt.rules.rule import (
     Sums,
 )
 
-# Options that a method does not hold: they belong to a group's learning rate.
-_OF_THE_RATE = ("lr", "lr_factor")
+# Options that a method does not hold: they belong to a group's learning rate, or say when it steps.
+_OF_THE_GROUP = ("lr", "lr_factor", "step_in_backward")
 # A vector's scale beside rows or blocks.
 _WHOLE = {"scale": "tensor", "split_dim": None, "split_sizes": None}
 # What is None in a Fromage group and stands for another value.
@@ -240,7 +240,7 @@ def _hashable(value: Any) -> Any:
 
 @cache
 def _names(rule: str) -> tuple[str, ...]:
-    return tuple(sorted(set(OPTIONS[rule]).difference(_OF_THE_RATE)))
+    return tuple(sorted(set(OPTIONS[rule]).difference(_OF_THE_GROUP)))
 
 
 @lru_cache(maxsize=256)  # a schedule may change the momentum in every step

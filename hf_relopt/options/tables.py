@@ -131,6 +131,7 @@ COMMON: dict[str, Option] = {
     ),
     "backend": one_of("auto", ("auto", *BACKENDS), "use 'auto'"),
     "maximize": flag("leave it out to minimise"),
+    "step_in_backward": flag("use True to step each weight as soon as its gradient is complete"),
 }
 
 MIN_SCALE = number(

@@ -12,8 +12,8 @@ from hf_relopt.backends.sinkhorn import balance
 from hf_relopt.step.matrices import MatrixSlot, by_option, in_place, sums_across
 
 if TYPE_CHECKING:
+    from hf_relopt.step.bundle import Bundle
     from hf_relopt.step.decide import Verdict
-    from hf_relopt.step.lineup import Bundle
     from hf_relopt.step.numbers import Numbers
 
 

@@ -21,8 +21,8 @@ from hf_relopt.step.factors import follow_all
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
+    from hf_relopt.step.bundle import Bundle
     from hf_relopt.step.decide import Verdict
-    from hf_relopt.step.lineup import Bundle
     from hf_relopt.step.numbers import Numbers
     from hf_relopt.step.portions import Portion
 

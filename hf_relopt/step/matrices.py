@@ -17,8 +17,8 @@ from hf_relopt.sharding.reduce import all_reduced
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
+    from hf_relopt.step.bundle import Bundle
     from hf_relopt.step.decide import Verdict
-    from hf_relopt.step.lineup import Bundle
     from hf_relopt.step.numbers import Numbers
 
 

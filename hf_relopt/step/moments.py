@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_relopt.backends.part import Decision, Equation, Part
 from hf_relopt.options.method import Method
 from hf_relopt.rules.rounding import ROUNDED_DTYPES, noise_keys
-from hf_relopt.step.lineup import Bundle
+from hf_relopt.step.bundle import Bundle
 
 # A momentum buffer is rounded with noise of its own: numbers beyond those of any weight.
 _MOMENTUM_NUMBERS = 2**32

@@ -8,7 +8,7 @@ through the rest of the pipeline in portions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from hf_relopt.rules.moments import running_rms
 from hf_relopt.rules.rule import RUNNING_NUMBERS, Sums
 from hf_relopt.sharding.layout import local_grad
 from hf_relopt.sharding.reduce import all_reduced, full_norms
+from hf_relopt.step.bundle import Bundle
 from hf_relopt.step.decide import (
     DecideOne,
     Verdict,
@@ -30,22 +31,30 @@ from hf_relopt.step.decide import (
     with_anchors,
 )
 from hf_relopt.step.direction import directions
-from hf_relopt.step.lineup import Bundle, Lineup, Slots
+from hf_relopt.step.lineup import Lineup, Slots
 from hf_relopt.step.moments import take_in
 from hf_relopt.step.numbers import Numbers
 from hf_relopt.step.portions import Joint, Portion
 from hf_relopt.step.telemetry import Measurement
 
 
-def step(slots: Slots, probe: Measurement | None) -> None:
+def step(
+    slots: Slots,
+    probe: Measurement | None,
+    *,
+    beside: Collection[int] = (),
+    only: Collection[int] | None = None,
+) -> None:
     """Step every slot that takes part.
 
     Args:
         probe: measures what apply changes, or None.
+        beside, only: numbers of slots to leave out, and to keep to: see ``Slots.taking_part``.
     """
-    everyone = lineup = slots.taking_part()
+    everyone = lineup = slots.taking_part(beside, only)
     if lineup.alone:
-        lineup = slots.taking_part(beside=_step_alone(lineup.alone, slots, probe))
+        done = _step_alone(lineup.alone, slots, probe)
+        lineup = slots.taking_part([*beside, *done], only)
     for numbers in lineup.copies:
         numbers.fetch()
     sharded = [slot for bundle in lineup.sharded for slot in bundle.slots]

@@ -16,7 +16,7 @@ from hf_relopt.step.matrices import MatrixSlot, matrix_slots
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
-    from hf_relopt.step.lineup import Bundle
+    from hf_relopt.step.bundle import Bundle
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26

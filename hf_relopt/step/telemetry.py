@@ -24,7 +24,7 @@ from hf_relopt.step.slot import Slot
 from hf_relopt.step.state import has_state, widest
 
 if TYPE_CHECKING:
-    from hf_relopt.step.lineup import Bundle
+    from hf_relopt.step.bundle import Bundle
 
 # Columns of what is read: |dW|^2, |W|^2 before and after, entries that changed, share at the bound,
 # entries that the step was to change, those of them that it did not, and was the slot stepped?

@@ -26,7 +26,7 @@ from torch.distributed.tensor.parallel import (
 )
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_relopt import Fromage, Madam, create_optimizer
+from hf_relopt import Fromage, Madam, UnsupportedSetup, create_optimizer
 from hf_relopt.plans.plan import build
 from tests.distributed.ranks import run_checks
 
@@ -371,14 +371,19 @@ def without_key_bias(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([query, value])
 
 
-def same_training(optim: str, parts: int = 1, prepare: Any = None, **how: Any) -> None:
+def same_training(
+    optim: str, parts: int = 1, prepare: Any = None, in_backward: bool = False, **how: Any
+) -> None:
     one, many = gpt2(), gpt2()
     if prepare is not None:
         prepare(one)
         prepare(many)
     many = shard(many, **how)
     assert all(isinstance(param, DTensor) for param in many.parameters())
-    pair = [create_optimizer(model, optim, 0.02) for model in (one, many)]
+    pair = [
+        create_optimizer(one, optim, 0.02),
+        create_optimizer(many, optim, 0.02, step_in_backward=in_backward),
+    ]
     expected = list(losses(one, pair[0], split=False, parts=parts))
     found = list(losses(many, pair[1], split=True, parts=parts))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
@@ -394,6 +399,39 @@ def same_training(optim: str, parts: int = 1, prepare: Any = None, **how: Any) -
 def fully_shard_trains_alike() -> None:
     for optim in ("fromage", "madam"):
         same_training(optim)
+
+
+def steps_inside_the_backward_pass_train_alike() -> None:
+    for optim in ("fromage", "madam", "fromage_spectral", "fromage_factored"):
+        same_training(optim, in_backward=True)
+    same_training("fromage", in_backward=True, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    # The norms of each unit that FSDP2 reduces, two blocks and the rest, meet in one all-reduce.
+    model = shard(gpt2())
+    optimizer = create_optimizer(model, "fromage", 0.02, step_in_backward=True)
+    for step in range(2):
+        tokens = mine(batches(step))
+        loss = model(input_ids=tokens, labels=tokens).loss
+        with CommDebugMode() as comm:
+            loss.backward()
+        assert all(param.grad is None for param in model.parameters())
+        reduced = comm.get_comm_counts()[torch.ops.c10d.allreduce_]
+        assert reduced == 3, comm.get_comm_counts()
+        with CommDebugMode() as comm:
+            optimizer.step()
+        assert comm.get_total_counts() == 0, comm.get_comm_counts()
+
+
+def steps_before_ddp_has_averaged_are_refused() -> None:
+    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 3))
+    before = model.module.weight.detach().clone()
+    optimizer = create_optimizer(model, "fromage", 0.02, step_in_backward=True)
+    try:
+        model(torch.ones(2, 4)).sum().backward()
+    except UnsupportedSetup as error:
+        assert "DDP" in str(error) and "FSDP2" in str(error), error
+    else:
+        raise AssertionError("replicas were stepped by gradients of their own")
+    assert torch.equal(model.module.weight, before) and not optimizer.state
 
 
 def gradient_accumulation_trains_alike() -> None:
@@ -512,10 +550,12 @@ ON_ANY = (
     telemetry_is_of_whole_tensors,
     the_plan_sees_whole_tensors,
     fully_shard_trains_alike,
+    steps_inside_the_backward_pass_train_alike,
 )
 ON_TWO = (
     compiled_is_exact,
     gradient_accumulation_trains_alike,
+    steps_before_ddp_has_averaged_are_refused,
     frozen_weights_stay,
     offloaded_weights_train_alike,
     mixed_precision_trains,

@@ -134,3 +134,23 @@ def test_plan_is_printed_once_with_counts(tmp_path, said):
     (plan,) = said.about("tensors,")
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in plan
     assert "lm_head.weight" in plan  # the tied name
+
+
+@pytest.mark.parametrize(
+    ("optim", "given", "words"),
+    [
+        ("fromage", {"gradient_accumulation_steps": 2}, ["gradient_accumulation_steps is 2"]),
+        ("fromage", {"fp16": True}, ["fp16 is True", "bf16"]),
+        ("madam", {}, ["max_grad_norm is 1", "max_grad_norm=0"]),
+        ("fromage_factored", {"max_grad_norm": 0.5}, ["max_grad_norm is 0.5", "max_grad_norm=0"]),
+    ],
+    ids=str,
+)
+def test_what_needs_gradients_after_the_backward_pass_is_refused(optim, given, words, tmp_path):
+    args = arguments(tmp_path, optim=optim, optim_args="step_in_backward=true")
+    for name, value in given.items():
+        setattr(args, name, value)  # fp16 is refused by the arguments themselves without a GPU
+    with pytest.raises(ConfigError) as caught:
+        build(args)
+    said = str(caught.value)
+    assert all(word in said for word in [*words, "step_in_backward", "or leave"]), said

@@ -265,3 +265,41 @@ def test_trainer_can_be_copied_with_its_arguments(tmp_path):
     args = arguments(tmp_path, optim="fromage")
     assert copy.deepcopy(args).optim is args.optim
     assert isinstance(args, TrainingArguments)
+
+
+INSIDE = "step_in_backward=true"
+
+
+@pytest.mark.parametrize("trainer", [Trainer, RelOptTrainer])
+@pytest.mark.parametrize("optim", ["fromage", "fromage_spectral"])
+def test_steps_inside_the_backward_pass_are_the_same(trainer, optim, tmp_path):
+    """With telemetry, and resumed half way from a run that stepped at the end."""
+    ends, logs = [], []
+    for number, said in enumerate((None, INSIDE)):
+        how = {"max_grad_norm": 0.0, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
+        args = arguments(tmp_path / str(number), optim=optim, optim_args=said, **how)
+        model = gpt2()
+        job = trainer(model, args, train_dataset=rows())
+        job.train()
+        ends.append(weights(model))
+        logs.append([entry for entry in job.state.log_history if "loss" in entry])
+    assert same(*ends)
+    for one, other in zip(*logs, strict=True):
+        # There is no norm of gradients that are gone.
+        assert {n: v for n, v in one.items() if n != "grad_norm"} == {
+            n: v for n, v in other.items() if n != "grad_norm"
+        }
+    model = gpt2()
+    args = arguments(tmp_path / "then", optim=optim, optim_args=INSIDE, max_grad_norm=0.0)
+    job = trainer(model, args, train_dataset=rows())
+    job.train(resume_from_checkpoint=str(tmp_path / "0" / "checkpoint-2"))
+    assert same(weights(model), ends[0])
+
+
+def test_clipping_that_changes_nothing_does_not_stand_in_the_way(tmp_path):
+    args = arguments(tmp_path, optim="fromage", optim_args=INSIDE, max_grad_norm=1.0)
+    for trainer in (Trainer, RelOptTrainer):
+        model = gpt2()
+        before = weights(model)
+        trainer(model, args, train_dataset=rows()).train()
+        assert not same(weights(model), before)

@@ -11,8 +11,9 @@ from torch import nn
 
 from hf_relopt import Fromage
 from hf_relopt.plans.directions import READ_BY
+from hf_relopt.step.bundle import Bundle
 from hf_relopt.step.direction import directions
-from hf_relopt.step.lineup import Bundle, Slots
+from hf_relopt.step.lineup import Slots
 from hf_relopt.step.portions import Portion
 from tests.cases import MIN_SCALE
 from tests.frames import each_own_direction, each_pair, frame_of

@@ -16,7 +16,8 @@ from torch import nn
 
 from hf_relopt import Fromage, Madam
 from hf_relopt.step import lineup
-from hf_relopt.step.lineup import Bundle, Lineup, Slots, in_bundles
+from hf_relopt.step.bundle import Bundle
+from hf_relopt.step.lineup import Lineup, Slots, in_bundles
 from tests.tensors import (
     Optimizer,
     gradient,

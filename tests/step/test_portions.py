@@ -14,7 +14,8 @@ from torch import nn
 
 from hf_relopt import Fromage
 from hf_relopt.step import portions as cutting
-from hf_relopt.step.lineup import Bundle, Slots
+from hf_relopt.step.bundle import Bundle
+from hf_relopt.step.lineup import Slots
 from tests.tensors import Optimizer, gradient, same_bits, state_of
 
 WAYS: tuple[dict[str, Any], ...] = (
