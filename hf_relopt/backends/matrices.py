@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from hf_relopt.backends.kernel import compute_dtype
 from hf_relopt.backends.part import piece_size
 from hf_relopt.backends.stacks import LARGEST, are_worthwhile, stacks
 
-# Sums on this rank -> over all ranks, for the places of what they are sums of.
-Across = Callable[[Sequence[int], list[Tensor]], list[Tensor]]
+# Over what a sum has been taken.
+Over = Literal["rows", "columns", "all"]
+# Sums on this rank -> over all ranks, for the places of the matrices whose sums they are.
+Across = Callable[[Sequence[tuple[int, Over]], list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)

@@ -10,28 +10,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Across, Matrices, rounds, units
+from hf_relopt.backends.matrices import Across, Matrices, Over, rounds, units
 from hf_relopt.backends.orthogonalize import without_autocast
 from hf_relopt.rules import sinkhorn
 
 
-def balance(
-    matrices: Sequence[Matrices], iterations: int, across_rows: Across, across_columns: Across
-) -> list[Tensor]:
+def balance(matrices: Sequence[Matrices], iterations: int, across: Across) -> list[Tensor]:
     """Each ``grads`` with rows and columns scaled alternately to a root mean square of one.
 
     Every rank passes the same matrices in the same order, all of one device. Float64 stays, all
     else is float32.
-
-    Args:
-        across_rows, across_columns: add the sums of columns (over rows), of rows (over columns).
     """
     found = [each.grads for each in matrices]
     if not matrices:
         return found
     with without_autocast(found[0].device):
         for some in rounds(matrices):
-            scales = _scales(matrices, some, iterations, across_rows, across_columns)
+            scales = _scales(matrices, some, iterations, across)
             for places, rows, columns in zip(some, *scales, strict=True):
                 own = [matrices[place] for place in places]
                 results = sinkhorn.balanced(units(own), rows, columns)
@@ -45,11 +40,12 @@ def _scales(
     matrices: Sequence[Matrices],
     stacked: Sequence[Sequence[int]],
     iterations: int,
-    across_rows: Across,
-    across_columns: Across,
+    across: Across,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Those of rows, [count, m], and columns, [count, n], of each stack of matrices."""
     firsts = [places[0] for places in stacked]
+    over_rows: list[tuple[int, Over]] = [(first, "rows") for first in firsts]
+    over_columns: list[tuple[int, Over]] = [(first, "columns") for first in firsts]
     rows = [matrices[first].rows for first in firsts]
     columns = [matrices[first].columns for first in firsts]
     squares = [units([matrices[place] for place in places]).square_() for places in stacked]
@@ -57,9 +53,9 @@ def _scales(
     column_scales = [each.new_ones(each.size(0), each.size(2)) for each in squares]
     for _ in range(iterations):
         each = zip(squares, column_scales, strict=True)
-        sums = across_columns(firsts, [sinkhorn.sums_of_rows(s, c) for s, c in each])
+        sums = across(over_columns, [sinkhorn.sums_of_rows(s, c) for s, c in each])
         row_scales = list(map(sinkhorn.scales, sums, columns))
         each = zip(squares, row_scales, strict=True)
-        sums = across_rows(firsts, [sinkhorn.sums_of_columns(s, r) for s, r in each])
+        sums = across(over_rows, [sinkhorn.sums_of_columns(s, r) for s, r in each])
         column_scales = list(map(sinkhorn.scales, sums, rows))
     return row_scales, column_scales

@@ -30,6 +30,4 @@ def balance_all(
         for each in some:
             matrices += each.matrices(bundles, found, verdicts)
             homes += [each] * len(each.views)
-        across_rows, across_columns, _ = sums_across(homes)
-        results = balance(matrices, iterations, across_rows, across_columns)
-        in_place(some, found, results)
+        in_place(some, found, balance(matrices, iterations, sums_across(homes)))

@@ -37,7 +37,7 @@ def follow_all(
             factors += [_factors(each, view, learn) for view in each.views]
             matrices += each.matrices(bundles, found, verdicts)
             homes += [each] * len(each.views)
-        results = follow(matrices, factors, beta, *sums_across(homes))
+        results = follow(matrices, factors, beta, sums_across(homes))
         in_place(some, found, results)
 
 
@@ -45,15 +45,15 @@ def _factors(home: MatrixSlot, view: View, learn: Tensor) -> Factors:
     """The state of a view's matrices, as views of it."""
     rows, columns = (local(home.slot.state[name]) for name in FACTORS)
     if home.slot.method.in_experts:
-        return Factors(view.of(rows).flatten(1), view.of(columns).flatten(1), learn, apart=True)
+        return Factors(view.of(rows).flatten(1), view.of(columns).flatten(1), learn)
     by_columns = home.slot.slices.dim > 0
     if view.narrow is None:
         # Of blocks along columns a row has a number for each of them.
         rows = rows.t() if by_columns else rows.view(view.count, -1)
-        return Factors(rows, columns.view(view.count, -1), learn, apart=False)
+        return Factors(rows, columns.view(view.count, -1), learn)
     _, begin, length = view.narrow
     if by_columns:
         rows, columns = rows[:, view.first], columns[:, begin : begin + length]
     else:
         rows, columns = rows[begin : begin + length], columns[view.first]
-    return Factors(rows.view(1, -1), columns.view(1, -1), learn, apart=False)
+    return Factors(rows.view(1, -1), columns.view(1, -1), learn)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Across, Matrices
+from hf_relopt.backends.matrices import Across, Matrices, Over
 from hf_relopt.backends.part import View
 from hf_relopt.sharding.layout import Layout
 from hf_relopt.sharding.reduce import all_reduced
@@ -40,20 +40,18 @@ class MatrixSlot:
         return self.slot.views(0)
 
     @cached_property
-    def across_rows(self) -> Layout:
-        """Where sums of columns are added."""
-        return self.slot.layout.along({self._first_dim})
+    def across(self) -> Mapping[Over, Layout]:
+        """Where sums are added that have been taken over this rank's rows, columns, or entries.
 
-    @cached_property
-    def across_columns(self) -> Layout:
-        """Where sums of rows are added. A convolution's dimensions after the first are columns."""
-        shape = self.slot.layout.shape
-        return self.slot.layout.along(range(self._first_dim + 1, len(shape)))
-
-    @cached_property
-    def across_all(self) -> Layout:
-        """Where sums of all entries of a matrix are added."""
-        return self.slot.layout.along(range(self._first_dim, len(self.slot.layout.shape)))
+        A convolution's dimensions after the first are columns.
+        """
+        first, layout = self._first_dim, self.slot.layout
+        end = len(layout.shape)
+        return {
+            "rows": layout.along({first}),
+            "columns": layout.along(range(first + 1, end)),
+            "all": layout.along(range(first, end)),
+        }
 
     @cached_property
     def _first_dim(self) -> int:
@@ -75,7 +73,7 @@ class MatrixSlot:
         numel = self.slot.layout.shape.numel()
         norm = verdicts[bundle.numbers].grad_norm[bundle.begin + self.place]
         size, grad = norm / numel**0.5, found[self.bundle][self.place]
-        groups = self.across_rows.groups, self.across_columns.groups
+        groups = self.across["rows"].groups, self.across["columns"].groups
         lies = groups if any(groups) else None
         cut = []
         for view in self.views:
@@ -132,25 +130,17 @@ def by_option(
         yield value, some
 
 
-def sums_across(homes: Sequence[MatrixSlot]) -> tuple[Across, Across, Across]:
-    """What adds the sums of all ranks: of columns, of rows, and of all entries.
-
-    One all-reduce for each process group.
+def sums_across(homes: Sequence[MatrixSlot]) -> Across:
+    """What adds the sums of all ranks: one all-reduce for each process group.
 
     Args:
         homes: of each stack of matrices.
     """
-    lies = (
-        [home.across_rows for home in homes],
-        [home.across_columns for home in homes],
-        [home.across_all for home in homes],
-    )
-    rows, columns, every = (partial(_added, layouts) for layouts in lies)
-    return rows, columns, every
 
+    def add(places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
+        return all_reduced(sums, [homes[place].across[over] for place, over in places])
 
-def _added(layouts: Sequence[Layout], places: Sequence[int], sums: list[Tensor]) -> list[Tensor]:
-    return all_reduced(sums, [layouts[place] for place in places])
+    return add
 
 
 def in_place(

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hf_relopt.backends import matrices as cutting
 from hf_relopt.backends.factored import Factors, follow
-from hf_relopt.backends.matrices import Matrices
+from hf_relopt.backends.matrices import Matrices, Over
 from tests.tensors import gradient, same_bits
 
 SHAPES = ((6, 4), (3, 8), (6, 4), (5, 5), (6, 4), (1, 3))
 
 
-def alone(places: Sequence[int], sums: list[Tensor]) -> list[Tensor]:
+def alone(places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
     """One process has all rows and columns."""
     return sums
 
@@ -27,14 +27,12 @@ def run(grads: Sequence[Tensor], state: Sequence[Factors], beta: float = 0.9) ->
         Matrices(stack, stack.double().square().mean().sqrt(), stack.numel(), *stack.shape[1:])
         for stack in stacks
     ]
-    return follow(own, state, beta, alone, alone, alone)
+    return follow(own, state, beta, alone)
 
 
-def empty(shape: Sequence[int], apart: bool = False, learn: bool = True) -> Factors:
+def empty(shape: Sequence[int], learn: bool = True) -> Factors:
     count, rows, columns = shape if len(shape) == 3 else (1, *shape)
-    return Factors(
-        torch.zeros(count, rows), torch.zeros(count, columns), torch.tensor(learn), apart
-    )
+    return Factors(torch.zeros(count, rows), torch.zeros(count, columns), torch.tensor(learn))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -71,21 +69,15 @@ def test_the_size_of_a_gradient_does_not_matter(factor: float) -> None:
     assert same_bits(states[0].rows, states[1].rows)
 
 
-def test_only_what_is_apart_rests_by_itself() -> None:
-    grad = gradient(torch.empty(3, 4, 5), 1)
-    kept = []
-    for apart in (True, False):
-        state = empty((3, 4, 5), apart=apart)
-        run([grad], [state])
-        holed = gradient(torch.empty(3, 4, 5), 2)
-        holed[1] = 0.0
-        before = state.rows.clone()
-        (found,) = run([holed], [state])
-        assert not found[1].any() and found[0].all()
-        assert not same_bits(state.rows[0], before[0])
-        assert same_bits(state.rows[1], before[1]) is apart
-        kept.append(state)
-    assert same_bits(kept[0].rows[0], kept[1].rows[0])
+def test_a_matrix_without_a_gradient_rests() -> None:
+    state = empty((3, 4, 5))
+    run([gradient(torch.empty(3, 4, 5), 1)], [state])
+    holed = gradient(torch.empty(3, 4, 5), 2)
+    holed[1] = 0.0
+    before = state.rows.clone()
+    (found,) = run([holed], [state])
+    assert not found[1].any() and found[0].all()
+    assert same_bits(state.rows[1], before[1]) and not same_bits(state.rows[0], before[0])
 
 
 def test_what_is_not_usable_is_not_taken_in() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends import matrices, sinkhorn
-from hf_relopt.backends.matrices import Matrices
+from hf_relopt.backends.matrices import Matrices, Over
 from hf_relopt.backends.sinkhorn import balance
 from tests.oracles.frame import balanced
 from tests.tensors import gradient, same_bits, to_numpy
@@ -18,7 +18,7 @@ from tests.tensors import gradient, same_bits, to_numpy
 SHAPES = ((6, 4), (3, 8), (6, 4), (5, 5), (6, 4), (1, 3))
 
 
-def alone(places: Sequence[int], sums: list[Tensor]) -> list[Tensor]:
+def alone(places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
     """One process has all rows and columns."""
     return sums
 
@@ -42,7 +42,7 @@ def test_each_is_balanced_as_if_alone(
     if not stacked:
         monkeypatch.setattr(matrices, "piece_size", lambda device: 1)
     given = grads(dtype)
-    found = balance([unbalanced(grad) for grad in given], 3, alone, alone)
+    found = balance([unbalanced(grad) for grad in given], 3, alone)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     for grad, (result,) in zip(given, found, strict=True):
         assert result.dtype is wide and result.shape == grad.shape
@@ -59,13 +59,13 @@ def test_alike_matrices_share_their_launches(monkeypatch: pytest.MonkeyPatch) ->
         return original(squares, scales)
 
     monkeypatch.setattr(sinkhorn.sinkhorn, "sums_of_rows", counted)
-    balance([unbalanced(grad) for grad in grads(torch.float32)], 1, alone, alone)
+    balance([unbalanced(grad) for grad in grads(torch.float32)], 1, alone)
     assert sorted(seen) == [1, 1, 1, 3]
 
 
 def test_blocks_of_a_stack_are_matrices_of_their_own() -> None:
     stack = gradient(torch.empty(3, 4, 5), 1) * torch.tensor([1e-4, 1.0, 1e4]).view(3, 1, 1)
-    (found,) = balance([unbalanced(stack)], 2, alone, alone)
+    (found,) = balance([unbalanced(stack)], 2, alone)
     for block, result in zip(stack, found, strict=True):
         np.testing.assert_allclose(
             to_numpy(result), balanced(to_numpy(block).astype(np.float64), 2), rtol=1e-5
@@ -76,13 +76,11 @@ def test_blocks_of_a_stack_are_matrices_of_their_own() -> None:
 def test_the_size_of_a_gradient_does_not_matter(factor: float) -> None:
     """Squares of 1e-30 and 1e30 have no room in float32."""
     grad = gradient(torch.empty(6, 4), 1)
-    (one,), (other,) = (
-        balance([unbalanced(each)], 2, alone, alone) for each in (grad, grad * factor)
-    )
+    (one,), (other,) = (balance([unbalanced(each)], 2, alone) for each in (grad, grad * factor))
     assert same_bits(one, other)
 
 
 def test_nothing_to_do() -> None:
-    assert balance([], 5, alone, alone) == []
-    (found,) = balance([unbalanced(torch.zeros(3, 2))], 5, alone, alone)
+    assert balance([], 5, alone) == []
+    (found,) = balance([unbalanced(torch.zeros(3, 2))], 5, alone)
     assert not found.any()

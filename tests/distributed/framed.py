@@ -65,7 +65,9 @@ def frames_equal_one_process() -> None:
         count = dict(build=framed(options), collectives=collectives, close=close)
         compare(name, world(), [Shard(0)], **count)
         if name in ("momentum", "spectral", "sinkhorn", "factored"):
-            compare(name, world(), [Shard(1)], **count)
+            # Where columns are cut, sums of all entries and sums of rows do not meet at once.
+            more = int(name == "factored")
+            compare(name, world(), [Shard(1)], **{**count, "collectives": collectives + more})
         if name in ("adam", "rows"):
             compare(name, world(), [Shard(0)], torch.bfloat16, **count)
 
@@ -333,7 +335,7 @@ def tensor_parallel_matrices_are_refused() -> None:
         mesh,
         [Shard(0), Shard(1)],
         build=framed({"direction": "factored"}),
-        collectives=4 + 2,
+        collectives=4 + 3,
         close=1e-6,
     )
 

@@ -1,7 +1,7 @@
 """Fromage as a frame in float64: direction x scale x bound.
 
-r2 <- beta r2 + (1 - beta) mean_j(g^2/c2)               of each row, g over its own RMS
-c2 <- beta c2 + (1 - beta) mean_i(g^2/r2)               of each column; 1 - beta is 1 from zero on
+c2 <- beta c2 + (1 - beta) mean_i(g^2/r2)               of each column, g over its part's RMS
+r2 <- beta r2 + (1 - beta) mean_j(g^2/c2)               of each row; 1 - beta is 1 from zero on
 m  <- mu m + (1 - mu) g                                 m_0 = 0
 v  <- beta v + (1 - beta) g^2                           v_0 = 0
 s2 <- beta s2 + (1 - beta) mean(g^2)                    of each part, in steps with a gradient of it
@@ -183,8 +183,8 @@ def frame(
                         counts[place] += 1
                         mean_squares[place] *= beta
                         mean_squares[place] += (1.0 - beta) * np.mean(own**2)
-                    if direction == "factored" and (np.any(own) or not waits):
-                        factors[place].take_in(own / np.sqrt(np.mean(g**2)), beta)
+                    if direction == "factored" and np.any(own):
+                        factors[place].take_in(own / np.sqrt(np.mean(own**2)), beta)
                     if eta == 0.0:
                         continue
                     if waits and not np.any(own):
@@ -222,10 +222,10 @@ class _Factors:
     def take_in(self, g: Array, beta: float) -> None:
         """Take one gradient in."""
         squares = g.reshape(len(g), -1) ** 2
-        over = squares / np.where(self.columns > 0, self.columns, 1.0)
-        self.rows = self._next(self.rows, over.mean(axis=1), beta)
-        over = (squares.T / np.where(self.rows > 0, self.rows, np.inf)).T
+        over = (squares.T / np.where(self.rows > 0, self.rows, 1.0)).T
         self.columns = self._next(self.columns, over.mean(axis=0), beta)
+        over = squares / np.where(self.columns > 0, self.columns, np.inf)
+        self.rows = self._next(self.rows, over.mean(axis=1), beta)
 
     def _next(self, before: Array, new: Array, beta: float) -> Array:
         return np.where(before > 0, beta * before + (1.0 - beta) * new, new)

@@ -15,10 +15,10 @@ def take_in(grads: list[Tensor], beta: float) -> tuple[Tensor, Tensor]:
     rows, columns = (torch.zeros(1, n, dtype=torch.float64) for n in grads[0].shape)
     for grad in grads:
         squares = (grad / grad.square().mean().sqrt()).square().unsqueeze(0)
-        sums = factored.sums_of_rows(squares, columns)
-        rows = factored.running_rms(rows, sums / grad.shape[1], beta=beta)
         sums = factored.sums_of_columns(squares, rows)
         columns = factored.running_rms(columns, sums / grad.shape[0], beta=beta)
+        sums = factored.sums_of_rows(squares, columns)
+        rows = factored.running_rms(rows, sums / grad.shape[1], beta=beta)
     return rows[0], columns[0]
 
 

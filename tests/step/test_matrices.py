@@ -50,5 +50,5 @@ def test_a_process_alone_asks_no_other() -> None:
     param = nn.Parameter(torch.ones(3, 4))
     param.grad = torch.ones(3, 4)
     homes = matrix_slots(slots_of(Fromage([param], direction="sinkhorn")), "sinkhorn")
-    sums = [torch.ones(3)]
-    assert all(across([0], sums) == sums for across in sums_across(homes))
+    sums = [torch.ones(4), torch.ones(3), torch.ones(1)]
+    assert sums_across(homes)([(0, "rows"), (0, "columns"), (0, "all")], sums) == sums
