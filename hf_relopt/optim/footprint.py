@@ -24,7 +24,8 @@ class Footprint:
 
     Attributes:
         weights: all of them, frozen ones, too.
-        gradients: of all trainable weights, in the weights' dtype.
+        gradients: of all trainable weights, in the weights' dtype; of those that step inside the
+            backward pass, of the largest alone.
         state: of the plan's optimizer.
         adamw_state: of torch's AdamW over the same weights: two moments in the weights' dtype.
     """
@@ -44,14 +45,16 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
         itemsize: bytes of one entry of a weight.
         ranks: parts into which FSDP2 cuts the first dimension of each weight, at least 1.
     """
-    trained = [
-        (state_of_weight(plan.options_of(entry), entry.param, ranks), held(entry.param, ranks))
-        for entry in plan.entries
-    ]
-    computed = [held(entry.param, ranks) for entry in (*plan.entries, *plan.skipped)]
+    trained: list[tuple[tuple[int, int], int]] = []
+    kept = [held(entry.param, ranks) for entry in plan.skipped]
+    passing = [0]
+    for entry in plan.entries:
+        options, numel = plan.options_of(entry), held(entry.param, ranks)
+        trained.append((state_of_weight(options, entry.param, ranks), numel))
+        (passing if options.get("step_in_backward") else kept).append(numel)
     return Footprint(
         weights=itemsize * sum(held(param, ranks) for param in params),
-        gradients=itemsize * sum(computed),
+        gradients=itemsize * (sum(kept) + max(passing)),
         state=sum(per_entry * numel + few for (per_entry, few), numel in trained),
         adamw_state=sum(2 * itemsize * numel + STATE_BYTES for _, numel in trained),
     )

@@ -49,6 +49,16 @@ def test_frozen_weights_have_no_gradient():
     assert (found.weights, found.gradients, found.state) == (4 * 96, 4 * 40, 4 * 40 + 12)
 
 
+def test_gradients_that_pass_are_never_there_together():
+    model = _model(torch.float32)
+    largest = 4 * max(param.numel() for param in model.parameters())
+    chosen = plan(model, "fromage", step_in_backward=True)
+    assert footprint(model.parameters(), chosen, itemsize=4).gradients == largest
+    overrides = {"vector": {"step_in_backward": False}}
+    chosen = plan(model, "fromage", step_in_backward=True, overrides=overrides)
+    assert footprint(model.parameters(), chosen, itemsize=4).gradients == largest + 4 * 8
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize(
     ("shape", "options", "rows", "columns"),

@@ -1,0 +1,164 @@
+"""How much memory does full training take: weights, gradients, optimizer state, and a step?
+
+Each optimizer trains a GPT-2 for three steps in a process of its own, in float32, with gradient
+checkpointing and one sequence, so that activations are small. What is printed is the peak of the
+memory that the process has allocated from the model on (RssAnon; on a GPU torch's own count), also
+in bytes per parameter. `inside` steps each weight inside the backward pass (step_in_backward).
+
+    python benchmarks/training_memory.py
+    python benchmarks/training_memory.py --device cuda --layers 48 --width 1600
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
+
+WAYS = (
+    "adamw",
+    "fromage_spectral",
+    "fromage_factored",
+    "fromage",
+    "fromage_spectral inside",
+    "fromage_factored inside",
+    "fromage inside",
+)
+MIB = 2**20
+STEPS, LENGTH = 3, 128
+
+
+class Peak(threading.Thread):
+    """Watches what this process has allocated."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.first, self.largest, self.goes_on = allocated(), 0, True
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        while self.goes_on:
+            self.largest = max(self.largest, allocated() - self.first)
+            time.sleep(0.002)
+
+
+def allocated() -> int:
+    """Bytes of memory of its own that this process holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def train(way: str, layers: int, width: int, device: str) -> dict[str, Any]:
+    """Three steps; the peak from the model on."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hf_relopt import create_optimizer
+
+    torch.set_num_threads(1)
+    name, _, inside = way.partition(" ")
+    # What the first step of anything loads is not its own.
+    small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=1, use_cache=False)).to(device)
+    _steps(small, _optimizer(name, small, bool(inside), create_optimizer), device)
+    del small
+    on_gpu = device == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    peak = Peak()
+    peak.start()
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, use_cache=False)
+    with torch.device(device):
+        model = GPT2LMHeadModel(config)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    seconds = _steps(model, _optimizer(name, model, bool(inside), create_optimizer), device)
+    peak.goes_on = False
+    peak.join()
+    largest = torch.cuda.max_memory_allocated() if on_gpu else peak.largest
+    parameters = sum(param.numel() for param in model.parameters())
+    return {"parameters": parameters, "peak_bytes": largest, "seconds": seconds}
+
+
+def _optimizer(name: str, model: torch.nn.Module, inside: bool, make: Any) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(model.parameters(), fused=True)
+    made: torch.optim.Optimizer = make(model, name, 0.01, step_in_backward=inside)
+    return made
+
+
+def _steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> float:
+    """The seconds of the last one."""
+    model.train()
+    began = 0.0
+    for step in range(STEPS):
+        began = time.perf_counter()
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(50257, (1, LENGTH), generator=generator).to(device)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Read the command line, run what is missing, write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--way", action="append", help=f"default: {', '.join(WAYS)}")
+    parser.add_argument("--layers", type=int, default=12, help="of GPT-2 (default: 12)")
+    parser.add_argument("--width", type=int, default=768, help="of GPT-2 (default: 768)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(train(args.child, args.layers, args.width, args.device)))
+        return
+    name = f"training_memory_{args.device}_{MONTH}"
+    log = RunLog(args.out / f"{name}.jsonl")
+    for way in args.way or WAYS:
+        key = {"way": way, "layers": args.layers, "width": args.width}
+        if log.finished(key) is not None:
+            continue
+        size = ["--layers", str(args.layers), "--width", str(args.width), "--device", args.device]
+        command = [sys.executable, __file__, "--child", way, *size]
+        # What is freed goes back to the system, or the peak would hang on where holes are left.
+        env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        log.append(key, figures)
+        print(f"{way}: {figures['peak_bytes'] / MIB:,.0f} MiB", flush=True)
+    rows = [
+        (
+            f"`{each['key']['way']}`",
+            f"{each['parameters'] / 1e6:,.0f} million",
+            f"{each['peak_bytes'] / MIB:,.0f}",
+            f"{each['peak_bytes'] / each['parameters']:.2f}",
+        )
+        for each in log.records()
+    ]
+    table = markdown_table(["optimizer", "parameters", "peak, MiB", "bytes per parameter"], rows)
+    print(table)
+    setting = (
+        f"A GPT-2 in float32 with gradient checkpointing, {STEPS} steps of one sequence of "
+        f"{LENGTH} tokens, each optimizer in a process of its own: the peak of what it allocates "
+        "from the model on, weights and activations included. `inside`: step_in_backward."
+    )
+    wheres = [each["where"] for each in log.records()]
+    path = args.out / f"{name}.md"
+    write_report(path, "Memory of full training", setting, table, "Not read yet.", wheres)
+
+
+if __name__ == "__main__":
+    main()
