@@ -89,13 +89,13 @@ class InBackward:
                 optimizer = self._optimizer()
                 name = "a weight" if optimizer is None else name_in(optimizer.param_groups, param)
                 raise ConfigError(_TWICE.format(name=name))
-            self.stepped.add(param)
             if is_sharded(param):
                 self._wait_for_its_unit(param)
-                return
-            if rank_and_count()[1] > 1:
+            elif rank_and_count()[1] > 1:
                 raise UnsupportedSetup(REPLICAS)
-            self._step_now([param])
+            else:
+                self._step_now([param])
+            self.stepped.add(param)
 
     def _wait_for_its_unit(self, param: Tensor) -> None:
         """FSDP2 reduces the gradients of a unit together: their norms meet in one all-reduce.

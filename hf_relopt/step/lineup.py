@@ -195,10 +195,11 @@ class Slots:
         return self._of_some[numbers]
 
     def numbers_of(self, params: Iterable[Tensor]) -> list[int]:
-        """The slots' numbers of some weights."""
+        """The slots' numbers of some weights, as far as they have one."""
         if self._numbers_by_param is None:
             self._numbers_by_param = {slot.param: slot.number for slot in self.all}
-        return [self._numbers_by_param[param] for param in params]
+        found = map(self._numbers_by_param.get, params)
+        return [number for number in found if number is not None]
 
     def are_anchored(self, bundle: Bundle) -> bool:
         """True if all anchors of a bundle are known to be made."""
