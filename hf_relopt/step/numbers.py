@@ -114,13 +114,25 @@ class Numbers:
 
 
 class SomeNumbers(Numbers):
-    """Those of some of the slots: copies, which are put back after the step."""
+    """Those of some of the slots: copies, which are put back after the step.
+
+    Attributes:
+        is_view: do the slots follow each other? Then their numbers are parts of the others, and
+            nothing has to be copied.
+    """
 
     def __init__(self, all_of_them: Numbers, places: Sequence[int]) -> None:
         super().__init__([all_of_them.slots[place] for place in places])
         self._source, self._chosen = all_of_them, list(places)
         device = self.step.device
         first = all_of_them.first
+        begin, end = places[0], places[-1] + 1
+        self.is_view = self._chosen == list(range(begin, end))
+        if self.is_view:
+            self.step, self.skipped = all_of_them.step[begin:end], all_of_them.skipped[begin:end]
+            own = slice(first[begin], first[end])
+            self.of_slices = {name: all_of_them.of_slices[name][own] for name in self.of_slices}
+            return
         slices = [n for place in places for n in range(first[place], first[place + 1])]
         self._places, self._slices = (_on(device, each, torch.int64) for each in (places, slices))
 
@@ -130,6 +142,8 @@ class SomeNumbers(Numbers):
 
     def fetch(self) -> None:
         """Copy the numbers as they are now."""
+        if self.is_view:
+            return
         torch.index_select(self._source.step, 0, self._places, out=self.step)
         torch.index_select(self._source.skipped, 0, self._places, out=self.skipped)
         for name, numbers in self.of_slices.items():
@@ -137,6 +151,8 @@ class SomeNumbers(Numbers):
 
     def put_back(self) -> None:
         """Write the numbers where they came from."""
+        if self.is_view:
+            return
         self._source.step.index_copy_(0, self._places, self.step)
         self._source.skipped.index_copy_(0, self._places, self.skipped)
         for name, numbers in self.of_slices.items():

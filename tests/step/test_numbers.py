@@ -166,3 +166,24 @@ def test_a_pickle_grows_with_the_count_of_weights_and_not_its_square(
         run(optimizer, params, (1,))
         sizes.append(len(pickle.dumps(what(optimizer))))
     assert sizes[1] < 4.5 * sizes[0]
+
+
+def test_some_that_follow_each_other_are_parts_of_all() -> None:
+    """As a weight alone is: what is written there needs no copy back."""
+    params, optimizer = made(direction="momentum", scale="row")
+    run(optimizer, params, (1, 2))
+    numbers = numbers_of(params, optimizer)
+    some = SomeNumbers(numbers, [1, 2])
+    assert some.is_view and not SomeNumbers(numbers, [0, 2]).is_view
+    some.step.fill_(17.0)
+    some.anchor_norm.fill_(3.0)
+    begin, end = numbers.first[1], numbers.first[3]
+    assert some.anchor_norm.numel() == end - begin
+    assert numbers.step.tolist() == [2.0, 17.0, 17.0, 2.0, 2.0]
+    assert (numbers.anchor_norm[begin:end] == 3).all()
+    outside = torch.cat([numbers.anchor_norm[:begin], numbers.anchor_norm[end:]])
+    assert not (outside == 3).any()
+    before = numbers.step.clone()
+    some.put_back()
+    some.fetch()
+    assert same_bits(numbers.step, before)
