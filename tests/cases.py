@@ -33,6 +33,7 @@ DIRECTION_STATES = {
     "gradient": FROMAGE_STATE,
     "momentum": MOMENTUM_STATE,
     "spectral": MOMENTUM_STATE,
+    "neurons": MOMENTUM_STATE | {"neuron_rms"},
     "adam": ADAM_STATE,
     "rms": RUNNING_STATE,
     "sinkhorn": FROMAGE_STATE,
@@ -123,11 +124,12 @@ SPECTRAL_SLACK = 3e-5
 
 def _frame(name: str, *, slack: float = 0.0, **options: Any) -> Case:
     direction = options.get("direction", "gradient")
+    neurons = direction == "spectral" and "beta" in options
     return Case(
         name,
         Fromage,
         frame_oracle,
-        DIRECTION_STATES[direction],
+        DIRECTION_STATES["neurons" if neurons else direction],
         options,
         vector_state=FROMAGE_STATE if direction == "gradient" else ADAM_STATE,
         slack=SPECTRAL_SLACK if direction == "spectral" else slack,
@@ -153,6 +155,7 @@ CASES = (
         slack=2.0**-7,
     ),
     _frame("fromage-spectral", direction="spectral"),
+    _frame("fromage-neurons", direction="spectral", beta=0.9),
     _frame("fromage-adam", direction="adam", momentum=0.8, beta=0.9, p_bound=1.01),
     _frame("fromage-rms-row", direction="rms", scale="row", beta=0.9, p_bound=1.01, lr_factor=1.5),
     _frame("fromage-factored-block", direction="factored", scale="block", split_sizes=2, beta=0.9),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_relopt.rules.rule import FACTORS
+from hf_relopt.rules.rule import FACTORS, NEURONS
 from hf_relopt.step.state import OF_SLICES
 from tests.cases import Case
 from tests.tensors import (
@@ -236,7 +236,7 @@ def law_state_is_frozen_small_and_lazy(case: Case, backend: str, dtype: torch.dt
             assert value.dtype == case.state_dtype(name)
             # The anchor's one dimension is what distributed checkpoints need.
             small = (len(case.anchors(param)),) if name in OF_SLICES else ()
-            if name in FACTORS:  # a number for each row, and for each column of two blocks
+            if name in (*FACTORS, NEURONS):  # of rows, and of columns of two blocks
                 assert value.dim() == param.dim() and value.numel() <= 2 * max(param.shape)
                 continue
             assert value.shape == (param.shape if name in case.moments else small)

@@ -39,18 +39,24 @@ class Matrices:
     lies: Hashable = None
 
 
-def rounds(matrices: Sequence[Matrices]) -> Iterator[list[list[int]]]:
+def rounds(
+    matrices: Sequence[Matrices], ways: Sequence[Hashable] = ()
+) -> Iterator[list[list[int]]]:
     """Places of those that make a stack, as many stacks at once as have to be.
 
     What lies on several ranks goes on together; the rest one by one, for its temporaries' sake.
     Every rank passes the same matrices in the same order, all of one device.
+
+    Args:
+        ways: one for each, equal where two may be stacked; none: all are alike.
     """
     if not matrices:
         return
+    ways = ways or [None] * len(matrices)
     device = matrices[0].grads.device
     kinds = [
-        (each.grads.shape[1:], each.grads.dtype, each.rows, each.columns, each.lies)
-        for each in matrices
+        (each.grads.shape[1:], each.grads.dtype, each.rows, each.columns, each.lies, way)
+        for each, way in zip(matrices, ways, strict=True)
     ]
     limit = LARGEST if are_worthwhile(device) else piece_size(device)
     # By the full gradients: every rank makes the same stacks, whatever it has of them.

@@ -18,7 +18,7 @@ from hf_relopt.options.checks import check_options, check_together, refuse_swall
 from hf_relopt.options.method import method_of
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans import defaults
-from hf_relopt.rules.rule import FACTORS, RULES
+from hf_relopt.rules.rule import FACTORS, NEURONS, RULES
 from hf_relopt.sharding.layout import local
 from hf_relopt.step.state import SCALARS, has_state, state_fault
 
@@ -26,7 +26,7 @@ from hf_relopt.step.state import SCALARS, has_state, state_fault
 OWN = {"backend", "share_work", "step_in_backward"}
 
 # What cannot be below zero: squares, and roots of them.
-_SQUARES = {"second_moment", "exp_avg_sq", "grad_rms", *FACTORS}
+_SQUARES = {"second_moment", "exp_avg_sq", "grad_rms", *FACTORS, NEURONS}
 _COUNTS = {*SCALARS, "grad_count"}
 
 # Options that 0.1.0 did not know. Left out where nobody set them: a distributed checkpoint is read

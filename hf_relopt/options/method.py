@@ -32,6 +32,7 @@ from hf_relopt.rules.rule import (
     ELEMENTWISE,
     FACTORS,
     MOMENTS,
+    NEURONS,
     RULES,
     RUNNING,
     RUNNING_NUMBERS,
@@ -158,7 +159,9 @@ class Method:
 
     @cached_property
     def factors(self) -> tuple[str, ...]:
-        """Names of those that hold a number for each row, and for each column, of its matrices."""
+        """Names of those that hold numbers of the rows and columns of its matrices."""
+        if self.direction == "spectral" and self.options["beta"] is not None:
+            return (NEURONS,)
         return FACTORS if self.direction == "factored" else ()
 
     @property

@@ -27,8 +27,8 @@ MOMENTUM = 0.9
 # Moments of the vectors' own direction. A second moment that forgets quickly follows the gradients
 # of the first steps down; AdamW is run so for small language models.
 VECTOR_DECAY, VECTOR_BETA = 0.9, 0.99
-# Of "adam", as torch has it, and of those that keep few numbers.
-BETAS = {"adam": 0.999, "rms": 0.99, "factored": 0.99}
+# Of "adam", as torch has it, and of those that keep few numbers; "spectral" keeps none without one.
+BETAS = {"adam": 0.999, "rms": 0.99, "factored": 0.99, "spectral": None}
 ITERATIONS, MOST_ITERATIONS = 5, 100
 # Where steps add up, a bound is part of the rule: see rules/fromage.py. Matrices start at norms
 # that suit no width in particular (GPT-2: entries of 0.02 at each); the narrower they are, the
@@ -73,7 +73,7 @@ DIRECTION_OPTIONS: dict[str, Option] = {
         None,
         "None or 0 <= beta < 1 (decay of the second moment)",
         lambda value: 0 <= value < 1,
-        "use 0.999 for 'adam', 0.99 for 'rms' and 'factored'",
+        "use 0.999 for 'adam', 0.99 for 'rms' and 'factored', 0.95 for 'spectral'",
     ),
     "iterations": integer_or_none(
         f"None or an integer from 1 to {MOST_ITERATIONS} (of 'sinkhorn')",

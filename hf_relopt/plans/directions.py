@@ -13,7 +13,7 @@ DIRECTIONS = ("gradient", "momentum", "spectral", "adam", "rms", "sinkhorn", "fa
 READ_BY = {
     "momentum": ("momentum", "spectral", "adam"),
     "nesterov": ("momentum", "spectral"),
-    "beta": ("adam", "rms", "factored"),
+    "beta": ("adam", "rms", "factored", "spectral"),
     "iterations": ("sinkhorn",),
     "momentum_dtype": ("momentum", "spectral", "adam"),
 }

@@ -100,11 +100,14 @@ def task_head_lr_factor(lr: float) -> float | None:
     return min(_HEAD_START, _UNTRAINED / lr) if lr else _HEAD_START
 
 
-def _preset(direction: str, of_tokens: Mapping[str, Any]) -> Preset:
+def _preset(
+    direction: str, of_tokens: Mapping[str, Any], of_matrices: Mapping[str, Any] | None = None
+) -> Preset:
     return Preset(
         rule="fromage",
-        others={"direction": direction},
+        others={"direction": direction, **(of_matrices or {})},
         roles={
+            "lora": {"direction": direction},
             "embedding": {**of_tokens, **_HELD},
             "head": of_tokens,
             TASK_HEAD: _BY_ROW,
@@ -163,7 +166,7 @@ def _hyperball(direction: str) -> Preset:
 
 ADAMH = _hyperball("adam")
 MUONH = _hyperball("spectral")
-SPECTRAL = _preset("spectral", _FASTER)
+SPECTRAL = _preset("spectral", _FASTER, {"beta": 0.95})
 MOMENTUM = _preset("momentum", _FASTER)
 SINKHORN = _preset("sinkhorn", _OF_TOKENS)
 FACTORED = _preset("factored", _OF_TOKENS)

@@ -31,7 +31,7 @@ def sums_of_columns(squares: Tensor, row_sizes: Tensor) -> Tensor:
 
 def sums_of_rows(squares: Tensor, column_sizes: Tensor) -> Tensor:
     """sum_j (g_ij / c_j)^2: [count, m, n] and [count, n] -> [count, m]."""
-    return sinkhorn.sums_of_rows(squares, _inverse(column_sizes).square())
+    return sinkhorn.sums_of_rows(squares, inverse(column_sizes).square())
 
 
 def running_rms(kept: Tensor, mean_squares: Tensor, *, beta: float) -> Tensor:
@@ -42,9 +42,9 @@ def running_rms(kept: Tensor, mean_squares: Tensor, *, beta: float) -> Tensor:
 
 def direction(grads: Tensor, row_sizes: Tensor, column_sizes: Tensor) -> Tensor:
     """U: [count, m, n], [count, m] and [count, n] -> [count, m, n]."""
-    return grads * _inverse(row_sizes).unsqueeze(-1) * _inverse(column_sizes).unsqueeze(-2)
+    return grads * inverse(row_sizes).unsqueeze(-1) * inverse(column_sizes).unsqueeze(-2)
 
 
-def _inverse(sizes: Tensor) -> Tensor:
+def inverse(sizes: Tensor) -> Tensor:
     """0 where there has been no gradient."""
     return torch.where(sizes > 0, sizes.reciprocal(), 0.0)

@@ -143,3 +143,5 @@ MOMENTS: dict[str, Moments] = {
 RUNNING_NUMBERS = ("grad_rms", "grad_count")
 # What "factored" keeps of each matrix: the running root mean squares of its rows and its columns.
 FACTORS = ("row_rms", "column_rms")
+# What "spectral" keeps with a beta: the running root mean squares of a matrix's neurons.
+NEURONS = "neuron_rms"

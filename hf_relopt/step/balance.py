@@ -28,6 +28,7 @@ def balance_all(
         matrices: list[Matrices] = []
         homes: list[MatrixSlot] = []
         for each in some:
-            matrices += each.matrices(bundles, found, verdicts)
+            grad = found[each.bundle][each.place]
+            matrices += each.matrices(grad, each.size(bundles, verdicts))
             homes += [each] * len(each.views)
         in_place(some, found, balance(matrices, iterations, sums_across(homes)))

@@ -18,6 +18,7 @@ from hf_relopt.sharding.layout import Shards, shards_of
 from hf_relopt.sharding.matrices import Matrix, transform_full, world_size
 from hf_relopt.step.balance import balance_all
 from hf_relopt.step.factors import follow_all
+from hf_relopt.step.neurons import even_all
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def directions(portion: Portion, verdicts: Mapping[Numbers, Verdict]) -> list[li
     found = list(map(_direction, portion.bundles))
     if portion.matrices:
         _orthogonalize(portion, found)
+    if portion.uneven:
+        even_all(portion.bundles, portion.uneven, found, verdicts)
     if portion.unbalanced:
         balance_all(portion.bundles, portion.unbalanced, found, verdicts)
     if portion.factored:

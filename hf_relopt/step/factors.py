@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hf_relopt.backends.factored import Factors, follow
 from hf_relopt.backends.matrices import Matrices
-from hf_relopt.backends.part import View
 from hf_relopt.rules.rule import FACTORS
 from hf_relopt.sharding.layout import local
 from hf_relopt.step.matrices import MatrixSlot, by_option, in_place, sums_across
@@ -34,26 +33,12 @@ def follow_all(
         for each in some:
             bundle = bundles[each.bundle]
             learn = verdicts[bundle.numbers].judged.learn[bundle.begin + each.place]
-            factors += [_factors(each, view, learn) for view in each.views]
-            matrices += each.matrices(bundles, found, verdicts)
+            rows, columns = (local(each.slot.state[name]) for name in FACTORS)
+            for view in each.views:
+                own = each.rows_of(rows, view), each.columns_of(columns, view)
+                factors.append(Factors(*own, learn))
+            grad = found[each.bundle][each.place]
+            matrices += each.matrices(grad, each.size(bundles, verdicts))
             homes += [each] * len(each.views)
         results = follow(matrices, factors, beta, sums_across(homes))
         in_place(some, found, results)
-
-
-def _factors(home: MatrixSlot, view: View, learn: Tensor) -> Factors:
-    """The state of a view's matrices, as views of it."""
-    rows, columns = (local(home.slot.state[name]) for name in FACTORS)
-    if home.slot.method.in_experts:
-        return Factors(view.of(rows).flatten(1), view.of(columns).flatten(1), learn)
-    by_columns = home.slot.slices.dim > 0
-    if view.narrow is None:
-        # Of blocks along columns a row has a number for each of them.
-        rows = rows.t() if by_columns else rows.view(view.count, -1)
-        return Factors(rows, columns.view(view.count, -1), learn)
-    _, begin, length = view.narrow
-    if by_columns:
-        rows, columns = rows[:, view.first], columns[:, begin : begin + length]
-    else:
-        rows, columns = rows[begin : begin + length], columns[view.first]
-    return Factors(rows.view(1, -1), columns.view(1, -1), learn)

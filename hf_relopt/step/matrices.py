@@ -58,29 +58,44 @@ class MatrixSlot:
         """The dimension of the rows: experts come before."""
         return int(self.slot.method.in_experts)
 
-    def matrices(
-        self,
-        bundles: Sequence[Bundle],
-        found: Sequence[Sequence[Tensor]],
-        verdicts: Mapping[Numbers, Verdict],
-    ) -> list[Matrices]:
-        """Those of its gradient, one stack for each view.
-
-        Args:
-            found: the gradients so far, of each bundle.
-        """
+    def size(self, bundles: Sequence[Bundle], verdicts: Mapping[Numbers, Verdict]) -> Tensor:
+        """The root mean square of its full gradient, 0-dim."""
         bundle = bundles[self.bundle]
-        numel = self.slot.layout.shape.numel()
         norm = verdicts[bundle.numbers].grad_norm[bundle.begin + self.place]
-        size, grad = norm / numel**0.5, found[self.bundle][self.place]
+        return norm / self.slot.layout.shape.numel() ** 0.5
+
+    def matrices(self, found: Tensor, size: Tensor) -> list[Matrices]:
+        """Those of its gradient or direction, of about ``size``, one stack for each view."""
+        numel = self.slot.layout.shape.numel()
         groups = self.across["rows"].groups, self.across["columns"].groups
         lies = groups if any(groups) else None
         cut = []
         for view in self.views:
             rows = self._rows(view)
             columns = self.slot.slices.numels[view.first] // max(rows, 1)
-            cut.append(Matrices(self._stack(view, grad), size, numel, rows, columns, lies))
+            cut.append(Matrices(self._stack(view, found), size, numel, rows, columns, lies))
         return cut
+
+    def rows_of(self, state: Tensor, view: View) -> Tensor:
+        """Of a state tensor with a number for each row, those of a view's matrices: [count, m]."""
+        if self.slot.method.in_experts:
+            return view.of(state).flatten(1)
+        by_columns = self.slot.slices.dim > 0
+        if view.narrow is None:
+            # Of blocks along columns a row has a number for each of them.
+            return state.t() if by_columns else state.view(view.count, -1)
+        _, begin, length = view.narrow
+        return (state[:, view.first] if by_columns else state[begin : begin + length]).view(1, -1)
+
+    def columns_of(self, state: Tensor, view: View) -> Tensor:
+        """The same of one with a number for each column: [count, n]."""
+        if self.slot.method.in_experts:
+            return view.of(state).flatten(1)
+        if view.narrow is None:
+            return state.view(view.count, -1)
+        _, begin, length = view.narrow
+        by_columns = self.slot.slices.dim > 0
+        return (state[:, begin : begin + length] if by_columns else state[view.first]).view(1, -1)
 
     def _rows(self, view: View) -> int:
         """Of a full matrix."""

@@ -95,6 +95,12 @@ class Portion:
         return spectral_matrices([bundle.slots for bundle in self.bundles])
 
     @cached_property
+    def uneven(self) -> list[MatrixSlot]:
+        """The orthogonalized momenta whose neurons get one size."""
+        found = matrix_slots([bundle.slots for bundle in self.bundles], "spectral")
+        return [each for each in found if each.slot.method.factors]
+
+    @cached_property
     def unbalanced(self) -> list[MatrixSlot]:
         """The gradients whose rows and columns are to be balanced."""
         return matrix_slots([bundle.slots for bundle in self.bundles], "sinkhorn")

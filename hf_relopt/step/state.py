@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.options.method import Method, method_of
-from hf_relopt.rules.rule import RUNNING_NUMBERS
+from hf_relopt.rules.rule import NEURONS, RUNNING_NUMBERS
 from hf_relopt.sharding.layout import zeros_along
 
 State = dict[str, Tensor]
@@ -49,13 +49,28 @@ def factor_shapes(method: Method, shape: torch.Size) -> dict[str, tuple[int, ...
     return found
 
 
+def neurons_are_rows(method: Method, shape: torch.Size) -> bool:
+    """True if a weight's matrices, or the largest of its blocks, have as many rows as columns.
+
+    Along the longer side of an orthogonalized matrix sizes differ.
+    """
+    rows, *columns = shape[1:] if method.in_experts else shape
+    if method.scale == "block" and not method.in_experts:
+        largest = max(method.blocks(shape))
+        if method.options["split_dim"] == 0:
+            rows = largest
+        else:
+            columns = [largest]
+    return rows >= math.prod(columns)
+
+
 def dims_of_factor(method: Method, shape: torch.Size, name: str) -> list[int]:
     """The dimensions that a factor shares with its weight: all but its columns, or but its rows.
 
     A convolution's dimensions after the first are columns.
     """
     rows = int(method.in_experts)
-    if name == "row_rms":
+    if name == "row_rms" or (name == NEURONS and neurons_are_rows(method, shape)):
         return list(range(rows + 1))
     return [dim for dim in range(len(shape)) if dim != rows]
 

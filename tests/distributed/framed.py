@@ -42,6 +42,7 @@ FRAMED: dict[str, tuple[dict[str, Any], int]] = {
     "rows": ({"direction": "momentum", "scale": "row", "p_bound": 1.05}, 2),
     "gradient by row": ({"scale": "row"}, 1),
     "spectral": ({"direction": "spectral"}, 4),
+    "neurons": ({"direction": "spectral", "beta": 0.9}, 5),
     "rms by row": ({"direction": "rms", "scale": "row"}, 2),
     # Sums of rows or of columns, all of one rank's, meet once in each iteration.
     "sinkhorn": ({"direction": "sinkhorn", "iterations": 3}, 5),
@@ -58,13 +59,13 @@ def framed(options: dict[str, Any]) -> Any:
 
 def frames_equal_one_process() -> None:
     # What hangs on the number of ranks is in these two.
-    names = FRAMED if dist.get_world_size() == 2 else ("rows", "spectral", "factored")
+    names = FRAMED if dist.get_world_size() == 2 else ("rows", "neurons", "factored")
     for name in names:
         options, collectives = FRAMED[name]
-        close = 1e-4 if name == "spectral" else 1e-6
+        close = 1e-4 if name in ("spectral", "neurons") else 1e-6
         count = dict(build=framed(options), collectives=collectives, close=close)
         compare(name, world(), [Shard(0)], **count)
-        if name in ("momentum", "spectral", "sinkhorn", "factored"):
+        if name in ("momentum", "spectral", "neurons", "sinkhorn", "factored"):
             # Where columns are cut, sums of all entries and sums of rows do not meet at once.
             more = int(name == "factored")
             compare(name, world(), [Shard(1)], **{**count, "collectives": collectives + more})

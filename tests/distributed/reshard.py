@@ -77,6 +77,7 @@ def settings(name: str) -> dict[str, Any]:
     if name.endswith("old"):  # what the preset of 0.1.0 gave to embeddings
         rows = {"direction": "momentum", "lr_factor": 0.5, "momentum": 0.95}
         overrides = {"embedding": rows, "*wide.weight": {"momentum_dtype": "bfloat16"}}
+        overrides["matrix"] = {"beta": None}
     return {"optim": "fromage_spectral", "p_bound": 1.0, "overrides": overrides}
 
 

@@ -55,7 +55,7 @@ CLASHES = [
     ({"momentum_dtype": "bfloat16"}, ("momentum_dtype", "bfloat16", "gradient")),
     ({"beta": 0.9}, ("beta", "0.9", "adam")),
     ({"direction": "momentum", "beta": 0.9}, ("beta", "0.9", "momentum", "adam")),
-    ({"direction": "spectral", "beta": 0.9}, ("beta", "0.9", "spectral", "adam")),
+    ({"direction": "momentum", "beta": 0.9}, ("beta", "0.9", "momentum", "adam")),
     ({"direction": "adam", "nesterov": True}, ("nesterov", "True", "adam", "momentum")),
     ({"direction": "adam", "nesterov": False}, ("nesterov", "False", "adam")),
     ({"direction": "spectral", "scale": "row"}, ("spectral", "row", "tensor", "block")),

@@ -7,7 +7,9 @@ v  <- beta v + (1 - beta) g^2                           v_0 = 0
 s2 <- beta s2 + (1 - beta) mean(g^2)                    of each part, in steps with a gradient of it
 U  =  g                                                 "gradient"
       (1 - mu) g + mu m, or m                           "momentum", with Nesterov or without
-      the orthogonal factor of that                     "spectral"
+      the orthogonal factor of that                     "spectral"; with a beta each row or
+                                                        column along the longer side over its v:
+v2 <- beta v2 + (1 - beta) mean(U^2)                    1 - beta is 1 from zero on
       m / (1 - mu^t) / sqrt(v / (1 - beta^t))           "adam"; 0 where v is below float32's normals
       g, rows then columns to RMS 1, k times            "sinkhorn"
       g_ij / (r_i c_j)                                  "factored"
@@ -154,6 +156,7 @@ def frame(
     if p_bound is None and not paper:
         p_bound = 4.0
     memory = _Memory(direction, momentum, nesterov, beta, w)
+    neurons = None if direction != "spectral" or beta is None else _Neurons(beta)
     beta = 0.99 if beta is None else beta
     mean_squares = np.zeros(len(anchors_of(w, scale, split_dim, split_sizes)))
     counts = np.zeros_like(mean_squares)
@@ -171,6 +174,7 @@ def frame(
             path.step += 1
             g = np.asarray(grad, dtype=np.float64) * (-1.0 if maximize else 1.0)
             u = memory.direction(g, path.step)
+            largest = max(of_parts(g), key=np.size)
             if direction == "factored" and not factors:
                 factors = [_Factors(part) for part in of_parts(g)]
             if elementwise:
@@ -185,6 +189,11 @@ def frame(
                         mean_squares[place] += (1.0 - beta) * np.mean(own**2)
                     if direction == "factored" and np.any(own):
                         factors[place].take_in(own / np.sqrt(np.mean(own**2)), beta)
+                    if direction == "spectral":
+                        flat = orthogonal(along.reshape(len(along), -1))
+                        if neurons is not None:
+                            flat = neurons.even(place, flat, largest)
+                        along = flat.reshape(along.shape)
                     if eta == 0.0:
                         continue
                     if waits and not np.any(own):
@@ -200,8 +209,6 @@ def frame(
                         along = balanced(flat, iterations or 5).reshape(along.shape)
                     if direction == "factored":
                         along = factors[place].direction(along)
-                    if direction == "spectral":
-                        along = orthogonal(along.reshape(len(along), -1)).reshape(along.shape)
                     part[...] = _step(part, along, eta, anchor, bound, p_bound, min_scale, paper)
         path.weights.append(w.copy())
     path.moments.update(memory.moments)
@@ -234,6 +241,23 @@ class _Factors:
         """The gradient over the roots of their product, 0 where there has never been one."""
         product = np.sqrt(np.multiply.outer(self.rows, self.columns)).reshape(g.shape)
         return np.divide(g, product, out=np.zeros_like(g), where=product > 0)
+
+
+class _Neurons:
+    """Running mean squares of rows or columns of orthogonal factors, by part."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self.squares: dict[int, Array] = {}
+
+    def even(self, place: int, u: Array, largest: Array) -> Array:
+        """Take one factor in; give its neurons their usual sizes. ``largest``: of the parts."""
+        axis = 1 if len(largest) >= largest[0].size else 0
+        new = np.mean(u**2, axis=axis, keepdims=True)
+        before = self.squares.get(place, np.zeros_like(new))
+        self.squares[place] = np.where(before > 0, self.beta * before + (1 - self.beta) * new, new)
+        size = np.sqrt(self.squares[place])
+        return np.divide(u, size, out=np.zeros_like(u), where=size > 0)
 
 
 def _as_state(

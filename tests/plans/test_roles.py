@@ -92,7 +92,7 @@ def test_a_weight_normed_convolution_takes_the_documented_step() -> None:
             each.grad = gradient(each, number)
         grads.append(to_numpy(param.grad).copy())
         optimizer.step()
-    path = frame(first, grads, 0.02, direction="spectral", min_scale=0.1)
+    path = frame(first, grads, 0.02, direction="spectral", beta=0.95, min_scale=0.1)
     assert_near_oracle(param, path.last, torch.float32, 3, slack=3e-5)
 
 
