@@ -57,7 +57,8 @@ class Fromage(RelativeOptimizer):
             running root mean square of the gradients of its tensor, row or block; "sinkhorn", the
             gradient with rows and columns alternately scaled to one size; "factored", the gradient
             over the running sizes of its rows and columns. State is 0, 4, 4, 8, 0, 0 and 0 bytes
-            per weight; of "factored" 4 for each row and column.
+            per weight; of "factored" 4 for each row and column, of "spectral" with a beta 4 more
+            for each neuron.
         scale: the norm is that of the full "tensor", of each "row" (index of the first dimension,
             for embeddings; rows without gradient are left alone), or of each "block". A row or a
             block that starts with much less than its share of the tensor's norm, as a new token's
@@ -71,7 +72,7 @@ class Fromage(RelativeOptimizer):
         momentum: decay of the momentum buffer, in [0, 1); None: 0.9.
         nesterov: look one gradient ahead; None: yes for "momentum" and "spectral".
         beta: decay of the second moment, in [0, 1); None: 0.999 for "adam", 0.99 for "rms" and
-            "factored".
+            "factored". With one, "spectral" gives the neurons of a matrix one usual size.
         iterations: how often "sinkhorn" scales rows and columns, 1 to 100; None: 5.
         split_dim: the dimension along which scale "block" splits; None: 0.
         split_sizes: a count of equal blocks, or their sizes; None: one block per index of the first
@@ -97,7 +98,8 @@ class Fromage(RelativeOptimizer):
             empty parameter list, or a parameter that is listed twice.
 
     Source: arXiv 2002.03432, algorithm 1. The directions' sources are in rules/moments.py,
-    rules/orthogonalize.py, rules/sinkhorn.py and rules/factored.py.
+    rules/orthogonalize.py, rules/neurons.py, rules/sinkhorn.py and
+    rules/factored.py.
     """
 
     rule = "fromage"
