@@ -160,17 +160,18 @@ def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
     from hf_relopt.optim.footprint import STATE_BYTES, state_of_matrix
 
     itemsize = ITEMSIZES[dtype]
-    per_entry, few, per_line = state_of_matrix(facts["optim"], said.options)
+    state = state_of_matrix(facts["optim"], said.options)
     return {
         "dtype": dtype,
         "per_parameter": {
             "weights": itemsize,
             "gradients": itemsize,
-            "state": per_entry,
+            "state": state.entry,
             "adamw_state": 2 * itemsize,
         },
-        "per_tensor": {"state": few, "adamw_state": STATE_BYTES},
-        "per_row_and_column": {"state": per_line, "adamw_state": 0},
+        "per_tensor": {"state": state.tensor, "adamw_state": STATE_BYTES},
+        "per_row_and_column": {"state": state.line, "adamw_state": 0},
+        "per_neuron": {"state": state.neuron, "adamw_state": 0},
         "per_rank": None,
     }
 

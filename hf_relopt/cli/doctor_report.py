@@ -99,8 +99,9 @@ def memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     title = ("bytes", f"per parameter ({memory['dtype']})", "per tensor")
     table: list[tuple[str, ...]] = [(*title, "per rank") if ranks else title]
     for words, key in rows:
-        line = memory["per_row_and_column"].get(key, 0)
-        beside = f" + {line} per row and column" if line else ""
+        lines, neurons = (memory[name].get(key, 0) for name in ("per_row_and_column", "per_neuron"))
+        beside = f" + {lines} per row and column" if lines else ""
+        beside += f" + {neurons} per neuron" if neurons else ""
         row = (words, str(each[key]), f"{extra.get(key, 0)}{beside}")
         table.append((*row, amount(ranks[key])) if ranks else row)
     if ranks:

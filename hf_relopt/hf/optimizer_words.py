@@ -117,6 +117,8 @@ def options_in_force(optimizer: Any) -> dict[str, Any]:
         read["p_bound"] = " and ".join(_bounds(optimizer)) or read["p_bound"]
     # Of these some may have a momentum, and others none.
     read["momentum"] = " and ".join(_momenta(optimizer)) or read.get("momentum")
+    if not read.get("step_in_backward"):
+        hidden.add("step_in_backward")
     return {n: value for n, value in read.items() if n not in hidden and value is not None}
 
 

@@ -60,18 +60,33 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
     )
 
 
-def state_of_matrix(optim: str, options: Mapping[str, Any]) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class MatrixState:
     """Bytes of state of a matrix that is one block.
 
-    Returns: those for each entry, for the tensor, and for each row and each column.
+    Attributes:
+        entry, tensor: for each entry, and for the tensor.
+        line: for each row and each column.
+        neuron: for each row or each column, whichever are more.
     """
+
+    entry: int
+    tensor: int
+    line: int
+    neuron: int
+
+
+def state_of_matrix(optim: str, options: Mapping[str, Any]) -> MatrixState:
+    """Of a matrix under ``optim``, whatever its shape."""
     preset = preset_of(optim)
     given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
     whole = {name: value for name, value in given.items() if name not in CUTTING}
-    sizes = (2, 2), (3, 2)
+    sizes = (2, 2), (3, 2), (3, 3)
     each = [state_of_weight(whole, torch.empty(size, device="meta")) for size in sizes]
-    (per_entry, few), (_, more) = each
-    return per_entry, few - sum(sizes[0]) * (more - few), more - few
+    (entry, small), (_, taller), (_, larger) = each
+    row, column = taller - small, larger - taller
+    line, neuron = (row, 0) if column else (0, row)
+    return MatrixState(entry, small - 4 * line - 2 * neuron, line, neuron)
 
 
 def state_of_weight(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int, int]:

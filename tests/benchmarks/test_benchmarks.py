@@ -33,7 +33,7 @@ def test_a_name_with_a_dot_is_for_one_role(load) -> None:
         for weight in group["params"]
     }
     assert (options[6, 4]["beta"], options[6, 4]["p_bound"]) == (0.5, 3.0)
-    assert (options[4, 4]["beta"], options[4, 4]["p_bound"]) == (None, None)
+    assert (options[4, 4]["beta"], options[4, 4]["p_bound"]) == (0.95, None)
 
 
 @pytest.mark.parametrize("text", ["lion:lr=.1", "adamw:lr", "adamw:lr=", "adamw:=1"])

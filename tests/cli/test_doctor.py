@@ -55,6 +55,8 @@ def test_per_parameter_without_a_model(optim, text, state):
     assert memory["per_tensor"] == {"state": 12, "adamw_state": 4}
     per_line = 4 if optim == "fromage_factored" else 0
     assert memory["per_row_and_column"] == {"state": per_line, "adamw_state": 0}
+    per_neuron = 4 if optim == "fromage_spectral" else 0
+    assert memory["per_neuron"] == {"state": per_neuron, "adamw_state": 0}
     assert memory["per_rank"] is None
 
 
@@ -75,13 +77,16 @@ def test_bytes_of_a_momentum_and_of_numbers_by_row(text, momentum, gpt2_config, 
     matrices, rows, vectors = 12 * 16 * 16, 51 + 16, 240
     found = facts(model=gpt2_config, optim="fromage_spectral", optim_args=text)
     fixed = 16 * 8 + 4 * (3 + 3 + 10)  # two counts each; anchors of blocks, matrices, vectors
+    neurons = 4 * (3 * 16 + 16 + 64 + 64)
     moments = momentum * (matrices + vectors) + 4 * vectors
     # Of each row its anchor, the root mean square of its gradients and their count.
-    assert found["memory"]["per_rank"]["state"] == fixed + 12 * rows + moments
+    assert found["memory"]["per_rank"]["state"] == fixed + 12 * rows + moments + neurons
     parts = facts(written(**FSDP2), model=gpt2_config, optim="fromage_spectral", optim_args=text)
     # 13 of the 51 rows, 4 of the 16; all else can be divided by four.
     moments = momentum * (matrices / 4 + vectors / 4) + 4 * vectors / 4
-    assert parts["memory"]["per_rank"]["state"] == fixed + 12 * 17 + moments
+    # Where they are columns, as those of the first layer of the MLP, every rank has all.
+    neurons = 4 * (3 * 4 + 4 + 64 + 16)
+    assert parts["memory"]["per_rank"]["state"] == fixed + 12 * 17 + moments + neurons
     follows = {group["follows"] for group in found["plan"]["groups"]}
     assert follows == {
         "fromage, rms, by row",

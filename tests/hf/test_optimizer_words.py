@@ -28,9 +28,23 @@ def test_the_direction_is_named_and_nothing_that_is_not_read(tmp_path):
     text = write_model_card(trainer).read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| optimizer |")]
     along = "the orthogonalized momentum", "the gradient over its running root mean square"
-    for words in ("arxiv.org/abs/2002.03432", *along, "p_bound 4.0 and 1.0", "momentum 0.9"):
+    for words in (
+        "arxiv.org/abs/2002.03432",
+        *along,
+        "p_bound 4.0 and 1.0",
+        "momentum 0.9",
+        "beta 0.95",
+    ):
         assert words in line, line
-    for words in ("None", "beta", "split", "scale tensor", "direction", "nesterov"):
+    for words in (
+        "None",
+        "iterations",
+        "in_backward",
+        "split",
+        "scale tensor",
+        "direction",
+        "nesterov",
+    ):
         assert words not in line, line
     table = text.split("## What each weight follows")[1]
     for row in ("embedding | fromage, rms, by row | 0.05",
