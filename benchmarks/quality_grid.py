@@ -19,6 +19,8 @@ _FROM_SCRATCH = [
     "madam:lr=.05,p_scale=5",
     "fromage_spectral",
     "fromage_momentum",
+    "fromage_factored",
+    "fromage_sinkhorn",
 ]
 
 
@@ -42,6 +44,7 @@ DEFAULT = {
         *_rates("muonh", "1e-2", "2e-2"),
         *_rates("fromage_sinkhorn", "2e-2"),
         "fromage_spectral",
+        "fromage_factored",
         "fromage_sinkhorn",
     ],
     "sst2": [
@@ -57,6 +60,7 @@ DEFAULT = {
     ],
     "gpt2": [
         "fromage_spectral",
+        "fromage_factored",
         "fromage_sinkhorn",
         "muonh",
         *_rates("adamw", "1e-4", "3e-4", "6e-4", "1.2e-3"),
