@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_relopt.backends.kernel import compute_dtype
+from hf_relopt.backends.orthogonalize import without_autocast
 from hf_relopt.backends.part import piece_size
 from hf_relopt.backends.stacks import LARGEST, are_worthwhile, stacks
+from hf_relopt.rules import factored
 
 # Over what a sum has been taken.
 Over = Literal["rows", "columns", "all"]
@@ -39,20 +41,34 @@ class Matrices:
     lies: Hashable = None
 
 
-def rounds(
-    matrices: Sequence[Matrices], ways: Sequence[Hashable] = ()
-) -> Iterator[list[list[int]]]:
-    """Places of those that make a stack, as many stacks at once as have to be.
+def in_stacks(
+    matrices: Sequence[Matrices],
+    work: Callable[[list[list[int]]], Iterable[Tensor]],
+    ways: Sequence[Hashable] = (),
+) -> list[Tensor]:
+    """What ``work`` makes of each of ``matrices``, of those that are alike as one stack.
 
-    What lies on several ranks goes on together; the rest one by one, for its temporaries' sake.
-    Every rank passes the same matrices in the same order, all of one device.
+    What lies on several ranks is worked on together; the rest one stack after the other, for its
+    temporaries' sake. Every rank passes the same matrices in the same order, all of one device.
 
     Args:
+        work: places of some stacks -> what becomes of each stack.
         ways: one for each, equal where two may be stacked; none: all are alike.
     """
+    found = [each.grads for each in matrices]
     if not matrices:
-        return
-    ways = ways or [None] * len(matrices)
+        return found
+    with without_autocast(found[0].device):
+        for some in _rounds(matrices, ways or [None] * len(matrices)):
+            for places, stack in zip(some, work(some), strict=True):
+                counts = [found[place].size(0) for place in places]
+                for place, result in zip(places, stack.split(counts), strict=True):
+                    found[place] = result
+    return found
+
+
+def _rounds(matrices: Sequence[Matrices], ways: Sequence[Hashable]) -> Iterator[list[list[int]]]:
+    """Places of those that make a stack, as many stacks at once as have to be."""
     device = matrices[0].grads.device
     kinds = [
         (each.grads.shape[1:], each.grads.dtype, each.rows, each.columns, each.lies, way)
@@ -76,3 +92,27 @@ def units(alike: Sequence[Matrices]) -> Tensor:
     smallest = torch.finfo(wide).smallest_normal
     found = [each.grads.to(wide) / each.size.to(wide).clamp(min=smallest) for each in alike]
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class RunningSizes:
+    """The running root mean squares of the rows, or the columns, of a stack.
+
+    Args:
+        state: of each weight: views, which are written to, [count, m] or [count, n].
+        like: what they are computed in.
+    """
+
+    def __init__(self, state: list[Tensor], like: Tensor) -> None:
+        self._state = state
+        self.now = torch.cat(state).to(like)
+
+    def take_in(self, mean_squares: Tensor, learn: Tensor, beta: float) -> None:
+        """Take the mean squares of a step in, of the matrices that ``learn``, bool [count, 1]."""
+        new = factored.running_rms(self.now, mean_squares, beta=beta)
+        self.now = torch.where(learn, new, self.now)
+        torch._foreach_copy_(self._state, list(self.now.split(list(map(len, self._state)))))
+
+
+def of_each(numbers: Sequence[Tensor], state: Sequence[Tensor]) -> Tensor:
+    """A 0-dim number of each weight, for each of its matrices in a stack: [count, 1]."""
+    return torch.cat([n.expand(len(own), 1) for n, own in zip(numbers, state, strict=True)])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Across, Matrices, Over, rounds, units
-from hf_relopt.backends.orthogonalize import without_autocast
+from hf_relopt.backends.matrices import (
+    Across,
+    Matrices,
+    Over,
+    RunningSizes,
+    in_stacks,
+    of_each,
+    units,
+)
 from hf_relopt.rules import neurons
 
 
@@ -35,27 +41,17 @@ def even(
 
     Every rank passes the same matrices in the same order, all of one device.
     """
-    found = [each.grads for each in matrices]
-    if not matrices:
-        return found
-    with without_autocast(found[0].device):
-        for some in rounds(matrices, [each.over for each in kept]):
-            stacks = [units([matrices[n] for n in places]) for places in some]
-            overs = [kept[places[0]].over for places in some]
-            keys = [(places[0], over) for places, over in zip(some, overs, strict=True)]
-            own = [neurons.sums(stack, over) for stack, over in zip(stacks, overs, strict=True)]
-            sums = across(keys, own)
-            for places, stack, over, each in zip(some, stacks, overs, sums, strict=True):
-                first = matrices[places[0]]
-                counts = [matrices[n].grads.size(0) for n in places]
-                state = [kept[n].sizes for n in places]
-                before = torch.cat(state).to(each)
-                mean = each / (first.columns if over == "columns" else first.rows)
-                learn = [kept[n].learn.expand(k, 1) for n, k in zip(places, counts, strict=True)]
-                new = neurons.running_rms(before, mean, beta=beta)
-                new = torch.where(torch.cat(learn), new, before)
-                torch._foreach_copy_(state, list(new.split(counts)))
-                results = neurons.even(stack, new, over).split(counts)
-                for place, result in zip(places, results, strict=True):
-                    found[place] = result
-    return found
+
+    def work(some: list[list[int]]) -> Iterator[Tensor]:
+        stacks = [units([matrices[n] for n in places]) for places in some]
+        overs = [kept[places[0]].over for places in some]
+        keys = [(places[0], over) for places, over in zip(some, overs, strict=True)]
+        sums = across(keys, list(map(neurons.sums, stacks, overs)))
+        for places, stack, over, own in zip(some, stacks, overs, sums, strict=True):
+            first, state = matrices[places[0]], [kept[n].sizes for n in places]
+            sizes = RunningSizes(state, own)
+            learn = of_each([kept[n].learn for n in places], state)
+            sizes.take_in(own / (first.columns if over == "columns" else first.rows), learn, beta)
+            yield neurons.even(stack, sizes.now, over)
+
+    return in_stacks(matrices, work, [each.over for each in kept])

@@ -6,12 +6,11 @@ matrices together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Across, Matrices, Over, rounds, units
-from hf_relopt.backends.orthogonalize import without_autocast
+from hf_relopt.backends.matrices import Across, Matrices, Over, in_stacks, units
 from hf_relopt.rules import sinkhorn
 
 
@@ -21,19 +20,13 @@ def balance(matrices: Sequence[Matrices], iterations: int, across: Across) -> li
     Every rank passes the same matrices in the same order, all of one device. Float64 stays, all
     else is float32.
     """
-    found = [each.grads for each in matrices]
-    if not matrices:
-        return found
-    with without_autocast(found[0].device):
-        for some in rounds(matrices):
-            scales = _scales(matrices, some, iterations, across)
-            for places, rows, columns in zip(some, *scales, strict=True):
-                own = [matrices[place] for place in places]
-                results = sinkhorn.balanced(units(own), rows, columns)
-                counts = [each.grads.size(0) for each in own]
-                for place, result in zip(places, results.split(counts), strict=True):
-                    found[place] = result
-    return found
+
+    def work(some: list[list[int]]) -> Iterator[Tensor]:
+        scales = _scales(matrices, some, iterations, across)
+        for places, rows, columns in zip(some, *scales, strict=True):
+            yield sinkhorn.balanced(units([matrices[place] for place in places]), rows, columns)
+
+    return in_stacks(matrices, work)
 
 
 def _scales(

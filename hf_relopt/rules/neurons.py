@@ -5,8 +5,8 @@
 as in "NorMuon: making Muon more efficient and scalable" (Li, Liu, Liang, Chen, Zhao, 2025; arXiv
 2510.05491), where i is an output. Singular values that are all one make the rows or columns along
 the shorter side of a matrix equally long already; here i goes along the longer side, whichever that
-is. In a transformer these are the hidden neurons of its MLPs, on their way in and out. The first
-mean is taken as it is.
+is. In a transformer these are the hidden neurons of its MLPs, on their way in and out. v runs on as
+r and c do in rules/factored.py: the first mean is taken as it is.
 
 Matrices are [m, n] or stacks of them.
 """
@@ -21,11 +21,6 @@ from hf_relopt.rules import factored
 def sums(units: Tensor, over: str) -> Tensor:
     """Those of squares over "columns" (one for each row) or "rows": [count, m], [count, n]."""
     return units.square().sum(2 if over == "columns" else 1)
-
-
-def running_rms(kept: Tensor, mean_squares: Tensor, *, beta: float) -> Tensor:
-    """The new v; 0 before the first step."""
-    return factored.running_rms(kept, mean_squares, beta=beta)
 
 
 def even(units: Tensor, sizes: Tensor, over: str) -> Tensor:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Matrices
 from hf_relopt.backends.sinkhorn import balance
-from hf_relopt.step.matrices import MatrixSlot, by_option, in_place, sums_across
+from hf_relopt.step.matrices import MatrixSlot, in_place, together
 
 if TYPE_CHECKING:
     from hf_relopt.step.bundle import Bundle
@@ -24,11 +23,5 @@ def balance_all(
     verdicts: Mapping[Numbers, Verdict],
 ) -> None:
     """Put the balanced gradients in the place of each that is to be so."""
-    for iterations, some in by_option(slots, "iterations"):
-        matrices: list[Matrices] = []
-        homes: list[MatrixSlot] = []
-        for each in some:
-            grad = found[each.bundle][each.place]
-            matrices += each.matrices(grad, each.size(bundles, verdicts))
-            homes += [each] * len(each.views)
-        in_place(some, found, balance(matrices, iterations, sums_across(homes)))
+    for each in together(slots, "iterations", found, lambda slot: slot.size(bundles, verdicts)):
+        in_place(each.slots, found, balance(each.matrices, each.value, each.across))

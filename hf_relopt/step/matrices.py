@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Across, Matrices, Over
+from hf_relopt.backends.matrices import Matrices, Over
 from hf_relopt.backends.part import View
 from hf_relopt.sharding.layout import Layout
 from hf_relopt.sharding.reduce import all_reduced
@@ -63,6 +63,11 @@ class MatrixSlot:
         bundle = bundles[self.bundle]
         norm = verdicts[bundle.numbers].grad_norm[bundle.begin + self.place]
         return norm / self.slot.layout.shape.numel() ** 0.5
+
+    def learns(self, bundles: Sequence[Bundle], verdicts: Mapping[Numbers, Verdict]) -> Tensor:
+        """Is its gradient usable? 0-dim bool."""
+        bundle = bundles[self.bundle]
+        return verdicts[bundle.numbers].judged.learn[bundle.begin + self.place]
 
     def matrices(self, found: Tensor, size: Tensor) -> list[Matrices]:
         """Those of its gradient or direction, of about ``size``, one stack for each view."""
@@ -133,29 +138,48 @@ def matrix_slots(slots: Sequence[Sequence[Slot]], direction: str) -> list[Matrix
     return sorted(found, key=lambda each: each.slot.number)
 
 
-def by_option(
-    slots: Sequence[MatrixSlot], option: str
-) -> Iterator[tuple[Any, Sequence[MatrixSlot]]]:
-    """Slots of one device and one value of an option, and that value."""
-    found: dict[tuple[object, Any], list[MatrixSlot]] = {}
-    for each in slots:
-        key = each.slot.device, each.slot.method.options[option]
-        found.setdefault(key, []).append(each)
-    for (_, value), some in found.items():
-        yield value, some
+@dataclass(frozen=True)
+class Together:
+    """Slots of one device and one value of an option, whose matrices are worked on together.
 
-
-def sums_across(homes: Sequence[MatrixSlot]) -> Across:
-    """What adds the sums of all ranks: one all-reduce for each process group.
-
-    Args:
-        homes: of each stack of matrices.
+    Attributes:
+        value: of the option.
+        matrices: one stack for each view of each slot.
     """
 
-    def add(places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
-        return all_reduced(sums, [homes[place].across[over] for place, over in places])
+    value: Any
+    slots: Sequence[MatrixSlot]
+    matrices: list[Matrices]
 
-    return add
+    def across(self, places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
+        """Add the sums of all ranks: one all-reduce for each process group."""
+        return all_reduced(sums, [self._homes[place].across[over] for place, over in places])
+
+    @cached_property
+    def _homes(self) -> list[MatrixSlot]:
+        """Of each of ``matrices``."""
+        return [slot for slot in self.slots for _ in slot.views]
+
+
+def together(
+    slots: Sequence[MatrixSlot],
+    option: str,
+    found: Sequence[Sequence[Tensor]],
+    size: Callable[[MatrixSlot], Tensor],
+) -> Iterator[Together]:
+    """Slots by the value of an option.
+
+    Args:
+        found: of each bundle, what the matrices are cut from.
+        size: about that of what a slot has there, 0-dim.
+    """
+    kinds: dict[tuple[object, Any], list[MatrixSlot]] = {}
+    for each in slots:
+        key = each.slot.device, each.slot.method.options[option]
+        kinds.setdefault(key, []).append(each)
+    for (_, value), some in kinds.items():
+        cut = [each.matrices(found[each.bundle][each.place], size(each)) for each in some]
+        yield Together(value, some, [each for own in cut for each in own])
 
 
 def in_place(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hf_relopt.backends.matrices import Matrices
 from hf_relopt.backends.neurons import Neurons, even
 from hf_relopt.rules.rule import NEURONS
 from hf_relopt.sharding.layout import local
-from hf_relopt.step.matrices import MatrixSlot, by_option, in_place, sums_across
+from hf_relopt.step.matrices import MatrixSlot, in_place, together
 from hf_relopt.step.state import neurons_are_rows
 
 if TYPE_CHECKING:
@@ -27,19 +26,16 @@ def even_all(
     verdicts: Mapping[Numbers, Verdict],
 ) -> None:
     """Let the sizes of neurons take the directions in; put what comes of them in their places."""
-    for beta, some in by_option(slots, "beta"):
-        matrices: list[Matrices] = []
+
+    def one(slot: MatrixSlot) -> Tensor:
+        return found[slot.bundle][slot.place].new_ones(())
+
+    for each in together(slots, "beta", found, one):
         kept: list[Neurons] = []
-        homes: list[MatrixSlot] = []
-        for each in some:
-            bundle = bundles[each.bundle]
-            learn = verdicts[bundle.numbers].judged.learn[bundle.begin + each.place]
-            direction = found[each.bundle][each.place]
-            matrices += each.matrices(direction, direction.new_ones(()))
-            are_rows = neurons_are_rows(each.slot.method, each.slot.layout.shape)
-            state = local(each.slot.state[NEURONS])
-            for view in each.views:
-                sizes = each.rows_of(state, view) if are_rows else each.columns_of(state, view)
+        for slot in each.slots:
+            are_rows = neurons_are_rows(slot.slot.method, slot.slot.layout.shape)
+            state, learn = local(slot.slot.state[NEURONS]), slot.learns(bundles, verdicts)
+            for view in slot.views:
+                sizes = slot.rows_of(state, view) if are_rows else slot.columns_of(state, view)
                 kept.append(Neurons(sizes, "columns" if are_rows else "rows", learn))
-            homes += [each] * len(each.views)
-        in_place(some, found, even(matrices, kept, beta, sums_across(homes)))
+        in_place(each.slots, found, even(each.matrices, kept, each.value, each.across))

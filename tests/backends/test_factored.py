@@ -10,15 +10,11 @@ from torch import Tensor
 
 from hf_relopt.backends import matrices as cutting
 from hf_relopt.backends.factored import Factors, follow
-from hf_relopt.backends.matrices import Matrices, Over
+from hf_relopt.backends.matrices import Matrices
+from tests.backends.one_process import alone
 from tests.tensors import gradient, same_bits
 
 SHAPES = ((6, 4), (3, 8), (6, 4), (5, 5), (6, 4), (1, 3))
-
-
-def alone(places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
-    """One process has all rows and columns."""
-    return sums
 
 
 def run(grads: Sequence[Tensor], state: Sequence[Factors], beta: float = 0.9) -> list[Tensor]:

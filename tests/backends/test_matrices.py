@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_relopt.backends import matrices
-from hf_relopt.backends.matrices import Matrices, rounds, units
+from hf_relopt.backends.matrices import Matrices, in_stacks, units
 from tests.tensors import gradient
 
 
@@ -15,15 +15,28 @@ def one(shape: tuple[int, int], lies: object = None, dtype: torch.dtype = torch.
     return Matrices(grad, grad.double().square().mean().sqrt(), grad.numel(), *shape, lies)
 
 
+def rounds(some: list[Matrices]) -> list[list[list[int]]]:
+    """The places that are worked on at once; each matrix gets itself back."""
+    seen = []
+
+    def work(places: list[list[int]]) -> list[torch.Tensor]:
+        seen.append(places)
+        return [torch.cat([some[place].grads for place in own]) for own in places]
+
+    for each, result in zip(some, in_stacks(some, work), strict=True):
+        assert torch.equal(each.grads, result)
+    return seen
+
+
 def test_what_lies_on_several_ranks_goes_on_together() -> None:
     some = [one((3, 2)), one((3, 2), "rows"), one((2, 3)), one((3, 2)), one((2, 2), "columns")]
-    assert list(rounds(some)) == [[[0, 3]], [[2]], [[1], [4]]]
-    assert list(rounds([])) == []
+    assert rounds(some) == [[[0, 3]], [[2]], [[1], [4]]]
+    assert rounds([]) == []
 
 
 def test_a_stack_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrices, "piece_size", lambda device: 12)
-    assert list(rounds([one((3, 2))] * 5)) == [[[0, 1]], [[2, 3]], [[4]]]
+    assert rounds([one((3, 2))] * 5) == [[[0, 1]], [[2, 3]], [[4]]]
 
 
 @pytest.mark.parametrize("size", [2.0**-100, 1.0, 2.0**100])

@@ -8,7 +8,7 @@ import torch
 from hf_relopt.backends import matrices as cutting
 from hf_relopt.backends.matrices import Matrices
 from hf_relopt.backends.neurons import Neurons, even
-from tests.backends.test_factored import alone
+from tests.backends.one_process import alone
 from tests.tensors import gradient
 
 SHAPES = ((6, 4), (4, 6), (6, 4), (5, 5), (4, 4))

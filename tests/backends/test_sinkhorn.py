@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from hf_relopt.backends import matrices, sinkhorn
-from hf_relopt.backends.matrices import Matrices, Over
+from hf_relopt.backends.matrices import Matrices
 from hf_relopt.backends.sinkhorn import balance
+from tests.backends.one_process import alone
 from tests.oracles.frame import balanced
 from tests.tensors import gradient, same_bits, to_numpy
 
 SHAPES = ((6, 4), (3, 8), (6, 4), (5, 5), (6, 4), (1, 3))
-
-
-def alone(places: Sequence[tuple[int, Over]], sums: list[Tensor]) -> list[Tensor]:
-    """One process has all rows and columns."""
-    return sums
 
 
 def unbalanced(grad: Tensor) -> Matrices:

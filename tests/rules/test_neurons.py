@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_relopt.rules import neurons
+from hf_relopt.rules import factored, neurons
 from hf_relopt.rules.orthogonalize import orthogonalize
 from tests.tensors import gradient
 
@@ -18,7 +18,7 @@ def evened(shape: tuple[int, int], over: str, steps: int = 60) -> tuple[torch.Te
     count = shape[1] if over == "columns" else shape[0]
     for _ in range(steps):
         sums = neurons.sums(unit.unsqueeze(0), over)
-        sizes = neurons.running_rms(sizes, sums / count, beta=0.9)
+        sizes = factored.running_rms(sizes, sums / count, beta=0.9)
     return unit, neurons.even(unit.unsqueeze(0), sizes, over)[0]
 
 
@@ -37,14 +37,14 @@ def test_neurons_along_the_longer_side_end_equal(
 
 
 def test_what_is_zero_stays_zero() -> None:
-    sizes = neurons.running_rms(torch.zeros(1, 3), torch.zeros(1, 3), beta=0.9)
+    sizes = factored.running_rms(torch.zeros(1, 3), torch.zeros(1, 3), beta=0.9)
     assert not sizes.any()
     assert not neurons.even(torch.zeros(1, 3, 4), sizes, "columns").any()
 
 
 def test_the_first_mean_is_taken_as_it_is() -> None:
     squares = torch.tensor([[1.0, 4.0]])
-    first = neurons.running_rms(torch.zeros(1, 2), squares, beta=0.9)
+    first = factored.running_rms(torch.zeros(1, 2), squares, beta=0.9)
     assert first.tolist() == [[1.0, 2.0]]
-    then = neurons.running_rms(first, torch.zeros(1, 2), beta=0.75)
+    then = factored.running_rms(first, torch.zeros(1, 2), beta=0.75)
     assert torch.allclose(then, first * 0.75**0.5)

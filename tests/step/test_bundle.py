@@ -11,20 +11,8 @@ from torch import nn
 
 from hf_relopt import Fromage
 from hf_relopt.step.bundle import Bundle
-from hf_relopt.step.lineup import Lineup, Slots
 from hf_relopt.step.slot import in_bundles
-
-
-def slots_of(optimizer: Fromage) -> Slots:
-    """New ones, as the first step makes them."""
-    return Slots(optimizer.param_groups, optimizer.state)
-
-
-def lineup_of(optimizer: Fromage) -> Lineup:
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = torch.ones_like(param)
-    return slots_of(optimizer).taking_part()
+from tests.step.lineups import lineup_of, slots_of
 
 
 def bundled(*groups: dict[str, Any], dtypes: tuple[torch.dtype, ...] = ()) -> list[Bundle]:

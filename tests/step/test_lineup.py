@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_relopt import Fromage, Madam
 from hf_relopt.step import lineup
-from hf_relopt.step.lineup import Lineup, Slots
+from tests.step.lineups import slots_of
 from tests.tensors import (
     Optimizer,
     gradient,
@@ -39,18 +39,6 @@ each_way = pytest.mark.parametrize("way", WAYS)
 def made(way: str, count: int = 3) -> tuple[list[nn.Parameter], Optimizer]:
     params = [nn.Parameter(gradient(torch.empty(4, 3), n, 0.1)) for n in range(count)]
     return params, Fromage(params, lr=0.05, **WAYS[way])
-
-
-def slots_of(optimizer: Optimizer) -> Slots:
-    """New ones, as the first step makes them."""
-    return Slots(optimizer.param_groups, optimizer.state)
-
-
-def lineup_of(optimizer: Optimizer) -> Lineup:
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = torch.ones_like(param)
-    return slots_of(optimizer).taking_part()
 
 
 # --- who takes part -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_relopt import Fromage
 from hf_relopt.step.lineup import Slots
-from hf_relopt.step.matrices import by_option, in_place, matrix_slots, sums_across
+from hf_relopt.step.matrices import MatrixSlot, in_place, matrix_slots, together
 from tests.frames import MATRICES
 from tests.tensors import gradient, same_bits
 
@@ -16,6 +16,10 @@ from tests.tensors import gradient, same_bits
 def slots_of(optimizer: Fromage):
     lineup = Slots(optimizer.param_groups, optimizer.state).taking_part()
     return [bundle.slots for bundle in lineup.directed]
+
+
+def one(_: MatrixSlot) -> torch.Tensor:
+    return torch.ones(())
 
 
 def test_those_of_one_direction_are_in_the_order_of_their_numbers() -> None:
@@ -30,8 +34,9 @@ def test_those_of_one_direction_are_in_the_order_of_their_numbers() -> None:
     slots = slots_of(Fromage(groups))
     assert [each.slot.number for each in matrix_slots(slots, "sinkhorn")] == [0, 3]
     assert [each.slot.number for each in matrix_slots(slots, "factored")] == [1]
-    split = by_option(matrix_slots(slots, "sinkhorn"), "iterations")
-    assert [(value, len(some)) for value, some in split] == [(5, 1), (2, 1)]
+    found = [[slot.param.grad for slot in own] for own in slots]
+    split = together(matrix_slots(slots, "sinkhorn"), "iterations", found, one)
+    assert [(each.value, len(each.slots)) for each in split] == [(5, 1), (2, 1)]
 
 
 @pytest.mark.parametrize(("shape", "split"), MATRICES, ids=str)
@@ -50,5 +55,6 @@ def test_a_process_alone_asks_no_other() -> None:
     param = nn.Parameter(torch.ones(3, 4))
     param.grad = torch.ones(3, 4)
     homes = matrix_slots(slots_of(Fromage([param], direction="sinkhorn")), "sinkhorn")
+    (some,) = together(homes, "iterations", [[param.grad]], one)
     sums = [torch.ones(4), torch.ones(3), torch.ones(1)]
-    assert sums_across(homes)([(0, "rows"), (0, "columns"), (0, "all")], sums) == sums
+    assert some.across([(0, "rows"), (0, "columns"), (0, "all")], sums) == sums
