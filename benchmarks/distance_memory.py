@@ -23,6 +23,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
+from process_memory import status
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 from safetensors.torch import save_file
 
@@ -75,16 +76,6 @@ def write(folder: Path, layers: int, seed: int) -> int:
         print(f"wrote {folder.name}/{file}", flush=True)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return count
-
-
-def status(pid: int) -> dict[str, int]:
-    """The lines of /proc that are sizes, in bytes; empty when the process is gone."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    rows = [line.split() for line in text.splitlines() if line.endswith("kB")]
-    return {name.rstrip(":"): 1024 * int(value) for name, value, *_ in rows}
 
 
 def compare(one: Path, other: Path, norm: str) -> dict[str, Any]:

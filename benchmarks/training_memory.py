@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optimizer_spec import build_optimizer, optimizer_spec
+from process_memory import status
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 
 WAYS = (
@@ -53,22 +55,17 @@ class Peak(threading.Thread):
 
 def allocated() -> int:
     """Bytes of memory of its own that this process holds."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
+    return status("self")["RssAnon"]
 
 
 def train(way: str, layers: int, width: int, device: str) -> dict[str, Any]:
     """Three steps; the peak from the model on."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_relopt import create_optimizer
-
     torch.set_num_threads(1)
-    name, _, inside = way.partition(" ")
     # What the first step of anything loads is not its own.
     small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=1, use_cache=False)).to(device)
-    _steps(small, _optimizer(name, small, bool(inside), create_optimizer), device)
+    _steps(small, _optimizer(way, small), device)
     del small
     on_gpu = device == "cuda"
     if on_gpu:
@@ -79,7 +76,7 @@ def train(way: str, layers: int, width: int, device: str) -> dict[str, Any]:
     with torch.device(device):
         model = GPT2LMHeadModel(config)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    seconds = _steps(model, _optimizer(name, model, bool(inside), create_optimizer), device)
+    seconds = _steps(model, _optimizer(way, model), device)
     peak.goes_on = False
     peak.join()
     largest = torch.cuda.max_memory_allocated() if on_gpu else peak.largest
@@ -87,11 +84,11 @@ def train(way: str, layers: int, width: int, device: str) -> dict[str, Any]:
     return {"parameters": parameters, "peak_bytes": largest, "seconds": seconds}
 
 
-def _optimizer(name: str, model: torch.nn.Module, inside: bool, make: Any) -> torch.optim.Optimizer:
-    if name == "adamw":
-        return torch.optim.AdamW(model.parameters(), fused=True)
-    made: torch.optim.Optimizer = make(model, name, 0.01, step_in_backward=inside)
-    return made
+def _optimizer(way: str, model: torch.nn.Module) -> torch.optim.Optimizer:
+    name, _, inside = way.partition(" ")
+    return build_optimizer(
+        optimizer_spec(f"{name}:step_in_backward=true" if inside else name), model
+    )
 
 
 def _steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str) -> float:
