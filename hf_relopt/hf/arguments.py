@@ -6,9 +6,12 @@ import dataclasses
 import logging
 from typing import Any
 
-from hf_relopt.errors import ConfigError
+from torch import nn
+
+from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.hf import guards, learning_rate, optim_args
 from hf_relopt.hf.log import logger, say_once
+from hf_relopt.optim.in_backward import REPLICAS
 from hf_relopt.options.checks import check_options
 from hf_relopt.plans.entries import OPTIMIZERS, entry_of_rule, in_place_of_decay, rule_of_name
 
@@ -49,14 +52,22 @@ def check(args: Any) -> None:
     guards.check_arguments(args)
 
 
-def check_in_backward(args: Any, name: str, groups: list[dict[str, Any]]) -> None:
+def check_in_backward(
+    args: Any, name: str, groups: list[dict[str, Any]], model: nn.Module | None
+) -> None:
     """Refuse what needs the gradients after the backward pass, where some are dropped inside it.
 
+    Args:
+        model: None if it is unknown.
+
     Raises:
+        UnsupportedSetup: DDP.
         ConfigError: gradient accumulation, clipping that would matter, or fp16's loss scaling.
     """
     if not any(group.get("step_in_backward") for group in groups):
         return
+    if model is not None and guards.every_process_has_all_weights(model):
+        raise UnsupportedSetup(REPLICAS)
     accumulated, largest = args.gradient_accumulation_steps, args.max_grad_norm
     if accumulated > 1:
         raise ConfigError(

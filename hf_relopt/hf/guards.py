@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.hf.accelerate_faults import SHARDED_STATE, TIED, UPCAST, numbers
-from hf_relopt.optim.in_backward import REPLICAS
 from hf_relopt.sharding.layout import is_sharded
 
 _LOW = (torch.bfloat16, torch.float16)
@@ -161,16 +160,6 @@ def check_replicas(model: nn.Module) -> None:
         "would train its own copy. This happens after trainer.evaluate() or predict() before "
         "train(). Use eval_on_start=True, or another Trainer for the evaluation."
     )
-
-
-def check_in_backward(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse steps inside the backward pass under DDP.
-
-    Raises:
-        UnsupportedSetup: a group asks for them.
-    """
-    if any(group.get("step_in_backward") for group in groups):
-        raise UnsupportedSetup(REPLICAS)
 
 
 def every_process_has_all_weights(model: nn.Module) -> bool:

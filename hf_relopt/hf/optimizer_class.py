@@ -135,9 +135,7 @@ class Maker:
         # Frozen weights may be thawed later, but the plan that is shown is of what moves.
         moving = tuple(entry for entry in chosen.entries if entry.param.requires_grad)
         optimizer = from_plan(chosen)
-        if self.model is not None and guards.every_process_has_all_weights(self.model):
-            guards.check_in_backward(optimizer.param_groups)
-        arguments.check_in_backward(self.args, self.name, optimizer.param_groups)
+        arguments.check_in_backward(self.args, self.name, optimizer.param_groups, self.model)
         self._tell(replace(chosen, entries=moving), choice, optimizer)
         return optimizer
 

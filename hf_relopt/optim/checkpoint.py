@@ -24,6 +24,8 @@ from hf_relopt.step.state import SCALARS, has_state, state_fault
 
 # Options that belong to the run and not to what it has learnt: a checkpoint's are not taken.
 OWN = {"backend", "share_work", "step_in_backward"}
+# Of these what is not even written.
+_UNWRITTEN = {"step_in_backward"}
 
 # What cannot be below zero: squares, and roots of them.
 _SQUARES = {"second_moment", "exp_avg_sq", "grad_rms", *FACTORS, NEURONS}
@@ -229,7 +231,7 @@ def as_written(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             name: value
             for name, value in group.items()
-            if name != "step_in_backward"
+            if name not in _UNWRITTEN
             and (value is not None or name not in _LATER.get(group["rule"], ()))
         }
         for group in groups

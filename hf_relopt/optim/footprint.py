@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.options.method import method_of
+from hf_relopt.options.method import Method, method_of
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import preset_of, rule_of_name
 from hf_relopt.plans.plan import CUTTING, Plan
-from hf_relopt.step.state import SCALARS, dims_of_factor, factor_shapes, slices
+from hf_relopt.rules.rule import FACTORS, NEURONS
+from hf_relopt.step.state import SCALARS, factor_forms, slices
 
 STATE_BYTES = 4  # float32, whatever the weights are
 
@@ -81,30 +83,36 @@ def state_of_matrix(optim: str, options: Mapping[str, Any]) -> MatrixState:
     preset = preset_of(optim)
     given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
     whole = {name: value for name, value in given.items() if name not in CUTTING}
-    sizes = (2, 2), (3, 2), (3, 3)
-    each = [state_of_weight(whole, torch.empty(size, device="meta")) for size in sizes]
-    (entry, small), (_, taller), (_, larger) = each
-    row, column = taller - small, larger - taller
-    line, neuron = (row, 0) if column else (0, row)
-    return MatrixState(entry, small - 4 * line - 2 * neuron, line, neuron)
+    matrix = torch.empty(2, 2, device="meta")
+    method = _method(whole, matrix)
+    factors = factor_forms(method, matrix.shape)
+    entry, few = state_of_weight(whole, matrix)
+    few -= STATE_BYTES * sum(math.prod(form.shape) for form in factors.values())
+    line = STATE_BYTES if FACTORS[0] in factors else 0
+    return MatrixState(entry, few, line, neuron=STATE_BYTES if NEURONS in factors else 0)
 
 
 def state_of_weight(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> tuple[int, int]:
     """Bytes of state for each entry of a weight, and for the tensor."""
-    options = OPTIONS[given["rule"]]
-    group = {"rule": given["rule"], "role": given.get("role")}
-    group.update({name: given.get(name, option.default) for name, option in options.items()})
-    method, few = method_of(group, param), STATE_BYTES * len(SCALARS)
+    method, few = _method(given, param), STATE_BYTES * len(SCALARS)
     per_entry = sum(dtype.itemsize for dtype in method.buffers.values())
     # Numbers of rows lie where the rows do.
     cut = ranks if method.scale == "row" else 1
     each = -(-slices(method, param.shape) // cut) if method.slice_numbers else 0
     few += STATE_BYTES * len(method.slice_numbers) * each
-    for name, shape in factor_shapes(method, param.shape).items():
+    for shape, dims in factor_forms(method, param.shape).values():
         # Of the columns of a matrix every rank has all.
-        cut = ranks if 0 in dims_of_factor(method, param.shape, name) else 1
+        cut = ranks if 0 in dims else 1
         few += STATE_BYTES * held(torch.empty(shape, device="meta"), cut)
     return per_entry, few
+
+
+def _method(given: Mapping[str, Any], param: Tensor) -> Method:
+    """What a weight follows, with defaults for what is not given."""
+    options = OPTIONS[given["rule"]]
+    group = {"rule": given["rule"], "role": given.get("role")}
+    group.update({name: given.get(name, option.default) for name, option in options.items()})
+    return method_of(group, param)
 
 
 def held(param: Tensor, ranks: int) -> int:

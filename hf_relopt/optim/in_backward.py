@@ -86,9 +86,7 @@ class InBackward:
         """Step a weight whose gradient is complete."""
         with self._lock:
             if param in self.stepped:
-                optimizer = self._optimizer()
-                name = "a weight" if optimizer is None else name_in(optimizer.param_groups, param)
-                raise ConfigError(_TWICE.format(name=name))
+                raise ConfigError(_TWICE.format(name=self._name_of(param)))
             if is_sharded(param):
                 self._wait_for_its_unit(param)
             elif rank_and_count()[1] > 1:
@@ -119,6 +117,14 @@ class InBackward:
             if waiting:
                 self._step_now(waiting)
 
+    def _name_of(self, param: Tensor) -> str:
+        optimizer = self._optimizer()
+        for group in optimizer.param_groups if optimizer is not None else ():
+            for own, name in zip(group["params"], inputs.names(group), strict=True):
+                if own is param:
+                    return name
+        return "a weight"
+
     def _step_now(self, params: Sequence[Tensor]) -> None:
         optimizer = self._optimizer()
         if optimizer is not None:
@@ -135,12 +141,3 @@ REPLICAS = (
     "step_in_backward is True where each of several processes has all weights: they would step "
     "before DDP has averaged their gradients. Use FSDP2, or leave step_in_backward out."
 )
-
-
-def name_in(param_groups: Sequence[Mapping[str, Any]], param: Tensor) -> str:
-    """The name of a weight in its group, or its place there."""
-    for group in param_groups:
-        for own, name in zip(group["params"], inputs.names(group), strict=True):
-            if own is param:
-                return name
-    return "a weight"

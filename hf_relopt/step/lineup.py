@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from functools import cached_property
 from operator import attrgetter, is_
 from typing import Any
 
@@ -106,8 +107,6 @@ class Slots:
         }
         self._lineups: dict[tuple[int, ...], Lineup] = {}
         self._of_some: dict[tuple[int, ...], Lineup] = {}
-        self._by_number = {slot.number: slot for slot in self.all}
-        self._numbers_by_param: dict[Tensor, int] | None = None
         # Numbers mean the same weights as before unless somebody has changed their order.
         known = before is not None and all(map(is_, before._params, self._params))
         anchored = before._still_anchored(self.all) if before and known else set()
@@ -163,19 +162,24 @@ class Slots:
         Raises:
             ConfigError: a gradient is sparse or complex.
         """
+        slots = self.all
         if only is not None:
-            return self._some(tuple(sorted(set(only).difference(beside))))
+            chosen = map(self._homes.__getitem__, sorted(set(only).difference(beside)))
+            slots = [numbers.slots[place] for numbers, place in chosen]
         absent: list[int] = []
-        for slot in self.all:
+        for slot in slots:
             grad = slot.param.grad
             if grad is not None:
-                _refuse_unfit_gradient(slot)
+                if grad.layout is not torch.strided or grad.is_complex():
+                    refuse_gradient(slot)
             elif not slot.layout.sharded or not slot.param.requires_grad:
                 absent.append(slot.number)
         absent += beside
         if self._without_state:
             fresh = self._without_state.difference(absent)
-            self._adopt([slot for slot in self.all if slot.number in fresh])
+            self._adopt([slot for slot in slots if slot.number in fresh])
+        if only is not None:
+            return self._lineup_of(tuple([slot.number for slot in slots]))
         key = tuple(absent)
         if key not in self._lineups:
             if len(self._lineups) >= _MOST:
@@ -183,23 +187,19 @@ class Slots:
             self._lineups[key] = self._lineup_without(set(absent))
         return self._lineups[key]
 
-    def _some(self, numbers: tuple[int, ...]) -> Lineup:
-        """Of a few slots, one after the other in each step: kept for all of them."""
-        slots = [self._by_number[number] for number in numbers]
-        for slot in slots:
-            _refuse_unfit_gradient(slot)
-        if not self._without_state.isdisjoint(numbers):
-            self._adopt([slot for slot in slots if slot.number in self._without_state])
+    def _lineup_of(self, numbers: tuple[int, ...]) -> Lineup:
+        """That of a few slots. All of these are kept: each comes once in every step."""
         if numbers not in self._of_some:
-            self._of_some[numbers] = self._lineup_without(set(self._by_number).difference(numbers))
+            self._of_some[numbers] = self._lineup_without(set(self._homes).difference(numbers))
         return self._of_some[numbers]
 
     def numbers_of(self, params: Iterable[Tensor]) -> list[int]:
         """The slots' numbers of some weights, as far as they have one."""
-        if self._numbers_by_param is None:
-            self._numbers_by_param = {slot.param: slot.number for slot in self.all}
-        found = map(self._numbers_by_param.get, params)
-        return [number for number in found if number is not None]
+        return [self._number_of[param] for param in params if param in self._number_of]
+
+    @cached_property
+    def _number_of(self) -> dict[Tensor, int]:
+        return {slot.param: slot.number for slot in self.all}
 
     def are_anchored(self, bundle: Bundle) -> bool:
         """True if all anchors of a bundle are known to be made."""
@@ -267,10 +267,3 @@ class Slots:
             self._without_state.discard(slot.number)
             self._adopted[slot.param] = slot.state
             self._kept += [(slot.state, name, slot.state[name]) for name in slot.method.state]
-
-
-def _refuse_unfit_gradient(slot: Slot) -> None:
-    grad = slot.param.grad
-    assert grad is not None
-    if grad.layout is not torch.strided or grad.is_complex():
-        refuse_gradient(slot)

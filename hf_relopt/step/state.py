@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,24 +28,35 @@ def new_buffers(method: Method, param: Tensor) -> State:
         name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
         for name, dtype in method.buffers.items()
     }
-    for name, shape in factor_shapes(method, param.shape).items():
-        made[name] = zeros_along(param, shape, dims_of_factor(method, param.shape, name))
+    for name, (shape, dims) in factor_forms(method, param.shape).items():
+        made[name] = zeros_along(param, shape, dims)
     return made
 
 
-def factor_shapes(method: Method, shape: torch.Size) -> dict[str, tuple[int, ...]]:
+class FactorForm(NamedTuple):
+    """The shape of a factor, and the dimensions that it shares with its weight."""
+
+    shape: tuple[int, ...]
+    dims: list[int]
+
+
+def factor_forms(method: Method, shape: torch.Size) -> dict[str, FactorForm]:
     """Those of a weight's factors, which have one entry for all columns of a row, or all rows.
 
-    Where blocks follow each other along these, there is one for each block.
+    Where blocks follow each other along these, there is one for each block. A convolution's
+    dimensions after the first are columns.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, FactorForm] = {}
     for name in method.factors:
-        kept, cut = dims_of_factor(method, shape, name), method.options["split_dim"]
-        blocks = 1 if method.in_experts else slices(method, shape)
-        sizes = [size if dim in kept else 1 for dim, size in enumerate(shape)]
-        if cut not in kept:
-            sizes[cut] = blocks
-        found[name] = tuple(sizes)
+        rows, cut = int(method.in_experts), method.options["split_dim"]
+        if name == "row_rms" or (name == NEURONS and neurons_are_rows(method, shape)):
+            dims = list(range(rows + 1))
+        else:
+            dims = [dim for dim in range(len(shape)) if dim != rows]
+        sizes = [size if dim in dims else 1 for dim, size in enumerate(shape)]
+        if cut not in dims:
+            sizes[cut] = 1 if method.in_experts else slices(method, shape)
+        found[name] = FactorForm(tuple(sizes), dims)
     return found
 
 
@@ -62,17 +73,6 @@ def neurons_are_rows(method: Method, shape: torch.Size) -> bool:
         else:
             columns = [largest]
     return rows >= math.prod(columns)
-
-
-def dims_of_factor(method: Method, shape: torch.Size, name: str) -> list[int]:
-    """The dimensions that a factor shares with its weight: all but its columns, or but its rows.
-
-    A convolution's dimensions after the first are columns.
-    """
-    rows = int(method.in_experts)
-    if name == "row_rms" or (name == NEURONS and neurons_are_rows(method, shape)):
-        return list(range(rows + 1))
-    return [dim for dim in range(len(shape)) if dim != rows]
 
 
 def slices(method: Method, shape: torch.Size) -> int:
@@ -129,5 +129,5 @@ def _form(method: Method, shape: torch.Size, name: str) -> tuple[tuple[int, ...]
     if name in method.buffers:
         return tuple(shape), method.buffers[name]
     if name in method.factors:
-        return factor_shapes(method, shape)[name], torch.float32
+        return factor_forms(method, shape)[name].shape, torch.float32
     return (), torch.float32
