@@ -7,6 +7,7 @@ A vector (at most one dimension longer than 1) may keep something else: `vector_
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,9 @@ from tests.oracles.fromage import fromage as fromage_oracle
 from tests.oracles.madam import madam as madam_oracle
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-BACKENDS = ("loop", "foreach", "compiled")
+# Triton has no release for every system: without it these laws are not crossed with its kernels.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+BACKENDS = ("loop", "foreach", "compiled", *(["triton"] if HAS_TRITON else []))
 FROMAGE_STATE = frozenset({"step", "anchor_norm", "skipped"})
 MOMENTUM_STATE = FROMAGE_STATE | {"momentum"}
 ADAM_STATE = FROMAGE_STATE | {"momentum", "second_moment"}

@@ -29,6 +29,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Without a GPU the kernels run in Triton's interpreter, which has to be chosen before its import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A slow machine is no failure. On CI the same examples come each time: a red run can be repeated.
 settings.register_profile(

@@ -75,6 +75,8 @@ MIRRORED = (
 )
 # Modules that only say what is tested elsewhere: records, and classes whose options are a table.
 TESTED_BY = {
+    "backends/packed": "backends/triton/test_packed.py",
+    "backends/triton/walk": "backends/triton/test_update.py",
     "rules/facts": "step/test_decide.py",
     "optim/fromage": "options/test_tables.py",
     "optim/madam": "options/test_tables.py",
@@ -231,7 +233,7 @@ def test_each_module_has_its_test():
     for path in FILES:
         if home(path) in MIRRORED and path.stem != "__init__":
             name = path.with_suffix("").as_posix()
-            test = tests / TESTED_BY.get(name, f"{home(path)}/test_{path.stem}.py")
+            test = tests / TESTED_BY.get(name, f"{path.parent.as_posix()}/test_{path.stem}.py")
             assert test.is_file(), f"{path} has no {test.relative_to(tests)}"
     assert all((PACKAGE / f"{name}.py").is_file() for name in TESTED_BY)
 

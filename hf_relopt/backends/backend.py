@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import torch
 from torch import Tensor
 
-from hf_relopt.backends import compiled, foreach, loop, sums
+from hf_relopt.backends import compiled, foreach, loop, packed, sums
 from hf_relopt.backends.orthogonalize import orthogonalize
+from hf_relopt.backends.packed import Formula
 from hf_relopt.backends.part import Decision, Direct, Equation, Part
+from hf_relopt.backends.triton import kernel as triton_kernel
+from hf_relopt.backends.triton import packed as triton_packed
+from hf_relopt.backends.triton import sums as triton_sums
+from hf_relopt.backends.triton import update as triton_update
+from hf_relopt.errors import ConfigError
 from hf_relopt.rules.rule import Sums
+
+_logger = logging.getLogger("hf_relopt")
 
 
 @dataclass(frozen=True)
@@ -24,23 +35,55 @@ class Backend:
         step_alone: if there is one, it comes first where nothing is sharded and the method is
             direct: it takes parts one by one from their sums to the new weights, while what the
             sums have read is still in the cache, and returns the places of those it left.
+        work_out: a formula on packed numbers.
     """
 
     sums: Callable[[Sequence[Part], Sums], Tensor]
     update: Callable[[Sequence[Part], Equation, Decision], None]
-    orthogonalize: Callable[[Sequence[Tensor]], list[Tensor]]
+    orthogonalize: Callable[[Sequence[Tensor]], list[Tensor]] = orthogonalize
     step_alone: Callable[[Direct], list[int]] | None = None
+    work_out: Callable[[Formula, Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] = (
+        packed.work_out
+    )
 
 
 BACKENDS: dict[str, Backend] = {
-    "loop": Backend(sums.sums, loop.update, orthogonalize),
-    "foreach": Backend(sums.sums, foreach.update, orthogonalize),
-    "compiled": Backend(compiled.sums, compiled.update, orthogonalize, compiled.step_alone),
+    "loop": Backend(sums.sums, loop.update),
+    "foreach": Backend(sums.sums, foreach.update),
+    "compiled": Backend(compiled.sums, compiled.update, step_alone=compiled.step_alone),
+    "triton": Backend(triton_sums.sums, triton_update.update, work_out=triton_packed.work_out),
 }
-# What "auto" stands for. docs/decisions.md says why it is not "compiled" on a CPU.
-AUTO = "foreach"
 
 
-def backend_of(name: str) -> Backend:
-    """The backend that a ``backend`` option names."""
-    return BACKENDS[AUTO if name == "auto" else name]
+def backend_of(name: str, device: torch.device) -> Backend:
+    """The backend that a ``backend`` option names, for weights on a device.
+
+    Raises:
+        ConfigError: it is "triton", which has no kernels for this device.
+    """
+    if name == "auto":
+        return BACKENDS[automatic(device)]
+    if name == "triton" and not triton_kernel.serves(device):
+        raise ConfigError(
+            f"backend='triton' steps weights on a GPU ({' or '.join(triton_kernel.SERVED)}), but "
+            f"these are on {device}. Move the model there before the first step, or leave backend "
+            "at 'auto'."
+        )
+    return BACKENDS[name]
+
+
+@cache
+def automatic(device: torch.device) -> str:
+    """What "auto" stands for on a device. docs/decisions.md says why, of a CPU, too."""
+    if device.type not in triton_kernel.SERVED or triton_kernel.missing():
+        return "foreach"
+    fault = triton_kernel.fault(device)
+    if fault is None:
+        return "triton"
+    _logger.warning(
+        "Triton is installed, but does not run on %s (%s). Weights there are stepped by the "
+        "slower backend 'foreach'; backend='foreach' chooses it without this line.",
+        device,
+        fault,
+    )
+    return "foreach"

@@ -87,7 +87,7 @@ class Fromage(RelativeOptimizer):
         rounding: how bfloat16 and float16 weights are written: "stochastic" (also None) or
             "nearest". Other dtypes ignore it.
         seed: seed of the rounding noise.
-        backend: "auto" (the fastest for the device), "loop", "foreach" or "compiled".
+        backend: "auto" (the fastest for the device), "loop", "foreach", "compiled" or "triton".
         maximize: ascend instead of descend.
         step_in_backward: step each weight inside ``backward()``, as soon as its gradient is
             complete, and drop the gradient; ``step()`` still ends the step. Not with gradient

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hf_relopt.backends.triton.kernel import missing
 from hf_relopt.errors import ConfigError
 from hf_relopt.options.method import check_method
 from hf_relopt.options.schema import Option, is_number
@@ -20,11 +21,17 @@ def check_options(rule: str, given: Mapping[str, Any]) -> None:
     """Check every option of ``given`` that ``rule`` knows.
 
     Raises:
-        ConfigError: names the option, the value, what is allowed and the remedy.
+        ConfigError: names the option, the value, what is allowed and the remedy; or that
+            backend="triton" needs a package that is not there.
     """
     for name, option in OPTIONS[rule].items():
         if name in given and not option.accepts(given[name]):
             raise bad_value(rule, name, given[name], option)
+    if given.get("backend") == "triton" and (reason := missing()) is not None:
+        raise ConfigError(
+            f"backend is 'triton', but {reason}. Remedy: pip install -U triton, which comes with "
+            "PyTorch for GPUs, or leave backend at 'auto'."
+        )
     if rule != "adamw" and not is_no_decay(given.get("weight_decay")):
         raise ConfigError(
             f"weight_decay is {given['weight_decay']!r}; {rule} takes only 0: it keeps the norms "

@@ -62,7 +62,7 @@ class Bundle:
     @cached_property
     def backend(self) -> Backend:
         """What runs their arithmetic."""
-        return backend_of(self.method.options["backend"])
+        return backend_of(self.method.options["backend"], self.first.device)
 
     @cached_property
     def equation(self) -> Equation:

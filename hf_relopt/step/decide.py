@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +60,21 @@ def judge(grad_norm: Tensor, largest: Tensor | float) -> Judged:
     return Judged(finite, finite & (grad_norm > 0))
 
 
+@dataclass(frozen=True)
+class Judging:
+    """The formula that judges and counts: grad_norm, largest, step, skipped -> [T] each."""
+
+    def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which are finite, and usable; and the counts after it."""
+        judged = judge(given["grad_norm"], given["largest"])
+        return {
+            "finite": judged.finite,
+            "learn": judged.learn,
+            "step": given["step"] + judged.learn,
+            "skipped": given["skipped"] + ~judged.finite,
+        }
+
+
 def largest_grad(method: Method, dtype: torch.dtype) -> float:
     """The norm from which on a gradient is not usable for weights of ``dtype``."""
     # What takes it in may have a shorter range than the weights.
@@ -90,6 +106,61 @@ def decide(
             coefficients[name] = value.to(wide)
     keys = None if number is None else noise_keys(method.options["seed"], number, facts.step)
     return Decision(coefficients, learn, move, keys)
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """The formula that decides on S slices, from what is known of them.
+
+    Attributes:
+        method, wide: see ``decide``.
+        p_bound: the bound in force, if it is one for all slices.
+        moves, from_zero: see ``Facts``.
+    """
+
+    method: Method
+    wide: torch.dtype
+    p_bound: float | None
+    moves: bool
+    from_zero: bool
+
+    def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a Decision is made of, from columns of sums, anchor_norm, step, numel, lr, learn.
+
+        There may be grad_rms, p_bound and number as well.
+        """
+        grad_norm = given["grad_norm"]
+        facts = Facts(
+            grad_norm=grad_norm,
+            param_norm=given.get("param_norm"),
+            cosine=given.get("cosine"),
+            anchor_norm=given["anchor_norm"].to(grad_norm.dtype),
+            step=given["step"].to(grad_norm.dtype),
+            numel=given["numel"],
+            lr=given["lr"],
+            p_bound=given.get("p_bound", self.p_bound),
+            moves=self.moves,
+            from_zero=self.from_zero,
+            grad_rms=given.get("grad_rms"),
+        )
+        decision = decide(self.method, self.wide, facts, given["learn"], given.get("number"))
+        found = {_OF + name: value for name, value in decision.coefficients.items()}
+        found["may_move"] = decision.move
+        if decision.keys is not None:
+            found["keys"] = decision.keys
+        return found
+
+    @staticmethod
+    def decision(found: Mapping[str, Tensor], learn: Tensor) -> Decision:
+        """What was found, as a decision on slices that may ``learn``."""
+        coefficients = {
+            name.removeprefix(_OF): value for name, value in found.items() if name.startswith(_OF)
+        }
+        return Decision(coefficients, learn, found["may_move"], found.get("keys"))
+
+
+# Before the name of a coefficient, which may be "move".
+_OF = "of_update_"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from hf_relopt.step.bundle import Bundle
 from hf_relopt.step.numbers import Numbers, SomeNumbers
-from hf_relopt.step.portions import Joint, portions
+from hf_relopt.step.portions import joints, portions
 from hf_relopt.step.slot import Slot, in_bundles, refuse_gradient, slot_of
 from hf_relopt.step.state import has_state, new_buffers
 
@@ -48,7 +48,7 @@ class Lineup:
             for slots in in_bundles(each.slots):
                 self.bundles.append(Bundle(each, begin, begin + len(slots)))
                 begin += len(slots)
-        self.direct = [Joint((each,)) for each in self.bundles if each.method.direct]
+        self.direct = joints([each for each in self.bundles if each.method.direct])
         self.directed = [bundle for bundle in self.bundles if not bundle.method.direct]
         self.portions = portions(self.directed)
         self.sharded = [bundle for bundle in self.bundles if bundle.layout.sharded]

@@ -9,6 +9,7 @@ through the rest of the pipeline in portions.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
-from hf_relopt.rules.facts import Facts
 from hf_relopt.rules.moments import running_rms
 from hf_relopt.rules.rule import RUNNING_NUMBERS, Sums
 from hf_relopt.sharding.layout import local_grad
@@ -24,9 +24,10 @@ from hf_relopt.sharding.reduce import all_reduced, full_norms
 from hf_relopt.step.bundle import Bundle
 from hf_relopt.step.decide import (
     DecideOne,
+    Deciding,
+    Judged,
+    Judging,
     Verdict,
-    decide,
-    judge,
     norms_of,
     with_anchors,
 )
@@ -145,9 +146,10 @@ def _judge(lineup: Lineup, rows: dict[Bundle, Tensor]) -> dict[Numbers, Verdict]
         grad_norm, param_norm = _joined([row[:, 0] for row in own]), None
         if any([row.size(1) > 1 for row in own]):
             param_norm = _joined([row[:, -1 if row.size(1) == 1 else 1] for row in own])
-        judged = judge(grad_norm, numbers.largest)
-        numbers.step.add_(judged.learn)
-        numbers.skipped.add_(~judged.finite)
+        counts = {"step": numbers.step, "skipped": numbers.skipped}
+        given = {"grad_norm": grad_norm, "largest": numbers.largest, **counts}
+        found = bundles[0].backend.work_out(Judging(), given, counts)
+        judged = Judged(found["finite"], found["learn"])
         learn, (lr, moves) = judged.learn, _learning_rates(numbers)
         if numbers.owner is not None:
             learn = learn.index_select(0, numbers.owner)
@@ -240,6 +242,8 @@ def _decide_and_apply(
         if len(joint.bundles) > 1:
             first, last = bundle.slices.start, bundle.slices.stop
             decided = decision.narrow(first - begin, last - first)
+            if not bundle.first.is_noisy:
+                decided = replace(decided, keys=None)
         learn = verdict.judged.learn[bundle.places]
         _apply(bundle, parts[bundle], decided, learn, probe)
 
@@ -254,22 +258,30 @@ def _decide(
 ) -> Decision:
     """What the step does with each slice."""
     first, numbers, slices = joint.bundles[0], joint.bundles[0].numbers, joint.slices
-    norms = norms_of(rows, first.method)
-    facts = Facts(
-        grad_norm=norms.grad,
-        param_norm=norms.param,
-        cosine=norms.cosine,
-        anchor_norm=numbers.anchor_norm[slices].to(rows.dtype),
-        step=numbers.step[joint.owner].to(rows.dtype),
-        numel=numbers.numel[slices],
-        lr=verdict.lr[slices] if verdict.lr.dim() else verdict.lr,
-        p_bound=joint.p_bound,
-        moves=verdict.moves,
-        from_zero=slots.may_start_at_zero(first),
-        grad_rms=grad_rms,
+    norms, p_bound = norms_of(rows, first.method), joint.p_bound
+    bounds, bound = (p_bound, None) if isinstance(p_bound, Tensor) else (None, p_bound)
+    given = {
+        "grad_norm": norms.grad,
+        "param_norm": norms.param,
+        "cosine": norms.cosine,
+        "anchor_norm": numbers.anchor_norm[slices],
+        "step": numbers.step[joint.owner],
+        "numel": numbers.numel[slices],
+        "lr": verdict.lr[slices] if verdict.lr.dim() else verdict.lr,
+        "learn": learn,
+        "p_bound": bounds,
+        "grad_rms": grad_rms,
+        "number": numbers.number[joint.owner] if joint.is_noisy else None,
+    }
+    formula = Deciding(
+        first.method,
+        first.first.precision,
+        bound,
+        verdict.moves,
+        slots.may_start_at_zero(first),
     )
-    number = numbers.number[joint.owner] if first.first.is_noisy else None
-    return decide(first.method, first.first.precision, facts, learn, number)
+    known = {name: value for name, value in given.items() if value is not None}
+    return formula.decision(first.backend.work_out(formula, known, {}), learn)
 
 
 def _run_on(bundle: Bundle, rows: Tensor, learn: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ class Joint:
         return self.slices if owner is None else owner[self.slices]
 
     @cached_property
+    def is_noisy(self) -> bool:
+        """True if one of their weights is rounded stochastically."""
+        return any([bundle.first.is_noisy for bundle in self.bundles])
+
+    @cached_property
     def p_bound(self) -> float | Tensor | None:
         """The bound in force: one for all slices, or one for each."""
         bounds: list[Any] = [bundle.method.options.get("p_bound") for bundle in self.bundles]
@@ -54,6 +59,23 @@ class Joint:
             for bundle, bound in zip(self.bundles, bounds, strict=True)
         ]
         return torch.cat(each)
+
+
+def joints(bundles: Sequence[Bundle]) -> list[Joint]:
+    """What of some bundles is decided at once."""
+    runs: list[list[Bundle]] = []
+    for bundle in bundles:
+        before = runs[-1][-1] if runs else None
+        if (
+            before is not None
+            and before.numbers is bundle.numbers
+            and before.end == bundle.begin
+            and before.first.formula == bundle.first.formula
+        ):
+            runs[-1].append(bundle)
+        else:
+            runs.append([bundle])
+    return [Joint(tuple(run)) for run in runs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +97,7 @@ class Portion:
     @cached_property
     def joints(self) -> list[Joint]:
         """What of them is decided at once."""
-        runs: list[list[Bundle]] = []
-        for bundle in self.with_slices:
-            before = runs[-1][-1] if runs else None
-            if (
-                before is not None
-                and before.numbers is bundle.numbers
-                and before.end == bundle.begin
-                and before.first.formula == bundle.first.formula
-            ):
-                runs[-1].append(bundle)
-            else:
-                runs.append([bundle])
-        return [Joint(tuple(run)) for run in runs]
+        return joints(self.with_slices)
 
     @cached_property
     def matrices(self) -> list[SpectralMatrix]:

@@ -93,12 +93,12 @@ class Slot:
     @property
     def formula(self) -> tuple[Any, ...]:
         """What slots have in common whose decisions are worked out together."""
-        method, dtype = self.method, self.dtype
+        method, precision = self.method, self.precision
         if method.direct:
-            return method, dtype
+            return method, precision
         read = ("bound", "min_scale", "seed", "rounding")
         kind = method.elementwise, method.is_running
-        return *kind, dtype, *[method.options[name] for name in read]
+        return *kind, precision, *[method.options[name] for name in read]
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -6,13 +6,15 @@ holds for the other; compiled arithmetic rounds otherwise.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from hf_relopt import Fromage
 from hf_relopt.backends import backend, foreach
-from hf_relopt.backends.backend import AUTO, BACKENDS, backend_of
+from hf_relopt.backends.backend import BACKENDS, automatic, backend_of
 from tests.cases import BY_NAME, CASES_AND_DTYPES, DEFAULTS, Case
 from tests.frames import BOUNDS, each_pair, frame_of
 from tests.tensors import (
@@ -36,10 +38,12 @@ def _name(value: object) -> str:
 
 
 def test_auto_is_one_of_them_and_the_option_names_the_others() -> None:
-    assert backend_of("auto") is BACKENDS[AUTO]
-    assert all(backend_of(name) is each for name, each in BACKENDS.items())
+    here = torch.device("cpu")
+    assert backend_of("auto", here) is BACKENDS["foreach"]
+    assert automatic(torch.device("mps")) == "foreach"
+    assert all(backend_of(name, here) is each for name, each in BACKENDS.items())
     with pytest.raises(KeyError):
-        backend_of("triton")
+        backend_of("fastest", here)
 
 
 def _mixed(dtype: torch.dtype) -> list[nn.Parameter]:
@@ -148,7 +152,7 @@ def test_the_option_reaches_every_way_to_step(name: str, monkeypatch: pytest.Mon
             used.append(each)
             own.update(*given)
 
-        return backend.Backend(own.sums, update, own.orthogonalize, own.step_alone)
+        return replace(own, update=update)
 
     monkeypatch.setattr(backend, "BACKENDS", {each: watched(each) for each in BACKENDS})
     for case in (BY_NAME["fromage"], BY_NAME["fromage-momentum-row"], BY_NAME["fromage-block"]):

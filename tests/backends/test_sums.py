@@ -12,8 +12,10 @@ from torch import nn
 from hf_relopt import Fromage
 from hf_relopt.backends import stacks, sums
 from hf_relopt.backends.part import Part
+from hf_relopt.backends.triton import sums as triton_sums
 from hf_relopt.step.slot import slot_of
 from tests.batches import view_of
+from tests.cases import HAS_TRITON
 from tests.oracles.frame import parts as slices
 from tests.tensors import gradient, to_numpy
 
@@ -41,7 +43,10 @@ def _pair(scale: float, shape: tuple[int, ...] = (40, 30)) -> tuple[torch.Tensor
     return param * scale, (torch.randn(shape, generator=noise) + param) / scale
 
 
-@pytest.mark.parametrize("sums_of", [sums.sums, sums._scaled_sums], ids=["float64", "scaled"])
+WAYS = [sums.sums, sums._scaled_sums, *([triton_sums.sums] if HAS_TRITON else [])]
+
+
+@pytest.mark.parametrize("sums_of", WAYS, ids=["float64", "scaled", "triton"][: len(WAYS)])
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e15, 1e20])
 def test_norms_and_cosine_at_every_scale(sums_of, scale: float) -> None:  # type: ignore[no-untyped-def]
     pairs = [_pair(scale), _pair(1 / scale, (7,))]
@@ -54,7 +59,7 @@ def test_norms_and_cosine_at_every_scale(sums_of, scale: float) -> None:  # type
 def test_only_what_is_asked_is_summed(what: str) -> None:
     param, grad = _pair(1.0)
     columns = {"grad": 1, "norms": 2, "cosine": 3}[what]
-    for sums_of in (sums.sums, sums._scaled_sums):
+    for sums_of in WAYS:
         row = sums_of(_parts([(param, grad)]), what)[0]
         assert row.tolist() == pytest.approx(_expected(param, grad)[:columns], rel=1e-6)
 
@@ -62,7 +67,7 @@ def test_only_what_is_asked_is_summed(what: str) -> None:
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 4)])
 def test_zero_and_empty_tensors_have_norm_and_cosine_zero(shape: tuple[int, ...]) -> None:
     zero = torch.zeros(shape)
-    for sums_of in (sums.sums, sums._scaled_sums):
+    for sums_of in WAYS:
         assert sums_of(_parts([(zero, zero)]), "cosine").tolist() == [[0.0, 0.0, 0.0]]
 
 

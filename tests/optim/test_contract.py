@@ -2,7 +2,8 @@
 
 Every law meets every case in float32 and in bfloat16 under foreach, and in the other dtypes where
 they matter. Loop ends at foreach's bits in all cases (tests/backends/test_backend.py), so it meets
-the laws with one case of each rule and of a direction, as compiled does.
+the laws with one case of each rule and of a direction, as compiled does. Triton's kernels, in its
+interpreter, meet some laws with every case, since each is a kernel of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 from hf_relopt import Fromage
 from tests import contract, contract_torch
-from tests.cases import BY_NAME, CASES, DEFAULTS, Case
+from tests.cases import BY_NAME, CASES, DEFAULTS, HAS_TRITON, Case
 from tests.contract import Law
 
 LAWS = contract.LAWS + contract_torch.LAWS
@@ -31,6 +32,13 @@ ALL_DTYPES = [BY_NAME[name] for name in ("fromage", "fromage-p_bound-1", "madam"
 # What loop meets, one of each kind. compiled takes a second or more for each program.
 OF_LOOP = [BY_NAME[name] for name in ("fromage", "madam", "fromage-momentum-row")]
 OF_COMPILED = [BY_NAME[name] for name in ("fromage", "madam", "fromage-momentum")]
+
+
+OF_EACH_KERNEL = (
+    contract.law_non_finite_gradient_is_skipped,
+    contract_torch.law_finite_stays_finite_and_follows_oracle,
+)
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 
 def _name(value: object) -> str:
@@ -75,6 +83,28 @@ def test_law_compiled(law: Law, case: Case) -> None:
 @each_law_of_numbers
 def test_law_compiled_with_noise(law: Law, case: Case) -> None:
     law(case, "compiled", torch.bfloat16)
+
+
+@needs_triton
+@pytest.mark.parametrize("case", OF_COMPILED, ids=_name)
+@each_law
+def test_law_of_kernels(law: Law, case: Case) -> None:
+    law(case, "triton", torch.float32)
+
+
+@needs_triton
+@pytest.mark.parametrize("case", CASES, ids=_name)
+@pytest.mark.parametrize("law", OF_EACH_KERNEL, ids=_name)
+def test_law_of_each_kernel_with_noise(law: Law, case: Case) -> None:
+    law(case, "triton", torch.bfloat16)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=_name)
+@pytest.mark.parametrize("case", DEFAULTS, ids=_name)
+@each_law_of_numbers
+def test_law_of_kernels_in_other_dtypes(law: Law, case: Case, dtype: torch.dtype) -> None:
+    law(case, "triton", dtype)
 
 
 def test_a_law_can_fail() -> None:

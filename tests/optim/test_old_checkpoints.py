@@ -1,4 +1,8 @@
-"""Checkpoints that 0.1.0 wrote load, and the run goes on to the bit as it would have there."""
+"""Checkpoints that 0.1.0 wrote load, and the run goes on as it would have there.
+
+To the bit where torch computes as on the machine that wrote them; another CPU has other last digits
+of roots and products. What a lost count, moment or anchor changes is a thousand times as much.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", old.SETTINGS)
-def test_a_checkpoint_of_0_1_0_continues_bit_equal(name: str, folder: Path) -> None:
+def test_a_checkpoint_of_0_1_0_continues_as_there(name: str, folder: Path) -> None:
     saved = torch.load(folder / f"{name}.pt", weights_only=True)
     model = old.net(old.dtype_of(name))
     model.load_state_dict(saved["weights"])
@@ -31,4 +35,10 @@ def test_a_checkpoint_of_0_1_0_continues_bit_equal(name: str, folder: Path) -> N
     optimizer.load_state_dict(saved["optimizer"])
     old.run(model, optimizer, old.HALF)
     for key, param in model.state_dict().items():
-        assert torch.equal(param, saved["after"][key]), key
+        there = saved["after"][key]
+        if param.dtype is torch.bfloat16:
+            # A last digit may turn what noise rounds up or down, in one entry of a hundred.
+            assert float((param != there).double().mean()) < 0.02, key
+        torch.testing.assert_close(
+            param, there, rtol=2**-7 if param.dtype is torch.bfloat16 else 2e-6, atol=1e-7, msg=key
+        )

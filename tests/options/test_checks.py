@@ -162,7 +162,7 @@ BAD_FOR_BOTH = [
     ("seed", 1.5, "1.5", "integer", "0"),
     ("seed", "1", "'1'", "integer", "0"),
     ("seed", None, "None", "integer", "0"),
-    ("backend", "triton", "'triton'", "'loop', 'foreach', 'compiled'", "foreach"),
+    ("backend", "fused", "'fused'", "'loop', 'foreach', 'compiled', 'triton'", "foreach"),
     ("backend", None, "None", "'loop', 'foreach', 'compiled'", "foreach"),
     ("backend", ["loop"], "['loop']", "'loop', 'foreach', 'compiled'", "foreach"),
     ("maximize", 1, "1", "True or False", "minimise"),

@@ -1,0 +1,162 @@
+"""An equation on every part of a dtype in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_relopt.backends import foreach
+from hf_relopt.backends.kernel import columns_of, results
+from hf_relopt.backends.part import Decision, Equation, Part
+from hf_relopt.backends.triton.kernel import TILE_WARPS, kernel_of, launch
+from hf_relopt.backends.triton.program import program_of
+from hf_relopt.backends.triton.tiles import tiles_of
+from hf_relopt.backends.triton.walk import both_ways, head, indented, position, reading
+
+
+def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
+    """Step every part in place."""
+    columns = columns_of(parts)
+    noisy = decision.keys is not None
+    tiles = tiles_of([part.view for part in parts], columns, positions=noisy)
+    if tiles is None:
+        foreach.update(parts, equation, decision)
+        return
+    if not tiles.count:
+        return
+    names = tuple(decision.coefficients)
+    given = [decision.learn, decision.move, *decision.coefficients.values()]
+    if decision.keys is not None:
+        given.append(decision.keys)
+    step = _step(
+        equation.update,
+        tuple(equation.constants.items()),
+        equation.maximize,
+        tuple([column[0].dtype for column in columns]),
+        tuple([(name, _kind(decision.coefficients[name])) for name in names]),
+        noisy,
+        tiles.strided,
+        tiles.wide,
+    )
+    numbers = [each if each.is_contiguous() else each.contiguous() for each in given]
+    addresses = tiles.addresses(columns)
+    launch(
+        step,
+        tiles.count,
+        columns[0][0].device,
+        (tiles.programs, tiles.facts, addresses, *numbers),
+        {"ROWS": tiles.rows, "COLUMNS": tiles.columns},
+        warps=TILE_WARPS,
+    )
+    # Autograd has to hear of what was written by address.
+    torch.autograd.graph.increment_version([*columns[0], *[t for own in columns[2:] for t in own]])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The dtype of a number of slices, and whether there is one for all."""
+
+    dtype: torch.dtype
+    single: bool
+
+    @property
+    def example(self) -> Tensor:
+        """A tensor of the kind."""
+        return torch.ones(() if self.single else (2,), dtype=self.dtype)
+
+
+def _kind(values: Tensor) -> _Kind:
+    return _Kind(values.dtype, values.dim() == 0)
+
+
+@cache
+def _step(
+    update: Any,
+    constants: tuple[tuple[str, Any], ...],
+    maximize: bool,
+    dtypes: tuple[torch.dtype, ...],
+    coefficients: tuple[tuple[str, _Kind], ...],
+    noisy: bool,
+    strided: bool,
+    wide: bool,
+) -> Any:
+    return kernel_of(
+        text_of(
+            Equation(update, dict(constants), maximize),
+            dtypes,
+            dict(coefficients),
+            noisy=noisy,
+            strided=strided,
+            wide=wide,
+        )
+    )
+
+
+def text_of(
+    equation: Equation,
+    dtypes: Sequence[torch.dtype],
+    coefficients: dict[str, _Kind],
+    *,
+    noisy: bool,
+    strided: bool,
+    wide: bool,
+) -> str:
+    """The kernel's text.
+
+    Args:
+        dtypes: of weights, sources and buffers.
+        coefficients: the names and kinds of what is decided on slices.
+        noisy: is the weight rounded stochastically?
+        strided, wide: see Tiles.
+    """
+    tensors = len(dtypes)
+    each = _Kind(torch.bool, False)
+    numbers = {"may_learn": each, "may_move": each}
+    numbers.update({f"given_{name}": kind for name, kind in coefficients.items()})
+    if noisy:
+        numbers["key"] = _Kind(torch.int32, False)
+    entries = [torch.ones(2, dtype=dtype) for dtype in dtypes]
+    examples = [*entries, *[kind.example for kind in numbers.values()]]
+    if noisy:
+        examples.append(torch.ones(2, dtype=torch.int32))
+
+    def function(*given: Tensor) -> list[Tensor]:
+        named = dict(zip(numbers, given[tensors:], strict=False))
+        decided = Decision(
+            {name: named[f"given_{name}"] for name in coefficients},
+            named["may_learn"],
+            named["may_move"],
+            named.get("key"),
+        )
+        return results(given[:tensors], equation, decided, given[-1] if noisy else None)
+
+    program = program_of(function, examples)
+    inputs = [*[f"x{place}" for place in range(tensors)], *numbers]
+    written = [0, *range(2, tensors)]
+
+    def body(even: bool) -> list[str]:
+        lines = reading(dtypes, strided=strided, wide=wide, even=even)
+        if noisy:
+            lines.append(f"position = {position(strided=strided)}")
+        given = [*inputs, "position"] if noisy else inputs
+        lines += program.lines(given, [f"y{place}" for place in written])
+        return lines + [f"tl.store(p{place}, y{place}, mask=inside)" for place in written]
+
+    loads = [
+        f"{name} = tl.load({name}_at)"
+        if kind.single
+        else f"{name} = tl.load({name}_at + slice, mask=here, other=0)"
+        for name, kind in numbers.items()
+    ]
+    lines = [*head(tensors), *loads, *both_ways(tensors, body(even=False), body(even=True))]
+    pointers = ", ".join([f"{name}_at" for name in numbers])
+    first = (
+        f"def step(programs, facts, addresses, {pointers}, "
+        "ROWS: tl.constexpr, COLUMNS: tl.constexpr):"
+    )
+    return "\n".join([first, *indented(lines), ""])

@@ -1,0 +1,135 @@
+"""What kernels need, how many of them a step launches, and what a GPU's compiler makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hf_relopt import ConfigError, Fromage, Madam
+from hf_relopt.backends import backend
+from hf_relopt.backends.triton import kernel, packed, sums, update
+from tests.cases import HAS_TRITON
+from tests.tensors import run
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def _shapes(dtype: torch.dtype) -> list[nn.Parameter]:
+    shapes = [(6, 5), (4,), (3, 2, 2), (), (7, 40)] * 3
+    return [nn.Parameter(torch.rand(shape).to(dtype)) for shape in shapes]
+
+
+@needs_triton
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(
+    ("build", "options"), [(Fromage, {}), (Fromage, {"p_bound": 1.0}), (Madam, {})], ids=str
+)
+def test_a_step_of_any_model_takes_at_most_eight_launches(
+    build, options, mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    launched = []
+    launch = kernel.launch
+
+    def counted(*given, **more):  # type: ignore[no-untyped-def]
+        launched.append(given[0])
+        launch(*given, **more)
+
+    for module in (packed, sums, update):
+        monkeypatch.setattr(module, "launch", counted)
+    params = _shapes(torch.float32) + (_shapes(torch.bfloat16) if mixed else [])
+    optimizer = build(params, backend="triton", **options)
+    run(optimizer, params, (1, 2))
+    launched.clear()
+    run(optimizer, params, (3,))
+    assert len(launched) == (8 if mixed else 5)
+
+
+def test_a_missing_package_is_named_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    kernel.missing.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"backend is 'triton'.*not installed.*pip install"):
+            Fromage([nn.Parameter(torch.ones(2))], backend="triton")
+        assert not kernel.serves(CUDA)
+    finally:
+        kernel.missing.cache_clear()
+
+
+@needs_triton
+def test_an_old_release_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "2.1.0")
+    kernel.missing.cache_clear()
+    try:
+        assert kernel.missing() == "triton 2.1.0 is installed, which is older than 3.2"
+    finally:
+        kernel.missing.cache_clear()
+
+
+@needs_triton
+def test_weights_on_a_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    param = nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    optimizer = Fromage([param], backend="triton")
+    with pytest.raises(ConfigError, match=r"backend='triton'.*these are on cpu.*'auto'"):
+        optimizer.step()
+    assert param.tolist() == [1.0, 1.0]
+
+
+@needs_triton
+def test_auto_takes_kernels_where_they_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernel, "fault", lambda device: None)
+    backend.automatic.cache_clear()
+    try:
+        assert backend.automatic(CUDA) == "triton"
+        assert backend.automatic(CPU) == backend.automatic(torch.device("mps")) == "foreach"
+        backend.automatic.cache_clear()
+        monkeypatch.setattr(kernel, "fault", lambda device: "RuntimeError: no C compiler")
+        with caplog.at_level("WARNING", "hf_relopt"):
+            assert backend.automatic(CUDA) == backend.automatic(CUDA) == "foreach"
+        (line,) = caplog.messages
+        assert "no C compiler" in line and "backend='foreach'" in line
+    finally:
+        backend.automatic.cache_clear()
+
+
+@needs_triton
+def test_a_fault_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel.fault(CPU) is None  # the interpreter runs anywhere
+
+    def fails(*given, **more):  # type: ignore[no-untyped-def]
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernel, "launch", fails)
+    assert kernel.fault(CPU) == "RuntimeError: Failed to find C compiler"
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_compile_for_gpus_and_keep_their_numbers_in_registers() -> None:
+    """Ahead of time, for sm_80 and sm_90: no spills, and four numbers to a load."""
+    script = Path(__file__).with_name("ahead_of_time.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == 2 * 9
+    for report in reports:
+        assert report["stack"] == report["local"] == 0, report
+        assert report["registers"] <= 128, report
+        assert report["wide_loads"] > 0 or not report["tiles"], report
+        assert report["contracted"] == 0, report

@@ -1,0 +1,75 @@
+"""Tiles cover each entry once, and addresses are sent when they change and not otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_relopt.backends.part import View
+from hf_relopt.backends.triton.tiles import TILE, tiles_of
+from tests.batches import view_of
+
+
+def _tiles(views: list[View], *columns: list[torch.Tensor], positions: bool = False):  # type: ignore[no-untyped-def]
+    return tiles_of(views, columns, positions=positions)
+
+
+def test_what_follows_each_other_needs_no_strides() -> None:
+    shapes = [(3, 4), (7,), (), (0,), (2, 5, 6)]
+    views = [view_of(place, shape) for place, shape in enumerate(shapes)]
+    tiles = _tiles(views, *[[torch.ones(shape) for shape in shapes] for _ in "wg"])
+    assert not tiles.strided and not tiles.wide
+    assert (tiles.rows, tiles.columns, tiles.count, tiles.slices) == (1, 64, 4, 5)
+    assert tiles.totals.tolist() == [[0, 1], [1, 1], [2, 1], [3, 0], [3, 1]]
+
+
+def test_long_slices_are_cut_and_short_ones_share_a_tile() -> None:
+    tiles = _tiles([view_of(0, (TILE + 1,))], [torch.ones(TILE + 1)])
+    assert tiles.programs.tolist() == [[0, 0, 0], [0, 0, 1]] and tiles.most == 2
+    tiles = _tiles(
+        [view_of(0, (9, 5), 9), view_of(9, (3, 8), 3)], [torch.ones(9, 5), torch.ones(3, 8)]
+    )
+    assert (tiles.rows, tiles.columns) == (16, 8)
+    assert tiles.programs.tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert tiles.totals[:, 0].tolist() == [*range(9), *range(16, 19)]
+
+
+def test_blocks_of_columns_are_walked_by_strides() -> None:
+    fused = torch.ones(32, 96)
+    view = View(0, 3, (3, 32, 32), 0, (32, 96, 1), split=(1, 3, 32))
+    tiles = _tiles([view], [view.of(fused)])
+    assert tiles.strided and tiles.even == (True,)
+    assert tiles.facts[0, :4].tolist() == [3, 32 * 32, 32, 32]
+
+
+def test_a_dense_tensor_in_another_order_is_flat_unless_positions_are_asked_for() -> None:
+    images = torch.ones(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    assert not _tiles([view_of(0, (4, 3, 2, 2))], [images], [images.clone()]).strided
+    assert _tiles([view_of(0, (4, 3, 2, 2))], [images], positions=True).strided
+    assert _tiles([view_of(0, (4, 3, 2, 2))], [images], [torch.ones(4, 3, 2, 2)]).strided
+
+
+def test_too_many_strides_are_not_walked() -> None:
+    shape = (2, 3, 4, 5)
+    every_other = torch.ones(4, 6, 8, 10)[::2, ::2, ::2, ::2]
+    assert every_other.shape == shape
+    assert _tiles([view_of(0, shape)], [every_other]) is None
+
+
+@pytest.mark.parametrize(("length", "even"), [(32, True), (24, False)])
+def test_a_part_is_even_if_all_is(length: int, even: bool) -> None:
+    whole = torch.ones(1 + length)
+    tensor = torch.ones(length)
+    tiles = _tiles([view_of(0, (length,))], [tensor])
+    assert tiles.addresses([[tensor]]).tolist() == [[tensor.data_ptr(), int(even)]]
+    odd = whole[1:]  # four bytes behind a multiple of sixteen
+    assert tiles.addresses([[odd]]).tolist() == [[odd.data_ptr(), 0]]
+
+
+def test_addresses_are_sent_when_one_changes() -> None:
+    one, other = torch.ones(8), torch.ones(8)
+    tiles = _tiles([view_of(0, (8,))], [one])
+    first = tiles.addresses([[one]])
+    assert tiles.addresses([[one]]) is first
+    assert tiles.addresses([[other]]).tolist() != first.tolist()
+    assert tiles.addresses([[one]]).tolist() == first.tolist()
