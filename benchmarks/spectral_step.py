@@ -27,10 +27,10 @@ from step_time import SIZES, Size, make_weights, measure
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_relopt import Fromage, create_optimizer
+from hf_relopt.backends.triton.kernel import serves
 
 REFERENCE = "Muon"
 SEQUENCES = 8
-BACKEND = "foreach"  # the default
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     size = Size(args.layers, size.width, size.vocabulary, size.context)
     table = rows(size, args.device)
     wanted = {n: o for n, o in table.items() if n == REFERENCE or re.search(args.only, n)}
-    times = measure(wanted, args.rounds, wait)
+    times, _ = measure(wanted, args.rounds, wait)
     reference = statistics.median(times[REFERENCE])
     for name, each in times.items():
         middle = statistics.median(each)
@@ -63,7 +63,8 @@ def rows(size: Size, device: str) -> dict[str, torch.optim.Optimizer]:
     fused, others = matrices[::4], [m for place, m in enumerate(matrices) if place % 4]
     cut = {"params": fused, "scale": "block", "split_dim": 1, "split_sizes": 3}
     table: dict[str, torch.optim.Optimizer] = {REFERENCE: torch.optim.Muon(matrices, lr=1e-6)}
-    for backend in ("foreach", "compiled"):
+    backends = ("foreach", "compiled", *(["triton"] if serves(torch.device(device)) else []))
+    for backend in backends:
         options: dict[str, Any] = {"lr": 1e-4, "direction": "spectral", "backend": backend}
         table[f"spectral {backend}"] = Fromage(matrices, **options)
         table[f"spectral {backend}, cut"] = Fromage([dict(cut), {"params": others}], **options)
@@ -85,7 +86,7 @@ def share(size: Size, device: str, wait: Any) -> dict[str, float]:
         eos_token_id=None,
     )
     model = GPT2LMHeadModel(config).to(device)
-    optimizer = create_optimizer(model, "fromage_spectral", 1e-4, backend=BACKEND)
+    optimizer = create_optimizer(model, "fromage_spectral", 1e-4)
     on_gpu = device == "cuda"
     at_once, rounds = (SEQUENCES, 12) if on_gpu else (1, 4)
     passes, steps = [], []
@@ -125,7 +126,7 @@ def _report(args: argparse.Namespace, log: RunLog, key: dict[str, Any]) -> None:
         table += (
             f"\n\nA training step at {SEQUENCES} x {SIZES[args.size].context:,} tokens: "
             f"{training['passes_ms']:,.0f} ms of passes, {training['ms']:,.0f} ms of the preset's "
-            f"step (backend {BACKEND}), which is {training['share']:.1%} of both."
+            f"step, which is {training['share']:.1%} of both."
         )
         wheres.append(training["where"])
     print(table)

@@ -8,6 +8,9 @@ time stands for 85M weights.
 
     python benchmarks/step_time.py                        # float32 and bfloat16, this CPU or GPU
     python benchmarks/step_time.py --only 'adamw|compiled' --rounds 31
+    python benchmarks/step_time.py --size 1b --dtype bfloat16   # 1.2 billion weights, on a GPU
+
+The host's time is what step() takes to return; on a GPU the step itself goes on.
 
 Let nothing else run on the machine. A dtype whose rows are in the results is measured again and
 the newer figures count.
@@ -43,7 +46,11 @@ class Size:
     context: int
 
 
-SIZES = {"gpt2": Size(12, 768, 50257, 1024), "tiny": Size(2, 32, 97, 16)}
+SIZES = {
+    "gpt2": Size(12, 768, 50257, 1024),
+    "1b": Size(22, 2048, 32000, 2048),
+    "tiny": Size(2, 32, 97, 16),
+}
 
 
 def parameters(size: Size) -> list[tuple[str, tuple[int, ...]]]:
@@ -86,6 +93,7 @@ def make_weights(size: Size, dtype: torch.dtype, device: str) -> list[nn.Paramet
 def rows(weights: list[nn.Parameter], low_precision: bool) -> dict[str, torch.optim.Optimizer]:
     """Name in the table → optimizer. Rates are small: the weights are shared and must stay sane."""
     from hf_relopt import Fromage, Madam
+    from hf_relopt.backends.triton.kernel import serves
 
     matrices = [weight for weight in weights[2:] if weight.ndim == 2]
     table: dict[str, torch.optim.Optimizer] = {
@@ -94,17 +102,19 @@ def rows(weights: list[nn.Parameter], low_precision: bool) -> dict[str, torch.op
         "SGD momentum fused": torch.optim.SGD(weights, lr=1e-6, momentum=0.9, fused=True),
         "Muon (matrices only)": torch.optim.Muon(matrices, lr=1e-6),
     }
-    for backend in ("loop", "foreach", "compiled"):
+    device = weights[0].device
+    backends = ("loop", "foreach", "compiled", *(["triton"] if serves(device) else []))
+    for backend in backends:
         table[f"Fromage {backend}"] = Fromage(weights, lr=1e-4, backend=backend)
-    for backend in ("loop", "foreach", "compiled"):
+    for backend in backends:
         table[f"Fromage {backend}, p_bound"] = Fromage(
             weights, lr=1e-4, p_bound=1.0, backend=backend
         )
-    for backend in ("loop", "foreach", "compiled"):
+    for backend in backends:
         table[f"Madam {backend}"] = Madam(weights, lr=1e-4, backend=backend)
     if low_precision:
         for kind in (Fromage, Madam):
-            for backend in ("foreach", "compiled"):
+            for backend in backends[1:]:
                 table[f"{kind.__name__} {backend}, nearest"] = kind(
                     weights, lr=1e-4, rounding="nearest", backend=backend
                 )
@@ -113,19 +123,25 @@ def rows(weights: list[nn.Parameter], low_precision: bool) -> dict[str, torch.op
 
 def measure(
     table: dict[str, torch.optim.Optimizer], rounds: int, wait: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Milliseconds of every step, all optimizers in turn; two rounds before are not counted."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of every step, and of its host; all in turn, after two rounds that do not count.
+
+    Returns: times by name, until the step is done and until the call returns.
+    """
     times: dict[str, list[float]] = {name: [] for name in table}
+    host: dict[str, list[float]] = {name: [] for name in table}
     for number in range(rounds + 2):
         for name, optimizer in table.items():
             wait()
             start = time.perf_counter()
             optimizer.step()
+            returned = time.perf_counter()
             wait()
             if number >= 2:
                 times[name].append(1e3 * (time.perf_counter() - start))
+                host[name].append(1e3 * (returned - start))
         print(f"round {number + 1} of {rounds + 2}", flush=True)
-    return times
+    return times, host
 
 
 def main() -> None:
@@ -144,12 +160,13 @@ def main() -> None:
             if name == REFERENCE or re.search(args.only, name, re.IGNORECASE)
         }
         print(f"{dtype}: {sum(w.numel() for w in weights):,} weights in {len(weights)} tensors")
-        times = measure(wanted, args.rounds, wait)
+        times, host = measure(wanted, args.rounds, wait)
         for name, optimizer in wanted.items():
             key = {"optimizer": name, "dtype": dtype, "size": args.size, "device": args.device}
             figures = {
                 "ms": statistics.median(times[name]),
                 "fastest_ms": min(times[name]),
+                "host_ms": statistics.median(host[name]),
                 "ratio": statistics.median(times[name]) / statistics.median(times[REFERENCE]),
                 "state_bytes_per_weight": state_bytes_per_weight(optimizer),
                 "rounds": args.rounds,
@@ -172,13 +189,15 @@ def _report(args: argparse.Namespace, log: RunLog) -> None:
             f"{record['ms']:.1f}",
             f"{record['fastest_ms']:.1f}",
             f"{record['ratio']:.2f}",
+            f"{record['host_ms']:.1f}" if "host_ms" in record else "",
             f"{record['state_bytes_per_weight']:.5f}".rstrip("0").rstrip("."),
         ]
         for (dtype, name), record in sorted(
             newest.items(), key=lambda item: item[0][0], reverse=True
         )
     ]
-    header = ["optimizer", "dtype", "median, ms", "fastest, ms", "ratio", "state, bytes per weight"]
+    header = ["optimizer", "dtype", "median, ms", "fastest, ms", "ratio", "host, ms"]
+    header.append("state, bytes per weight")
     table = markdown_table(header, lines)
     print(table)
     setting = " ".join((__doc__ or "").split("\n\n")[1].split())
@@ -187,8 +206,8 @@ def _report(args: argparse.Namespace, log: RunLog) -> None:
     setting += " bfloat16 rows of ours round stochastically unless they say nearest."
     wheres = [record["where"] for record in newest.values()]
     title = "Time and state of one optimizer step"
-    if args.size != "gpt2":
-        title += f" ({args.size} model: not a measurement)"
+    if args.size == "tiny":
+        title += " (tiny model: not a measurement)"
     write_report(args.out.with_suffix(".md"), title, setting, table, "Not read yet.", wheres)
 
 
@@ -198,7 +217,10 @@ def _arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--size", choices=sorted(SIZES), default="gpt2", help="default: gpt2; tiny is for tests"
+        "--size",
+        choices=sorted(SIZES),
+        default="gpt2",
+        help="default: gpt2 (124M weights); tiny is for tests",
     )
     parser.add_argument(
         "--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES), help="default: both"

@@ -1,12 +1,12 @@
 """How much memory does full training take: weights, gradients, optimizer state, and a step?
 
-Each optimizer trains a GPT-2 for three steps in a process of its own, in float32, with gradient
+Each optimizer trains a GPT-2 for three steps in a process of its own, with gradient
 checkpointing and one sequence, so that activations are small. What is printed is the peak of the
 memory that the process has allocated from the model on (RssAnon; on a GPU torch's own count), also
 in bytes per parameter. `inside` steps each weight inside the backward pass (step_in_backward).
 
     python benchmarks/training_memory.py
-    python benchmarks/training_memory.py --device cuda --layers 48 --width 1600
+    python benchmarks/training_memory.py --device cuda --layers 22 --width 2048 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def allocated() -> int:
     return status("self")["RssAnon"]
 
 
-def train(way: str, layers: int, width: int, device: str) -> dict[str, Any]:
+def train(way: str, layers: int, width: int, device: str, dtype: str) -> dict[str, Any]:
     """Three steps; the peak from the model on."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -74,7 +74,7 @@ def train(way: str, layers: int, width: int, device: str) -> dict[str, Any]:
     peak.start()
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, use_cache=False)
     with torch.device(device):
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(config).to(getattr(torch, dtype))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     seconds = _steps(model, _optimizer(way, model), device)
     peak.goes_on = False
@@ -115,21 +115,26 @@ def main() -> None:
     parser.add_argument("--way", action="append", help=f"default: {', '.join(WAYS)}")
     parser.add_argument("--layers", type=int, default=12, help="of GPT-2 (default: 12)")
     parser.add_argument("--width", type=int, default=768, help="of GPT-2 (default: 768)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(train(args.child, args.layers, args.width, args.device)))
+        print(json.dumps(train(args.child, args.layers, args.width, args.device, args.dtype)))
         return
     name = f"training_memory_{args.device}_{MONTH}"
     log = RunLog(args.out / f"{name}.jsonl")
     for way in args.way or WAYS:
         key = {"way": way, "layers": args.layers, "width": args.width}
+        if args.dtype != "float32":
+            key["dtype"] = args.dtype
         if log.finished(key) is not None:
             continue
         size = ["--layers", str(args.layers), "--width", str(args.width), "--device", args.device]
-        command = [sys.executable, __file__, "--child", way, *size]
+        command = [sys.executable, __file__, "--child", way, *size, "--dtype", args.dtype]
         # What is freed goes back to the system, or the peak would hang on where holes are left.
         env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
@@ -139,16 +144,18 @@ def main() -> None:
     rows = [
         (
             f"`{each['key']['way']}`",
+            each["key"].get("dtype", "float32"),
             f"{each['parameters'] / 1e6:,.0f} million",
             f"{each['peak_bytes'] / MIB:,.0f}",
             f"{each['peak_bytes'] / each['parameters']:.2f}",
         )
         for each in log.records()
     ]
-    table = markdown_table(["optimizer", "parameters", "peak, MiB", "bytes per parameter"], rows)
+    header = ["optimizer", "weights", "parameters", "peak, MiB", "bytes per parameter"]
+    table = markdown_table(header, rows)
     print(table)
     setting = (
-        f"A GPT-2 in float32 with gradient checkpointing, {STEPS} steps of one sequence of "
+        f"A GPT-2 with gradient checkpointing, {STEPS} steps of one sequence of "
         f"{LENGTH} tokens, each optimizer in a process of its own: the peak of what it allocates "
         "from the model on, weights and activations included. `inside`: step_in_backward."
     )

@@ -19,4 +19,4 @@ def test_memory_is_measured_once(
     (record,) = records(next(tmp_path.glob("*.jsonl")))
     weights = 4 * record["parameters"]
     assert weights < record["peak_bytes"] < 100 * weights
-    assert "| `fromage inside` | 3 million |" in capfd.readouterr().out
+    assert "| `fromage inside` | float32 | 3 million |" in capfd.readouterr().out
