@@ -55,14 +55,22 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def backend_of(name: str, device: torch.device) -> Backend:
+# Entries that are stepped on a CPU, those of all steps together, until a compilation has been paid
+# for: foreach takes 2 ns more for each, and compiling five to thirty seconds.
+PAID = 2**33
+
+
+def backend_of(name: str, device: torch.device, paid: bool = False) -> Backend:
     """The backend that a ``backend`` option names, for weights on a device.
+
+    Args:
+        paid: is it a CPU on which PAID entries have been stepped?
 
     Raises:
         ConfigError: it is "triton", which has no kernels for this device.
     """
     if name == "auto":
-        return BACKENDS[automatic(device)]
+        return BACKENDS["compiled" if paid and compiles() else automatic(device)]
     if name == "triton" and not triton_kernel.serves(device):
         raise ConfigError(
             f"backend='triton' steps weights on a GPU ({' or '.join(triton_kernel.SERVED)}), but "
@@ -73,8 +81,26 @@ def backend_of(name: str, device: torch.device) -> Backend:
 
 
 @cache
+def compiles() -> bool:
+    """Say whether torch.compile works on this machine's CPU; a line in the log says it as well."""
+    fault = compiled.fault()
+    if fault is None:
+        _logger.warning(
+            "Compiling the optimizer's step for this CPU, which takes up to half a minute, once: in "
+            "a run as long as this one it pays. backend='foreach' keeps the step as it was."
+        )
+        return True
+    _logger.warning(
+        "torch.compile does not work here (%s), so the optimizer's step stays as slow as it was. "
+        "With a C++ compiler it would take a quarter of the time.",
+        fault,
+    )
+    return False
+
+
+@cache
 def automatic(device: torch.device) -> str:
-    """What "auto" stands for on a device. docs/decisions.md says why, of a CPU, too."""
+    """What "auto" stands for on a device, before anything is paid. docs/decisions.md says why."""
     if device.type not in triton_kernel.SERVED or triton_kernel.missing():
         return "foreach"
     fault = triton_kernel.fault(device)

@@ -30,6 +30,15 @@ _serial = itertools.count()
 _SMALLEST = 2**14
 
 
+def fault() -> str | None:
+    """Compile next to nothing; what is in the way, a missing C++ compiler for example, or None."""
+    try:
+        _compile(_negative)(torch.ones(2))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
 def sums(parts: Sequence[Part], what: Sums) -> Tensor:
     """Like sums.sums, in one pass over each part that is one large slice."""
     large = [part.view.count == 1 and _is_worthwhile(*part.tensors[:2]) for part in parts]
@@ -86,6 +95,10 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
         _count_change(part.weight, *part.buffers)
     if left:
         foreach.update(left, equation, decision)
+
+
+def _negative(x: Tensor) -> Tensor:
+    return -x
 
 
 def _key(equation: Equation) -> tuple[Any, tuple[tuple[str, Any], ...], bool]:

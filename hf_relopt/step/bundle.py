@@ -28,11 +28,13 @@ class Bundle:
     Attributes:
         numbers: of all slots on the device.
         begin, end: the slots are ``numbers.slots[begin:end]``.
+        paid: see ``backend_of``.
     """
 
     numbers: Numbers
     begin: int
     end: int
+    paid: bool = False
 
     @cached_property
     def slots(self) -> Sequence[Slot]:
@@ -62,7 +64,8 @@ class Bundle:
     @cached_property
     def backend(self) -> Backend:
         """What runs their arithmetic."""
-        return backend_of(self.method.options["backend"], self.first.device)
+        name, paid = self.method.options["backend"], self.paid and self.method.direct
+        return backend_of(name, self.first.device, paid)
 
     @cached_property
     def equation(self) -> Equation:
@@ -166,4 +169,6 @@ class Bundle:
     def only(self, begin: int, end: int) -> Bundle:
         """The slots from ``begin`` to ``end`` of these."""
         all_of_them = (begin, end) == (0, len(self.slots))
-        return self if all_of_them else Bundle(self.numbers, self.begin + begin, self.begin + end)
+        if all_of_them:
+            return self
+        return Bundle(self.numbers, self.begin + begin, self.begin + end, self.paid)

@@ -31,6 +31,10 @@ _VERSION = attrgetter("_version")
 class Lineup:
     """The slots that take part in a step, in bundles.
 
+    Args:
+        numbers: the packed numbers of each device.
+        paid: devices on which enough has been stepped, see ``backend_of``.
+
     Attributes:
         numbers: the packed numbers of each device.
         bundles: sharded ones are in the same order on every rank.
@@ -40,13 +44,14 @@ class Lineup:
         sharded: those whose weights are sharded.
     """
 
-    def __init__(self, numbers: Sequence[Numbers]) -> None:
+    def __init__(self, numbers: Sequence[Numbers], paid: Collection[torch.device] = ()) -> None:
         self.numbers = numbers
         self.bundles: list[Bundle] = []
         for each in numbers:
             begin = 0
             for slots in in_bundles(each.slots):
-                self.bundles.append(Bundle(each, begin, begin + len(slots)))
+                own = slots[0].device in paid
+                self.bundles.append(Bundle(each, begin, begin + len(slots), own))
                 begin += len(slots)
         self.direct = joints([each for each in self.bundles if each.method.direct])
         self.directed = [bundle for bundle in self.bundles if not bundle.method.direct]
@@ -107,6 +112,8 @@ class Slots:
         }
         self._lineups: dict[tuple[int, ...], Lineup] = {}
         self._of_some: dict[tuple[int, ...], Lineup] = {}
+        self._unpaid = [each for each in self._numbers if each.may_pay]
+        self._paid: set[torch.device] = set()
         # Numbers mean the same weights as before unless somebody has changed their order.
         known = before is not None and all(map(is_, before._params, self._params))
         anchored = before._still_anchored(self.all) if before and known else set()
@@ -162,6 +169,7 @@ class Slots:
         Raises:
             ConfigError: a gradient is sparse or complex.
         """
+        self._note_what_is_paid()
         slots = self.all
         if only is not None:
             chosen = map(self._homes.__getitem__, sorted(set(only).difference(beside)))
@@ -186,6 +194,15 @@ class Slots:
                 self._lineups.clear()
             self._lineups[key] = self._lineup_without(set(absent))
         return self._lineups[key]
+
+    def _note_what_is_paid(self) -> None:
+        """Take what pays in long runs, once it has: by the counts, so that a resumed run agrees."""
+        for numbers in list(self._unpaid):
+            if numbers.is_paid():
+                self._unpaid.remove(numbers)
+                self._paid.add(numbers.step.device)
+                self._lineups.clear()
+                self._of_some.clear()
 
     def _lineup_of(self, numbers: tuple[int, ...]) -> Lineup:
         """That of a few slots. All of these are kept: each comes once in every step."""
@@ -242,7 +259,7 @@ class Slots:
                 chosen.append(numbers)
             elif places:
                 chosen.append(SomeNumbers(numbers, places))
-        return Lineup(chosen)
+        return Lineup(chosen, self._paid)
 
     @torch.inference_mode(False)
     @torch.no_grad()

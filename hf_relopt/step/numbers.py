@@ -7,15 +7,20 @@ their entries, so that nothing is stacked before a step or copied after it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.backend import PAID
 from hf_relopt.sharding.layout import as_rows_of, local
 from hf_relopt.step.decide import largest_grad
 from hf_relopt.step.slot import Slot
 from hf_relopt.step.state import OF_SLICES, has_state, widest
+
+# A float32 counts no further, and few runs go so far.
+_MOST_STEPS = 2**20
 
 
 class Numbers:
@@ -77,6 +82,26 @@ class Numbers:
     def anchor_norm(self) -> Tensor:
         """The anchors, [S]."""
         return self.of_slices["anchor_norm"]
+
+    @cached_property
+    def may_pay(self) -> bool:
+        """True if enough entries may be stepped here, on a CPU, for a compilation to pay."""
+        return self.step.device.type == "cpu" and self._entries * _MOST_STEPS >= PAID
+
+    @cached_property
+    def _entries(self) -> int:
+        # Of the full weights, so that every rank decides alike.
+        return sum(
+            [
+                slot.layout.shape.numel()
+                for slot in self.slots
+                if slot.method.direct and slot.method.options["backend"] == "auto"
+            ]
+        )
+
+    def is_paid(self) -> bool:
+        """True if so many have been stepped. Reads the counts, which a CPU does not wait for."""
+        return self._entries * float(self.step.max()) >= PAID
 
     def own(self, place: int) -> dict[str, Tensor]:
         """The numbers of a slot, made once: for what takes slots one by one."""

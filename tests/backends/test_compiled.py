@@ -69,3 +69,13 @@ def test_compiled_takes_many_shapes_and_a_schedule_without_falling_back(case: Ca
         for number in range(3, 6):
             optimizer.param_groups[0]["lr"] = 0.01 / number
             run(optimizer, params, (number,))
+
+
+def test_what_is_in_the_way_of_a_compilation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.fault() is None
+
+    def fails(function):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no compiler\nand more of it")
+
+    monkeypatch.setattr(compiled, "_compile", fails)
+    assert compiled.fault() == "RuntimeError: no compiler"

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_relopt import Fromage, Madam
-from hf_relopt.step import lineup
+from hf_relopt.backends import backend
+from hf_relopt.step import lineup, numbers
+from hf_relopt.step.lineup import Slots
 from tests.step.lineups import slots_of
 from tests.tensors import (
     Optimizer,
@@ -342,3 +345,86 @@ def test_a_schedule_of_the_momentum_keeps_what_is_known_of_anchors() -> None:
         for param, anchor in zip(params, anchors, strict=True):
             assert same_bits(state_of(optimizer, param)["anchor_norm"], anchor)
     assert [float(state_of(optimizer, param)["step"]) for param in params] == [5, 5, 5]
+
+
+# --- what pays in long runs ---------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The backends of all updates; a compilation has paid after three steps of twelve entries."""
+    used: list[str] = []
+
+    def watching(name: str, own: backend.Backend) -> backend.Backend:
+        def update(*given):  # type: ignore[no-untyped-def]
+            used.append(name)
+            own.update(*given)
+
+        def step_alone(work):  # type: ignore[no-untyped-def]
+            used.append(name)
+            return own.step_alone(work)
+
+        alone = step_alone if own.step_alone is not None else None
+        return replace(own, update=update, step_alone=alone)
+
+    each = {name: watching(name, own) for name, own in backend.BACKENDS.items()}
+    monkeypatch.setattr(backend, "BACKENDS", each)
+    monkeypatch.setattr(backend, "compiles", lambda: True)
+    monkeypatch.setattr(numbers, "PAID", 3 * 12)
+    return used
+
+
+def test_a_long_run_on_a_cpu_is_compiled_once_it_has_paid(watched: list[str]) -> None:
+    params, optimizer = made("fromage", count=1)
+    run(optimizer, params, (1, 2, 3, 4, 5))
+    assert watched == ["foreach"] * 3 + ["compiled"] * 2
+
+
+@pytest.mark.parametrize("options", [{"backend": "foreach"}, {"direction": "momentum"}], ids=str)
+def test_other_backends_and_directions_stay_as_they_are(
+    options: dict[str, Any], watched: list[str]
+) -> None:
+    params = [nn.Parameter(torch.rand(4, 3))]
+    run(Fromage(params, **options), params, (1, 2, 3, 4, 5))
+    assert set(watched) == {"foreach"}
+
+
+def test_a_small_model_is_not_asked(watched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "PAID", 2**33)
+    params, optimizer = made("fromage", count=1)
+    (each,) = Slots(optimizer.param_groups, optimizer.state)._numbers
+    assert not each.may_pay
+    run(optimizer, params, (1, 2, 3, 4, 5))
+    assert set(watched) == {"foreach"}
+
+
+def test_a_resumed_run_changes_over_where_the_other_did(watched: list[str]) -> None:
+    ends = []
+    for stop in (5, 2):
+        params, optimizer = made("fromage", count=1)
+        run(optimizer, params, range(1, stop + 1))
+        if stop < 5:
+            state = copy.deepcopy(optimizer.state_dict())
+            params = [nn.Parameter(param.detach().clone()) for param in params]
+            optimizer = Fromage(params, lr=0.05)
+            optimizer.load_state_dict(state)
+            run(optimizer, params, range(stop + 1, 6))
+        ends.append(params[0])
+    assert watched == (["foreach"] * 3 + ["compiled"] * 2) * 2
+    assert same_bits(*ends)
+
+
+def test_without_a_compiler_a_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(numbers, "PAID", 12)
+    monkeypatch.setattr(backend.compiled, "fault", lambda: "InvalidCxxCompiler: no g++")
+    backend.compiles.cache_clear()
+    try:
+        params, optimizer = made("fromage", count=1)
+        with caplog.at_level("WARNING", "hf_relopt"):
+            run(optimizer, params, (1, 2, 3))
+        (line,) = caplog.messages
+        assert "no g++" in line and "C++ compiler" in line
+    finally:
+        backend.compiles.cache_clear()
