@@ -86,8 +86,8 @@ def compiles() -> bool:
     fault = compiled.fault()
     if fault is None:
         _logger.warning(
-            "Compiling the optimizer's step for this CPU, which takes up to half a minute, once: in "
-            "a run as long as this one it pays. backend='foreach' keeps the step as it was."
+            "Compiling the optimizer's step for this CPU: it takes up to half a minute, once, and "
+            "pays in a run as long as this one. backend='foreach' keeps the step as it was."
         )
         return True
     _logger.warning(

@@ -14,7 +14,9 @@ from hf_relopt.backends.part import Decision
 from hf_relopt.options.method import Method
 from hf_relopt.rules import fromage
 from hf_relopt.rules.facts import Facts
+from hf_relopt.rules.moments import running_rms
 from hf_relopt.rules.rounding import noise_keys
+from hf_relopt.rules.rule import RUNNING_NUMBERS
 
 # A float64 weight outside of it must neither look like one that started at zero nor be unbounded.
 _FLOAT32_RANGE = (torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
@@ -72,6 +74,34 @@ class Judging:
             "learn": judged.learn,
             "step": given["step"] + judged.learn,
             "skipped": given["skipped"] + ~judged.finite,
+        }
+
+
+@dataclass(frozen=True)
+class RunningOn:
+    """The formula by which root mean squares of S slices run on: see ``running_rms``."""
+
+    beta: float
+
+    def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """From grad_rms, grad_count, grad_norm, numel, learn: the new ones of the first two; rms.
+
+        A slice without a gradient rests: what it knows of its gradients does not fade.
+        """
+        kept, count = (given[name] for name in RUNNING_NUMBERS)
+        grad_norm = given["grad_norm"]
+        learn = given["learn"] & (grad_norm > 0)
+        new_count = count.to(grad_norm.dtype) + 1
+        new, rms = running_rms(
+            kept.to(grad_norm.dtype), new_count, grad_norm, given["numel"], beta=self.beta
+        )
+        after = (torch.where(learn, new, kept), torch.where(learn, new_count, count))
+        return {
+            **{
+                name: value.to(kept.dtype)
+                for name, value in zip(RUNNING_NUMBERS, after, strict=True)
+            },
+            "rms": rms,
         }
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
-from hf_relopt.rules.moments import running_rms
 from hf_relopt.rules.rule import RUNNING_NUMBERS, Sums
 from hf_relopt.sharding.layout import local_grad
 from hf_relopt.sharding.reduce import all_reduced, full_norms
@@ -27,6 +26,7 @@ from hf_relopt.step.decide import (
     Deciding,
     Judged,
     Judging,
+    RunningOn,
     Verdict,
     norms_of,
     with_anchors,
@@ -286,21 +286,16 @@ def _decide(
 
 def _run_on(bundle: Bundle, rows: Tensor, learn: Tensor) -> Tensor:
     """Take the norms of slices' gradients into their running root mean squares; return these."""
-    numbers, grad_norm = bundle.numbers, norms_of(rows, bundle.method).grad
-    kept, count = (numbers.of_slices[name][bundle.slices] for name in RUNNING_NUMBERS)
-    # A slice without a gradient rests: what it knows of its gradients does not fade.
-    learn = learn & (grad_norm > 0)
-    new_count = count.to(rows.dtype) + 1
-    new, rms = running_rms(
-        kept.to(rows.dtype),
-        new_count,
-        grad_norm,
-        numbers.numel[bundle.slices],
-        beta=bundle.method.options["beta"],
-    )
-    kept.copy_(torch.where(learn, new, kept))
-    count.copy_(torch.where(learn, new_count, count))
-    return rms
+    numbers = bundle.numbers
+    kept = {name: numbers.of_slices[name][bundle.slices] for name in RUNNING_NUMBERS}
+    given = {
+        **kept,
+        "grad_norm": norms_of(rows, bundle.method).grad,
+        "numel": numbers.numel[bundle.slices],
+        "learn": learn,
+    }
+    formula = RunningOn(bundle.method.options["beta"])
+    return bundle.backend.work_out(formula, given, kept)["rms"]
 
 
 def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:
