@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_relopt.backends.backend import backend_of
 from hf_relopt.errors import ConfigError, UnsupportedSetup
 from hf_relopt.hf import guards, learning_rate, optim_args
 from hf_relopt.hf.log import logger, say_once
@@ -86,6 +87,16 @@ def check_in_backward(
             f"gradients, and under {name} clipping would matter. Use max_grad_norm=0, or leave "
             "step_in_backward out."
         )
+
+
+def check_device(args: Any, groups: list[dict[str, Any]]) -> None:
+    """Refuse a backend that cannot step weights where they will be.
+
+    Raises:
+        ConfigError: backend="triton" where the run is on a CPU.
+    """
+    for name in {group["backend"] for group in groups}:
+        backend_of(name, args.device)
 
 
 def explain(args: Any, name: str, groups: list[dict[str, Any]]) -> None:

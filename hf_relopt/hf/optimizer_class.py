@@ -136,6 +136,7 @@ class Maker:
         moving = tuple(entry for entry in chosen.entries if entry.param.requires_grad)
         optimizer = from_plan(chosen)
         arguments.check_in_backward(self.args, self.name, optimizer.param_groups, self.model)
+        arguments.check_device(self.args, optimizer.param_groups)
         self._tell(replace(chosen, entries=moving), choice, optimizer)
         return optimizer
 

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from hf_relopt import ConfigError
 from hf_relopt.hf import log
+from tests.cases import HAS_TRITON
 from tests.hf.tiny import arguments, gpt2, pretrained, rows
 
 
@@ -154,3 +155,12 @@ def test_what_needs_gradients_after_the_backward_pass_is_refused(optim, given, w
         build(args)
     said = str(caught.value)
     assert all(word in said for word in [*words, "step_in_backward", "or leave"]), said
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_kernels_on_a_cpu_are_refused_before_training(tmp_path, monkeypatch):
+    args = arguments(tmp_path, optim="fromage", optim_args="backend=triton", use_cpu=True)
+    build(args)  # in the interpreter, which takes any device
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ConfigError, match=r"backend='triton'.*these are on cpu"):
+        build(args)

@@ -87,6 +87,22 @@ def test_weights_on_a_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_triton
+def test_a_weight_may_move_between_steps() -> None:
+    """Under ``.data = ``, as offloading does, the step goes to where it is now."""
+    moved, stayed = (nn.Parameter(torch.arange(1.0, 41.0)) for _ in "ab")
+    one, other = (Fromage([param], backend="triton") for param in (moved, stayed))
+    for number in (1, 2, 3):
+        left = moved.data
+        moved.data = left.clone()
+        before = left.clone()
+        for param, optimizer in ((moved, one), (stayed, other)):
+            param.grad = torch.full((40,), float(number))
+            optimizer.step()
+        assert torch.equal(left, before), "the step went to where the weight was"
+    assert torch.equal(moved, stayed)
+
+
+@needs_triton
 def test_auto_takes_kernels_where_they_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
