@@ -234,6 +234,9 @@ def _decide_and_apply(
             grad_rms.append(_run_on(bundle, rows[bundle], learn))
         learns.append(learn & _touched(bundle) if bundle.first.rests_untouched else learn)
     own = list(map(rows.__getitem__, joint.bundles))
+    # Of those whose anchors were missing |W| was summed as well.
+    width = min([row.size(1) for row in own])
+    own = [row if row.size(1) == width else row[:, :width] for row in own]
     rms = _joined(grad_rms) if grad_rms else None
     decision = _decide(joint, _joined(own), _joined(learns), rms, verdict, slots)
     begin = joint.slices.start
@@ -278,7 +281,7 @@ def _decide(
         first.first.precision,
         bound,
         verdict.moves,
-        slots.may_start_at_zero(first),
+        any(map(slots.may_start_at_zero, joint.bundles)),
     )
     known = {name: value for name, value in given.items() if value is not None}
     return formula.decision(first.backend.work_out(formula, known, {}), learn)

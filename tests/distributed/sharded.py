@@ -28,6 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_relopt import Fromage, Madam, UnsupportedSetup, create_optimizer
 from hf_relopt.plans.plan import build
+from tests.cases import HAS_TRITON
 from tests.distributed.ranks import run_checks
 
 STEPS = 20
@@ -121,6 +122,13 @@ def compiled_is_exact() -> None:
     # Compilations are most of what this costs; in one process each rule meets both dtypes.
     for name, dtype in (("fromage p_bound", torch.bfloat16), ("madam", torch.float32)):
         compare(name, world(), [Shard(0)], dtype, backend="compiled")
+
+
+def kernels_are_exact() -> None:
+    """In Triton's interpreter, around the one all-reduce; columns are walked by strides."""
+    if HAS_TRITON:
+        for name, placements in (("fromage p_bound", [Shard(0)]), ("madam", [Shard(1)])):
+            compare(name, world(), placements, backend="triton")
 
 
 def stochastic_rounding_has_the_same_bits() -> None:
@@ -553,6 +561,7 @@ ON_ANY = (
 )
 ON_TWO = (
     compiled_is_exact,
+    kernels_are_exact,
     gradient_accumulation_trains_alike,
     steps_inside_the_backward_pass_train_alike,
     steps_before_ddp_has_averaged_are_refused,

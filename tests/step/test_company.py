@@ -64,6 +64,32 @@ def test_bundles_that_round_differently_are_decided_apart() -> None:
 
 
 @each_way
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("late", [0, 1])
+def test_weights_of_two_dtypes_step_as_each_alone(way: str, zero: int, late: int) -> None:
+    """Decided together, whichever of them started at zero or had its first gradient later."""
+    dtypes = (torch.float32, torch.bfloat16)
+    ends = []
+    for together in (True, False):
+        params = [nn.Parameter(gradient(torch.empty(8, 6, dtype=d), 1, 0.1)) for d in dtypes]
+        with torch.no_grad():
+            params[zero].zero_()
+        optimizers = [WAYS[way](some) for some in ([params] if together else [[p] for p in params])]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["rounding"] = "nearest"  # noise goes by a weight's number
+        for number in range(4):
+            for place, param in enumerate(params):
+                without = number == 0 and place == late
+                param.grad = None if without else gradient(param, 10 * number + place)
+            for optimizer in optimizers:
+                if any(param.grad is not None for param in optimizer.param_groups[0]["params"]):
+                    optimizer.step()
+        ends.append(params)
+    assert all(map(same_bits, *ends))
+
+
+@each_way
 def test_weights_and_moments_die_with_the_optimizer(way: str) -> None:
     seen = []
     for _ in range(3):
