@@ -6,7 +6,7 @@ import itertools
 import linecache
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -15,7 +15,13 @@ import torch
 
 _serial = itertools.count()
 
-_HEAD = "import triton\nimport triton.language as tl\n\n\n@triton.jit\n"
+_HEAD = """\
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize={plain})
+"""
 # Contracted products would be rounded once where torch's are rounded twice: without them a kernel
 # ends at the bits of the rule, and memory is what these kernels wait for.
 _OPTIONS = {"enable_fp_fusion": False}
@@ -63,9 +69,13 @@ def fault(device: torch.device) -> str | None:
     return None
 
 
-def kernel_of(text: str) -> Any:
-    """The kernel that is defined by ``text``, one function. Triton asks for its source again."""
-    source = _HEAD + text
+def kernel_of(text: str, plain: Sequence[str] = ()) -> Any:
+    """The kernel that is defined by ``text``, one function. Triton asks for its source again.
+
+    Args:
+        plain: integers among its arguments that it is not compiled anew for.
+    """
+    source = _HEAD.format(plain=list(plain)) + text
     name = f"<hf_relopt kernel {next(_serial)}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     namespace: dict[str, Any] = {"__name__": "hf_relopt.kernels"}

@@ -58,7 +58,8 @@ def _work(
     formula: Formula, names: tuple[str, ...], kinds: tuple[tuple[torch.dtype, int], ...]
 ) -> _Work:
     program, results = traced(formula, names, kinds)
-    return _Work(kernel_of(text_of(program)), program, results)
+    integers = [*[f"x{place}_stride" for place in range(len(names))], "n"]
+    return _Work(kernel_of(text_of(program), integers), program, results)
 
 
 def traced(

@@ -59,7 +59,7 @@ def _partial_kernel(what: Sums, dtypes: tuple[torch.dtype, ...], strided: bool, 
 
 @cache
 def _total_kernel(what: Sums, single: bool) -> Any:
-    return kernel_of(total_text(what, single=single))
+    return kernel_of(total_text(what, single=single), ["slices"])
 
 
 def partial_text(what: Sums, dtypes: Sequence[torch.dtype], *, strided: bool, wide: bool) -> str:

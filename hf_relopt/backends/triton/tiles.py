@@ -117,38 +117,46 @@ def _tiles(
             return None
         walks.append(walk)
     longest = max(1, *[walk.length for walk in walks])
+    rows, columns = _sizes(longest, max([walk.count for walk in walks]))
+    programs, totals = _cut(walks, rows, columns)
+
+    def on_device(table: Tensor, dtype: torch.dtype) -> Tensor:
+        return table.to(dtype).to(device, non_blocking=True)
+
+    return Tiles(
+        programs=on_device(programs, torch.int32),
+        rows=rows,
+        columns=columns,
+        facts=on_device(torch.tensor([walk.facts for walk in walks]), torch.int64),
+        totals=on_device(totals, torch.int32),
+        most=max([-(-walk.length // columns) for walk in walks]),
+        strided=any([walk.strided for walk in walks]),
+        wide=longest > _WIDE,
+        even=tuple([walk.even for walk in walks]),
+    )
+
+
+def _sizes(longest: int, most: int) -> tuple[int, int]:
+    """Slices and entries of a tile, powers of two, for slices up to a length and a count."""
     columns = min(TILE, 1 << (longest - 1).bit_length())
-    rows = TILE // columns if any([view.count > 1 for view in views]) else 1
-    most_slices = max([view.count for view in views])
-    rows = min(rows, 1 << (most_slices - 1).bit_length())
+    return min(TILE // columns, 1 << (most - 1).bit_length()), columns
+
+
+def _cut(walks: Sequence[_Walk], rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """``programs`` and ``totals`` of Tiles."""
     programs: list[Tensor] = []
     totals: list[Tensor] = []
     begin = 0
     for part, walk in enumerate(walks):
         groups, pieces = -(-walk.count // rows), -(-walk.length // columns)
         each = torch.cartesian_prod(torch.arange(groups) * rows, torch.arange(pieces))
-        each = each.view(-1, 2)  # cartesian_prod of nothing has no second dimension
+        each = each.view(-1, 2)  # of nothing it has no second dimension
         programs.append(torch.cat([torch.full((len(each), 1), part), each], dim=1))
-        first = (begin + torch.arange(walk.count) * pieces) if rows == 1 else (
-            begin * rows + torch.arange(walk.count)
-        )  # fmt: skip
+        # With several rows a tile has whole slices, and each row a partial sum of its own.
+        first = begin * rows + torch.arange(walk.count) * (pieces if rows == 1 else 1)
         totals.append(torch.stack([first, torch.full_like(first, pieces)], dim=1))
         begin += len(each)
-
-    def on_device(table: Tensor, dtype: torch.dtype) -> Tensor:
-        return table.to(dtype).to(device, non_blocking=True)
-
-    return Tiles(
-        programs=on_device(torch.cat(programs), torch.int32),
-        rows=rows,
-        columns=columns,
-        facts=on_device(torch.tensor([walk.facts for walk in walks]), torch.int64),
-        totals=on_device(torch.cat(totals), torch.int32),
-        most=max([-(-walk.length // columns) for walk in walks]),
-        strided=any([walk.strided for walk in walks]),
-        wide=longest > _WIDE,
-        even=tuple([walk.even for walk in walks]),
-    )
+    return torch.cat(programs), torch.cat(totals)
 
 
 @dataclass(frozen=True)
