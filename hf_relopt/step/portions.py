@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _PORTION = 2**26
 # Where processes share the work, each has as many, up to this part of the whole.
 _SHARED_PORTION = 1 / 8
+# A CPU, which launches nothing, has no more than this part of the whole at hand, so that directions
+# and what they are made of take less than a quarter of the weights.
+_CPU_PORTION, _LEAST_PORTION = 1 / 16, 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +162,9 @@ def _copies_at_once(bundles: Sequence[Bundle], entries: int) -> int:
     rank holds the results of all, so that there is a limit.
     """
     if not any([bundle.method.options["share_work"] for bundle in bundles]):
-        return _PORTION
+        if any([bundle.first.device.type != "cpu" for bundle in bundles]):
+            return _PORTION
+        return min(_PORTION, max(_LEAST_PORTION, int(entries * _CPU_PORTION)))
     return max(_PORTION, min(_PORTION * world_size(), int(entries * _SHARED_PORTION)))
 
 
