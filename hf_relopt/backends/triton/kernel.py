@@ -105,9 +105,9 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     """A launch goes to the current device, which may be another one than the tensors'."""
     if is_interpreted():
         return _quietly()
-    if device.index is None or device.index == torch.accelerator.current_device_index():
-        return nullcontext()
     module: Any = torch.get_device_module(device)
+    if device.index is None or device.index == module.current_device():
+        return nullcontext()
     context: Callable[[torch.device], AbstractContextManager[Any]] = module.device
     return context(device)
 

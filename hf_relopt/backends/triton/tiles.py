@@ -94,11 +94,17 @@ class Tiles:
 def tiles_of(
     views: Sequence[View], columns: Sequence[Sequence[Tensor]], *, positions: bool
 ) -> Tiles | None:
-    """The tiles of parts with tensors in these columns; None if one has too many strides.
+    """The tiles of parts with tensors in these columns, or None.
+
+    There are none if a part has too many strides, or a column tensors of several dtypes.
 
     Args:
         positions: is the position of each entry in the full tensor asked for?
     """
+    for column in columns:
+        dtype = column[0].dtype
+        if any([tensor.dtype is not dtype for tensor in column]):
+            return None
     strides = tuple([tuple(map(Tensor.stride, column)) for column in columns])
     return _tiles(tuple(views), strides, columns[0][0].device, positions)
 

@@ -160,6 +160,15 @@ def _turned(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1).contiguous().transpose(0, 1)
 
 
+def test_gradients_of_several_dtypes_go_the_portable_way() -> None:
+    one, other = (batch_of(torch.float32, [(6, 5), (4, 3)], False) for _ in "ab")
+    for batch in (one, other):
+        batch.parts[1] = batch.parts[1]._replace(source=batch.parts[1].source.float())
+    loop.update(*one.given())
+    update.update(*other.given())
+    assert all(map(same_bits, one.weights(), other.weights()))
+
+
 def test_what_has_too_many_strides_goes_the_portable_way(monkeypatch: pytest.MonkeyPatch) -> None:
     went = []
     portable = foreach.update
