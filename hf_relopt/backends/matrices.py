@@ -27,14 +27,14 @@ class Matrices:
 
     Attributes:
         grads: [count, m, n], what this rank has of each, perhaps no row or column.
-        size: 0-dim, the root mean square of the full gradient.
+        size: 0-dim, the root mean square of the full gradient; None where it is about one.
         numel: of the full gradient.
         rows, columns: of a full matrix.
         lies: equal where two lie alike over several ranks; None where this one has all.
     """
 
     grads: Tensor
-    size: Tensor
+    size: Tensor | None
     numel: int
     rows: int
     columns: int
@@ -84,14 +84,18 @@ def _rounds(matrices: Sequence[Matrices], ways: Sequence[Hashable]) -> Iterator[
 
 
 def units(alike: Sequence[Matrices]) -> Tensor:
-    """The gradients over their sizes, whose squares have room in their dtype: one stack.
+    """The gradients over their sizes, whose squares have room in their dtype: one stack of its own.
 
     Float64 stays, all else is float32.
     """
-    wide = compute_dtype(alike[0].grads.dtype)
+    first, wide = alike[0].grads, compute_dtype(alike[0].grads.dtype)
+    stack = torch.cat([each.grads for each in alike]) if len(alike) > 1 else first
+    stack = stack.to(wide, copy=stack is first)
+    sizes = [each.size.expand(len(each.grads)) for each in alike if each.size is not None]
+    if not sizes:
+        return stack
     smallest = torch.finfo(wide).smallest_normal
-    found = [each.grads.to(wide) / each.size.to(wide).clamp(min=smallest) for each in alike]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return stack.div_(torch.cat(sizes).to(wide).clamp(min=smallest).view(-1, 1, 1))
 
 
 class RunningSizes:

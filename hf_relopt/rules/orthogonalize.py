@@ -40,7 +40,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # Sums of squares have no room for gradients of 1e-30 or 1e30.
-    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True)
     x = x / largest.clamp(min=torch.finfo(x.dtype).smallest_normal)
     x = _iterate(x)
     return x.mT if tall else x

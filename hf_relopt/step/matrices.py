@@ -69,7 +69,7 @@ class MatrixSlot:
         bundle = bundles[self.bundle]
         return verdicts[bundle.numbers].judged.learn[bundle.begin + self.place]
 
-    def matrices(self, found: Tensor, size: Tensor) -> list[Matrices]:
+    def matrices(self, found: Tensor, size: Tensor | None) -> list[Matrices]:
         """Those of its gradient or direction, of about ``size``, one stack for each view."""
         numel = self.slot.layout.shape.numel()
         groups = self.across["rows"].groups, self.across["columns"].groups
@@ -165,13 +165,13 @@ def together(
     slots: Sequence[MatrixSlot],
     option: str,
     found: Sequence[Sequence[Tensor]],
-    size: Callable[[MatrixSlot], Tensor],
+    size: Callable[[MatrixSlot], Tensor | None],
 ) -> Iterator[Together]:
     """Slots by the value of an option.
 
     Args:
         found: of each bundle, what the matrices are cut from.
-        size: about that of what a slot has there, 0-dim.
+        size: about that of what a slot has there, 0-dim; None for one.
     """
     kinds: dict[tuple[object, Any], list[MatrixSlot]] = {}
     for each in slots:

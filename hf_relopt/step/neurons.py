@@ -26,11 +26,7 @@ def even_all(
     verdicts: Mapping[Numbers, Verdict],
 ) -> None:
     """Let the sizes of neurons take the directions in; put what comes of them in their places."""
-
-    def one(slot: MatrixSlot) -> Tensor:
-        return found[slot.bundle][slot.place].new_ones(())
-
-    for each in together(slots, "beta", found, one):
+    for each in together(slots, "beta", found, lambda slot: None):
         kept: list[Neurons] = []
         for slot in each.slots:
             are_rows = neurons_are_rows(slot.slot.method, slot.slot.layout.shape)
