@@ -73,7 +73,8 @@ def prepare(request: ChatRequest) -> Prepared:
 def build_model(request: ChatRequest) -> Any:
     """The chat model, with new LoRA adapters if the user wants them."""
     name, seed = request.model.model_name_or_path, request.args.seed
-    model = named_model(AutoModelForCausalLM, name, seed, dtype=torch.float32)
+    dtype = getattr(torch, request.model.model_dtype)
+    model = named_model(AutoModelForCausalLM, name, seed, dtype=dtype)
     if not request.model.lora_rank:
         return model
     from peft import LoraConfig, get_peft_model

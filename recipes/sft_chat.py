@@ -21,6 +21,11 @@ class ChatModel(ModelSource):
     """Which chat model is trained, and how much of it."""
 
     model_name_or_path: str = pretrained("Qwen/Qwen2.5-0.5B-Instruct", "chat")
+    model_dtype: str = option(
+        "float32",
+        "dtype of the weights: float32, or bfloat16, which takes half of the memory and is rounded "
+        "stochastically",
+    )
     lora_rank: int = option(0, "train LoRA adapters of this rank; 0: all weights")
     lora_alpha: int | None = option(None, "LoRA's alpha (default: twice the rank)")
     lora_target_modules: str = option(
@@ -29,6 +34,11 @@ class ChatModel(ModelSource):
     )
 
     def __post_init__(self) -> None:
+        if self.model_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f"model_dtype is {self.model_dtype!r}; it is float32 or bfloat16. For passes in "
+                "float16 over float32 weights use --fp16."
+            )
         if self.lora_rank < 0:
             raise ConfigError(
                 f"lora_rank is {self.lora_rank}; it is 0 (no LoRA) or more, as in 16."

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hf_relopt.plans.plan import Plan
 
 EXACT, REFUSED, USAGE = 0, 1, 2
+# Memory of the devices that a model like the one in question is to fit on, GB.
+DEVICE_SIZES = (24, 80)
 Facts = dict[str, Any]
 
 
@@ -126,6 +128,7 @@ def _add_model(
         notes.append("This launch is refused; the bytes per rank are those of DDP or one device.")
     taken = footprint(built.parameters(), chosen, itemsize=itemsize, ranks=launch.shard_ranks)
     facts["memory"] = {**_memory(facts, said, chosen_dtype), "per_rank": asdict(taken)}
+    facts["memory"]["fits"] = _fits(asdict(taken), facts["plan"]["model_parameters"])
 
 
 def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
@@ -146,6 +149,7 @@ def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
     return {
         "model": name,
         "class": type(model).__name__,
+        "model_parameters": sum(param.numel() for param in model.parameters()),
         "tensors": sum(row["tensors"] for row in rows),
         "parameters": sum(row["parameters"] for row in rows),
         "skipped": [entry.name for entry in chosen.skipped],
@@ -155,17 +159,30 @@ def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
     }
 
 
+def _fits(taken: dict[str, int], parameters: int) -> Facts:
+    """Parameters of the largest model like this one for each size of a device, in GB."""
+    each = {
+        "state": taken["weights"] + taken["gradients"] + taken["state"],
+        "adamw_state": taken["weights"] + taken["all_gradients"] + taken["adamw_state"],
+    }
+    return {
+        str(size): {key: parameters * size * 10**9 // max(1, own) for key, own in each.items()}
+        for size in DEVICE_SIZES
+    }
+
+
 def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
     """Bytes per parameter of a matrix, and what there is on top of that; no totals."""
     from hf_relopt.optim.footprint import STATE_BYTES, state_of_matrix
 
     itemsize = ITEMSIZES[dtype]
     state = state_of_matrix(facts["optim"], said.options)
+    passing = bool(said.options.get("step_in_backward"))
     return {
         "dtype": dtype,
         "per_parameter": {
             "weights": itemsize,
-            "gradients": itemsize,
+            "gradients": 0 if passing else itemsize,
             "state": state.entry,
             "adamw_state": 2 * itemsize,
         },
@@ -173,6 +190,7 @@ def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
         "per_row_and_column": {"state": state.line, "adamw_state": 0},
         "per_neuron": {"state": state.neuron, "adamw_state": 0},
         "per_rank": None,
+        "fits": None,
     }
 
 

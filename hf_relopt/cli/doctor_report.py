@@ -83,7 +83,8 @@ def _plan(facts: dict[str, Any]) -> Iterator[str]:
 
 def _memory(facts: dict[str, Any]) -> Iterator[str]:
     yield from _table(memory_rows(facts), numbers_from=1)
-    yield from _paragraph(NOT_COUNTED)
+    for text in memory_words(facts):
+        yield from _paragraph(text)
 
 
 def memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -105,10 +106,30 @@ def memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
         row = (words, str(each[key]), f"{extra.get(key, 0)}{beside}")
         table.append((*row, amount(ranks[key])) if ranks else row)
     if ranks:
-        for words, key in ((optim, "state"), ("torch's AdamW", "adamw_state")):
-            total = ranks["weights"] + ranks["gradients"] + ranks[key]
+        for words, gradients, key in (
+            (optim, "gradients", "state"),
+            ("torch's AdamW", "all_gradients", "adamw_state"),
+        ):
+            total = ranks["weights"] + ranks[gradients] + ranks[key]
             table.append((f"total with {words}", "", "", amount(total)))
     return table
+
+
+def memory_words(facts: dict[str, Any]) -> list[str]:
+    """The texts below the table of bytes: what would fit, and what is not counted."""
+    found, fits = [], facts["memory"]["fits"]
+    if not facts["memory"]["per_parameter"]["gradients"]:
+        found.append("step_in_backward: only the largest gradient exists at a time.")
+    if fits:
+        ours, others = (
+            " and ".join([f"{each[key] / 1e9:.2g} in {size} GB" for size, each in fits.items()])
+            for key in ("state", "adamw_state")
+        )
+        found.append(
+            "Billions of parameters of a model like this one that fit, before activations: "
+            f"{ours}; under torch's AdamW {others}."
+        )
+    return [*found, NOT_COUNTED]
 
 
 def _versions(facts: dict[str, Any]) -> Iterator[str]:

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_relopt.cli.doctor_report import (
-    NOT_COUNTED,
     fault_words,
     launch_words,
     memory_rows,
+    memory_words,
     not_seen,
     paragraphs,
     version_rows,
@@ -39,7 +39,8 @@ def show(facts: dict[str, Any], console: Console | None = None) -> None:
         _plan(console, facts)
     rows = memory_rows(facts)
     _table(console, f"Bytes, weights in {facts['memory']['dtype']}", rows[0], rows[1:], numbers=1)
-    _paragraph(console, NOT_COUNTED)
+    for text in memory_words(facts):
+        _paragraph(console, text)
     _table(console, "Versions", ("package", "version"), version_rows(facts))
     for words in fault_words(facts):
         kind, _, text = words.partition(": ")

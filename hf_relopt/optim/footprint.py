@@ -28,12 +28,14 @@ class Footprint:
         weights: all of them, frozen ones, too.
         gradients: of all trainable weights, in the weights' dtype; of those that step inside the
             backward pass, of the largest alone.
+        all_gradients: of all trainable weights, as other optimizers keep them.
         state: of the plan's optimizer.
         adamw_state: of torch's AdamW over the same weights: two moments in the weights' dtype.
     """
 
     weights: int
     gradients: int
+    all_gradients: int
     state: int
     adamw_state: int
 
@@ -49,14 +51,15 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
     """
     trained: list[tuple[tuple[int, int], int]] = []
     kept = [held(entry.param, ranks) for entry in plan.skipped]
-    passing = [0]
+    passing: list[int] = []
     for entry in plan.entries:
         options, numel = plan.options_of(entry), held(entry.param, ranks)
         trained.append((state_of_weight(options, entry.param, ranks), numel))
         (passing if options.get("step_in_backward") else kept).append(numel)
     return Footprint(
         weights=itemsize * sum(held(param, ranks) for param in params),
-        gradients=itemsize * (sum(kept) + max(passing)),
+        gradients=itemsize * (sum(kept) + max(passing, default=0)),
+        all_gradients=itemsize * (sum(kept) + sum(passing)),
         state=sum(per_entry * numel + few for (per_entry, few), numel in trained),
         adamw_state=sum(2 * itemsize * numel + STATE_BYTES for _, numel in trained),
     )

@@ -96,6 +96,28 @@ def test_bytes_of_a_momentum_and_of_numbers_by_row(text, momentum, gpt2_config, 
     }
 
 
+def test_what_fits_follows_from_the_bytes_of_a_rank(gpt2_config, capsys):
+    """With steps inside the backward pass the largest gradient counts; AdamW keeps them all."""
+    words = {"model": gpt2_config, "optim_args": "step_in_backward=true", "dtype": "bfloat16"}
+    found = facts(**words)
+    memory, parameters = found["memory"], found["plan"]["model_parameters"]
+    ranks = memory["per_rank"]
+    assert ranks["weights"] == ranks["all_gradients"] == 2 * parameters
+    assert ranks["gradients"] == 2 * max(51 * 16, 16 * 64)
+    assert memory["per_parameter"]["gradients"] == 0
+    ours = ranks["weights"] + ranks["gradients"] + ranks["state"]
+    others = ranks["weights"] + ranks["all_gradients"] + ranks["adamw_state"]
+    for size in (24, 80):
+        expected = {"state": ours, "adamw_state": others}
+        expected = {key: parameters * size * 10**9 // own for key, own in expected.items()}
+        assert memory["fits"][str(size)] == expected
+    assert facts()["memory"]["fits"] is None
+    assert run_doctor(**words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "only the largest gradient exists at a time" in said
+    assert f"activations: {memory['fits']['24']['state'] / 1e9:.2g} in 24 GB and" in said
+
+
 def test_dtype(gpt2_config, written):
     assert facts(model=gpt2_config)["memory"]["dtype"] == "float32"
     half = facts(model=gpt2_config, dtype="bfloat16")["memory"]

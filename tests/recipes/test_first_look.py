@@ -129,6 +129,7 @@ MISTAKES = {
     "sft_chat.py": [
         ("--train_file nosuch.jsonl", "there is no file"),
         ("--lora_rank -1", "lora_rank is -1"),
+        ("--model_dtype float16", "model_dtype is 'float16'; it is float32 or bfloat16"),
         ("--lora_alpha 8", "--lora_rank"),
         ("--max_length x", "invalid int"),
     ],
