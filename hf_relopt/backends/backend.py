@@ -16,6 +16,7 @@ from hf_relopt.backends.packed import Formula
 from hf_relopt.backends.part import Decision, Direct, Equation, Part
 from hf_relopt.backends.triton import kernel as triton_kernel
 from hf_relopt.backends.triton import packed as triton_packed
+from hf_relopt.backends.triton import probe
 from hf_relopt.backends.triton import sums as triton_sums
 from hf_relopt.backends.triton import update as triton_update
 from hf_relopt.errors import ConfigError
@@ -103,7 +104,7 @@ def automatic(device: torch.device) -> str:
     """What "auto" stands for on a device, before anything is paid. docs/decisions.md says why."""
     if device.type not in triton_kernel.SERVED or triton_kernel.missing():
         return "foreach"
-    fault = triton_kernel.fault(device)
+    fault = probe.fault(device)
     if fault is None:
         return "triton"
     _logger.warning(

@@ -57,18 +57,6 @@ def serves(device: torch.device) -> bool:
     return missing() is None and (device.type in SERVED or is_interpreted())
 
 
-def fault(device: torch.device) -> str | None:
-    """Run a kernel that does nothing; what is in its way, or None.
-
-    Triton needs more than its package: a C compiler for the code that launches a kernel, say.
-    """
-    try:
-        launch(kernel_of("def nothing():\n    pass\n"), 1, device, (), {})
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def kernel_of(text: str, plain: Sequence[str] = ()) -> Any:
     """The kernel that is defined by ``text``, one function. Triton asks for its source again.
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_relopt import ConfigError, Fromage, Madam
 from hf_relopt.backends import backend
-from hf_relopt.backends.triton import kernel, packed, sums, update
+from hf_relopt.backends.triton import kernel, packed, probe, sums, update
 from tests.cases import HAS_TRITON
 from tests.tensors import run
 
@@ -106,30 +106,19 @@ def test_a_weight_may_move_between_steps() -> None:
 def test_auto_takes_kernels_where_they_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kernel, "fault", lambda device: None)
+    monkeypatch.setattr(probe, "fault", lambda device: None)
     backend.automatic.cache_clear()
     try:
         assert backend.automatic(CUDA) == "triton"
         assert backend.automatic(CPU) == backend.automatic(torch.device("mps")) == "foreach"
         backend.automatic.cache_clear()
-        monkeypatch.setattr(kernel, "fault", lambda device: "RuntimeError: no C compiler")
+        monkeypatch.setattr(probe, "fault", lambda device: "RuntimeError: no C compiler")
         with caplog.at_level("WARNING", "hf_relopt"):
             assert backend.automatic(CUDA) == backend.automatic(CUDA) == "foreach"
         (line,) = caplog.messages
         assert "no C compiler" in line and "backend='foreach'" in line
     finally:
         backend.automatic.cache_clear()
-
-
-@needs_triton
-def test_a_fault_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernel.fault(CPU) is None  # the interpreter runs anywhere
-
-    def fails(*given, **more):  # type: ignore[no-untyped-def]
-        raise RuntimeError("Failed to find C compiler")
-
-    monkeypatch.setattr(kernel, "launch", fails)
-    assert kernel.fault(CPU) == "RuntimeError: Failed to find C compiler"
 
 
 @needs_triton
