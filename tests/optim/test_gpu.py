@@ -13,6 +13,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_relopt import create_optimizer
+from hf_relopt.backends.backend import automatic
+from hf_relopt.backends.triton import probe
 from tests.cases import BY_NAME, Case
 from tests.tensors import gradient, set_gradients
 
@@ -82,6 +84,12 @@ def test_a_step_of_a_whole_model_never_waits(optim: str) -> None:
             with waiting_is_an_error():
                 optimizer.step()
         optimizer.zero_grad()
+
+
+def test_auto_trusts_the_kernels_of_this_gpu() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert probe.fault(device) is None
+    assert automatic(device) == "triton"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
