@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_relopt.backends.backend import PAID
 from hf_relopt.sharding.layout import as_rows_of, local
+from hf_relopt.sharding.matrices import world_size
 from hf_relopt.step.decide import largest_grad
 from hf_relopt.step.slot import Slot
 from hf_relopt.step.state import OF_SLICES, has_state, widest
@@ -85,15 +86,18 @@ class Numbers:
 
     @cached_property
     def may_pay(self) -> bool:
-        """True if enough entries may be stepped here, on a CPU, for a compilation to pay."""
-        return self.step.device.type == "cpu" and self._entries * _MOST_STEPS >= PAID
+        """True if enough entries may be stepped here, on a CPU, for a compilation to pay.
+
+        Not of several processes: on one that has no compiler replicas would round otherwise.
+        """
+        alone = self.step.device.type == "cpu" and world_size() == 1
+        return alone and self._entries * _MOST_STEPS >= PAID
 
     @cached_property
     def _entries(self) -> int:
-        # Of the full weights, so that every rank decides alike.
         return sum(
             [
-                slot.layout.shape.numel()
+                slot.param.numel()
                 for slot in self.slots
                 if slot.method.direct and slot.method.options["backend"] == "auto"
             ]
