@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# All that only a GPU can say, in under four minutes and without a network: do the kernels end where
+# All that only a GPU can say, in about four minutes and without a network: do the kernels end where
 # the reference does, what does a step cost, what does training need, and does it learn?
 #
 #   benchmarks/gpu_session.sh [FOLDER]     records and logs go to FOLDER (default: gpu_session)
 #
-# Each part has a limit and may fail without stopping the others, as where a package is missing. The
+# Each part has a limit (together six minutes) and may fail without stopping the others, as where a package is missing. The
 # tables come last. What it measured goes into benchmarks/results by hand, with its commit.
 set -u
 cd "$(dirname "$0")/.."
@@ -40,10 +40,9 @@ names = ("torch", "triton", "transformers", "accelerate", "tokenizers", "pytest"
 print(torch.cuda.get_device_name(), *[f"{name} {version(name)}" for name in names], sep=", ")
 END
 
-# The texts that the last part reads, while the first ones run.
+# The texts that the last part reads come first: nothing runs beside what is timed.
 [ -e "$OUT/texts/train.txt" ] ||
-    $PYTHON benchmarks/python_text.py --out "$OUT/texts" --limit 24000000 >"$OUT/texts.log" 2>&1 &
-
+    part texts 20 $PYTHON benchmarks/python_text.py --out "$OUT/texts" --limit 24000000
 part tests 70 $PYTHON -m pytest -m gpu -q -p no:cacheprovider tests/optim/test_gpu.py tests/step/test_no_sync.py
 part step_time 45 $PYTHON benchmarks/step_time.py --rounds 15 --only 'fused|triton|foreach' --out "$OUT/step_time"
 part step_time_1b 45 $PYTHON benchmarks/step_time.py --size 1b --dtype bfloat16 --rounds 7 \
@@ -52,7 +51,6 @@ part spectral_step 30 $PYTHON benchmarks/spectral_step.py --layers 12 --only 'Mu
     --out "$OUT/spectral_step"
 part memory 60 $PYTHON benchmarks/training_memory.py --device cuda --layers 22 --width 2048 --dtype bfloat16 \
     --way adamw --way fromage --way 'fromage inside' --way fromage_spectral --out "$OUT"
-wait
 part learning 90 $PYTHON benchmarks/quality.py --task gpt2 --device cuda --steps 200 --batches 4 \
     --train_file "$OUT/texts/train.txt" --valid_file "$OUT/texts/valid.txt" \
     --optim adamw:lr=6e-4 --optim fromage_spectral --optim fromage:step_in_backward=true --out "$OUT/learning"

@@ -61,8 +61,10 @@ BACKENDS: dict[str, Backend] = {
 PAID = 2**33
 
 
-def backend_of(name: str, device: torch.device, paid: bool = False) -> Backend:
-    """The backend that a ``backend`` option names, for weights on a device.
+def backend_of(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, paid: bool = False
+) -> Backend:
+    """The backend that a ``backend`` option names, for weights of a dtype on a device.
 
     Args:
         paid: is it a CPU on which PAID entries have been stepped?
@@ -71,7 +73,7 @@ def backend_of(name: str, device: torch.device, paid: bool = False) -> Backend:
         ConfigError: it is "triton", which has no kernels for this device.
     """
     if name == "auto":
-        return BACKENDS["compiled" if paid and compiles() else automatic(device)]
+        return BACKENDS["compiled" if paid and compiles() else automatic(device, dtype)]
     if name == "triton" and not triton_kernel.serves(device):
         raise ConfigError(
             f"backend='triton' steps weights on a GPU ({' or '.join(triton_kernel.SERVED)}), but "
@@ -100,16 +102,17 @@ def compiles() -> bool:
 
 
 @cache
-def automatic(device: torch.device) -> str:
+def automatic(device: torch.device, dtype: torch.dtype) -> str:
     """What "auto" stands for on a device, before anything is paid. docs/decisions.md says why."""
-    if device.type not in triton_kernel.SERVED or triton_kernel.missing():
+    if device.type not in triton_kernel.SERVED or not triton_kernel.serves(device):
         return "foreach"
-    fault = probe.fault(device)
+    fault = probe.fault(device, dtype)
     if fault is None:
         return "triton"
     _logger.warning(
-        "Triton is installed, but does not run on %s (%s). Weights there are stepped by the "
-        "slower backend 'foreach'; backend='foreach' chooses it without this line.",
+        "Triton is installed, but does not step weights in %s on %s (%s). They are stepped by "
+        "the slower backend 'foreach'; backend='foreach' chooses it without this line.",
+        dtype,
         device,
         fault,
     )

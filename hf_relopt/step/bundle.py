@@ -65,7 +65,7 @@ class Bundle:
     def backend(self) -> Backend:
         """What runs their arithmetic."""
         name, paid = self.method.options["backend"], self.paid and self.method.direct
-        return backend_of(name, self.first.device, paid)
+        return backend_of(name, self.first.device, self.first.dtype, paid)
 
     @cached_property
     def equation(self) -> Equation:

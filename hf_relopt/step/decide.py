@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -143,7 +144,7 @@ class Deciding:
     """The formula that decides on S slices, from what is known of them.
 
     Attributes:
-        method, wide: see ``decide``.
+        method, wide: see ``decide``; the method is one of ``as_decided``.
         p_bound: the bound in force, if it is one for all slices.
         moves, from_zero: see ``Facts``.
     """
@@ -191,6 +192,19 @@ class Deciding:
 
 # Before the name of a coefficient, which may be "move".
 _OF = "of_update_"
+# What no decision hangs on: a schedule of momenta, say, must not make a formula of each step.
+_UNREAD = {
+    "backend", "iterations", "maximize", "momentum", "momentum_dtype", "nesterov", "p_bound",
+    "rounding", "share_work", "split_dim", "split_sizes", "step_in_backward",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=256)  # a method holds no tensors
+def as_decided(method: Method) -> Method:
+    """The method without the options that decisions do not hang on."""
+    unread = _UNREAD | {"beta"} if method.name == "fromage" else _UNREAD
+    values = [(name, None if name in unread else value) for name, value in method.values]
+    return replace(method, values=tuple(values))
 
 
 @dataclass(frozen=True)

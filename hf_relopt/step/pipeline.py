@@ -28,6 +28,7 @@ from hf_relopt.step.decide import (
     Judging,
     RunningOn,
     Verdict,
+    as_decided,
     norms_of,
     with_anchors,
 )
@@ -277,7 +278,7 @@ def _decide(
         "number": numbers.number[joint.owner] if joint.is_noisy else None,
     }
     formula = Deciding(
-        first.method,
+        as_decided(first.method),
         first.first.precision,
         bound,
         verdict.moves,

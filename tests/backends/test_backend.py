@@ -40,7 +40,7 @@ def _name(value: object) -> str:
 def test_auto_is_one_of_them_and_the_option_names_the_others() -> None:
     here = torch.device("cpu")
     assert backend_of("auto", here) is BACKENDS["foreach"]
-    assert automatic(torch.device("mps")) == "foreach"
+    assert automatic(torch.device("mps"), torch.float32) == "foreach"
     assert all(backend_of(name, here) is each for name, each in BACKENDS.items())
     with pytest.raises(KeyError):
         backend_of("fastest", here)

@@ -79,3 +79,5 @@ def test_what_is_in_the_way_of_a_compilation_is_told(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(compiled, "_compile", fails)
     assert compiled.fault() == "RuntimeError: no compiler"
+    monkeypatch.setattr(compiled, "_compile", lambda function: function)
+    assert compiled.fault() == "it is switched off"

@@ -43,7 +43,7 @@ def test_each_part_names_a_script_and_options_that_it_has() -> None:
             assert f'"{option}"' in source, f"{file} has no {option}"
 
 
-def test_its_limits_add_up_to_less_than_six_minutes() -> None:
+def test_its_limits_add_up_to_six_minutes() -> None:
     """Each part ends well before its limit; together they are meant for four minutes."""
-    limits = re.findall(r"^part \w+ (\d+) ", SCRIPT.read_text(), re.MULTILINE)
-    assert len(limits) == 6 and sum(map(int, limits)) <= 360
+    limits = re.findall(r"^ *part \w+ (\d+) ", SCRIPT.read_text(), re.MULTILINE)
+    assert len(limits) == 7 and sum(map(int, limits)) <= 360

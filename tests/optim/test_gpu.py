@@ -88,8 +88,9 @@ def test_a_step_of_a_whole_model_never_waits(optim: str) -> None:
 
 def test_auto_trusts_the_kernels_of_this_gpu() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    assert probe.fault(device) is None
-    assert automatic(device) == "triton"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert probe.fault(device, dtype) is None
+        assert automatic(device, dtype) == "triton"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -24,7 +24,9 @@ import triton.language as tl
 """
 # Contracted products would be rounded once where torch's are rounded twice: without them a kernel
 # ends at the bits of the rule, and memory is what these kernels wait for.
+# The noise is a hash, whose products are to wrap around: under TRITON_DEBUG that would be an error.
 _OPTIONS = {"enable_fp_fusion": False}
+_OPTIONS_OF = {"cuda": {"sanitize_overflow": False}}
 # Threads of a program, in units of 32: for tiles of entries, and for a few numbers.
 TILE_WARPS, FEW_WARPS = 16, 4
 # Devices that Triton compiles for. An AMD GPU calls itself cuda, too.
@@ -48,13 +50,14 @@ def missing() -> str | None:
 
 
 def is_interpreted() -> bool:
-    """Say whether kernels run in Triton's interpreter, on tensors of any device."""
+    """Say whether kernels run in Triton's interpreter, where addresses are those of the host."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def serves(device: torch.device) -> bool:
     """Say whether kernels can run on tensors of this device."""
-    return missing() is None and (device.type in SERVED or is_interpreted())
+    devices = ("cpu",) if is_interpreted() else SERVED
+    return device.type in devices and missing() is None
 
 
 def kernel_of(text: str, plain: Sequence[str] = ()) -> Any:
@@ -86,7 +89,8 @@ def launch(
 ) -> None:
     """Run ``programs`` programs of a kernel on the current stream of a device."""
     with _on(device):
-        kernel[(programs,)](*arguments, **constants, **_OPTIONS, num_warps=warps)
+        options = {**_OPTIONS, **_OPTIONS_OF.get(device.type, {})}
+        kernel[(programs,)](*arguments, **constants, **options, num_warps=warps)
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class _Work:
     results: tuple[str, ...]
 
 
-@cache
+@lru_cache(maxsize=256)
 def _work(
     formula: Formula, names: tuple[str, ...], kinds: tuple[tuple[torch.dtype, int], ...]
 ) -> _Work:

@@ -9,24 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_relopt.backends.part import View
 
 # Entries of a tile: eight for each thread of sixteen warps.
 TILE = 4096
-# What is known of each part: [count, length, n1, n2, first, origin], then four strides for the
-# positions and for each tensor: from slice to slice, and along the three dimensions of a slice.
-FACTS, STRIDES = 6, 4
+# What is known of each part: [count, length, n1, n2, first, origin, tile, pieces], then four
+# strides for the positions and for each tensor: from slice to slice, and along the three dimensions
+# of a slice. ``tile`` is the part's first one, ``pieces`` into how many each slice is cut.
+FACTS, STRIDES = 8, 4
 _DIMS = 3
 # Addresses and strides in bytes and entries that are multiples of it let a thread load four
 # numbers at once.
 _EVEN = 16
 # Entries of a slice from which on a column needs 64 bits.
 _WIDE = 2**31 - TILE
+# Tables of addresses that are kept, and tiles of the same parts: gradients may alternate between a
+# few places, and weights, gradients and moments are read in several orders.
+_KEPT = 8
+# What has its entries where its address is. Of others, such as quantized weights, nobody knows.
+_PLAIN = {Tensor, nn.Parameter}
 
 Strides = tuple[int, ...]
 
@@ -36,7 +43,7 @@ class Tiles:
     """The tiles of some parts.
 
     Attributes:
-        programs: int32 [P, 3]: each tile's part, its first slice there, and which piece of it.
+        programs: int32 [P], the part of each tile.
         rows, columns: of a tile: slices, and entries of each, powers of two.
         facts: int64 [parts, ...], see FACTS.
         totals: int32 [S, 2]: where the partial sums of each slice begin, and how many they are.
@@ -86,8 +93,7 @@ class Tiles:
             pinned = device.type == "cuda"
             sent = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=pinned)
             found = sent.to(device, non_blocking=True)
-            self._sent.clear()
-            self._sent[key] = found
+            _keep(self._sent, key, found)
         return found
 
 
@@ -96,22 +102,41 @@ def tiles_of(
 ) -> Tiles | None:
     """The tiles of parts with tensors in these columns, or None.
 
-    There are none if a part has too many strides, or a column tensors of several dtypes.
+    There are none if a part has too many strides, a column tensors of several dtypes, or a tensor
+    entries that are not where its address is, as they are written down.
+
+    They live as long as the first view does: with the bundle of the weights.
 
     Args:
         positions: is the position of each entry in the full tensor asked for?
     """
     for column in columns:
         dtype = column[0].dtype
-        if any([tensor.dtype is not dtype for tensor in column]):
+        if any([each.dtype is not dtype or type(each) not in _PLAIN for each in column]):
+            return None
+        if any(map(Tensor.is_neg, column)):
             return None
     strides = tuple([tuple(map(Tensor.stride, column)) for column in columns])
-    return _tiles(tuple(views), strides, columns[0][0].device, positions)
+    first, *others = views
+    known = _known.setdefault(first, {})
+    key = (*others, strides, columns[0][0].device, positions, TILE)
+    if key not in known:
+        _keep(known, key, _tiles(views, strides, columns[0][0].device, positions))
+    return known[key]
 
 
-@lru_cache(maxsize=512)  # the same in each step
+_known: WeakKeyDictionary[View, dict[Any, Tiles | None]] = WeakKeyDictionary()
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep a value, and of those before the last few."""
+    while len(kept) >= _KEPT:
+        del kept[next(iter(kept))]
+    kept[key] = value
+
+
 def _tiles(
-    views: tuple[View, ...],
+    views: Sequence[View],
     strides: tuple[tuple[Strides, ...], ...],
     device: torch.device,
     positions: bool,
@@ -124,7 +149,7 @@ def _tiles(
         walks.append(walk)
     longest = max(1, *[walk.length for walk in walks])
     rows, columns = _sizes(longest, max([walk.count for walk in walks]))
-    programs, totals = _cut(walks, rows, columns)
+    programs, totals, begins = _cut(walks, rows, columns)
 
     def on_device(table: Tensor, dtype: torch.dtype) -> Tensor:
         return table.to(dtype).to(device, non_blocking=True)
@@ -133,7 +158,7 @@ def _tiles(
         programs=on_device(programs, torch.int32),
         rows=rows,
         columns=columns,
-        facts=on_device(torch.tensor([walk.facts for walk in walks]), torch.int64),
+        facts=on_device(_facts(walks, begins, columns), torch.int64),
         totals=on_device(totals, torch.int32),
         most=max([-(-walk.length // columns) for walk in walks]),
         strided=any([walk.strided for walk in walks]),
@@ -148,21 +173,33 @@ def _sizes(longest: int, most: int) -> tuple[int, int]:
     return min(TILE // columns, 1 << (most - 1).bit_length()), columns
 
 
-def _cut(walks: Sequence[_Walk], rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """``programs`` and ``totals`` of Tiles."""
-    programs: list[Tensor] = []
+def _cut(walks: Sequence[_Walk], rows: int, columns: int) -> tuple[Tensor, Tensor, list[int]]:
+    """``programs`` and ``totals`` of Tiles, and the first tile of each part."""
+    counts: list[int] = []
     totals: list[Tensor] = []
+    begins: list[int] = []
     begin = 0
-    for part, walk in enumerate(walks):
+    for walk in walks:
         groups, pieces = -(-walk.count // rows), -(-walk.length // columns)
-        each = torch.cartesian_prod(torch.arange(groups) * rows, torch.arange(pieces))
-        each = each.view(-1, 2)  # of nothing it has no second dimension
-        programs.append(torch.cat([torch.full((len(each), 1), part), each], dim=1))
+        counts.append(groups * pieces)
         # With several rows a tile has whole slices, and each row a partial sum of its own.
         first = begin * rows + torch.arange(walk.count) * (pieces if rows == 1 else 1)
         totals.append(torch.stack([first, torch.full_like(first, pieces)], dim=1))
-        begin += len(each)
-    return torch.cat(programs), torch.cat(totals)
+        begins.append(begin)
+        begin += counts[-1]
+    programs = torch.arange(len(walks)).repeat_interleave(torch.tensor(counts))
+    return programs, torch.cat(totals), begins
+
+
+def _facts(walks: Sequence[_Walk], begins: Sequence[int], columns: int) -> Tensor:
+    """A row of the table for each part."""
+    rows = []
+    for walk, begin in zip(walks, begins, strict=True):
+        pieces = max(1, -(-walk.length // columns))
+        _, n1, n2 = walk.sizes
+        own = [walk.count, walk.length, n1, n2, walk.first, walk.origin, begin, pieces]
+        rows.append(own + [stride for each in walk.strides for stride in each])
+    return torch.tensor(rows)
 
 
 @dataclass(frozen=True)
@@ -185,13 +222,6 @@ class _Walk:
     strides: tuple[Strides, ...]
     origin: int
     strided: bool
-
-    @property
-    def facts(self) -> list[int]:
-        """A row of the table."""
-        _, n1, n2 = self.sizes
-        flat = [stride for own in self.strides for stride in own]
-        return [self.count, self.length, n1, n2, self.first, self.origin, *flat]
 
     @property
     def even(self) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,32 +29,53 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
         return
     if not tiles.count:
         return
-    names = tuple(decision.coefficients)
-    given = [decision.learn, decision.move, *decision.coefficients.values()]
+    device = columns[0][0].device
+    fixed, free = _apart(equation.constants)
+    numbers = {**decision.coefficients, **_on(device, tuple(free.items()))}
+    given = [decision.learn, decision.move, *numbers.values()]
     if decision.keys is not None:
         given.append(decision.keys)
     step = _step(
         equation.update,
-        tuple(equation.constants.items()),
+        tuple(fixed.items()),
         equation.maximize,
         tuple([column[0].dtype for column in columns]),
-        tuple([(name, _kind(decision.coefficients[name])) for name in names]),
+        tuple([(name, _kind(each)) for name, each in numbers.items()]),
         noisy,
         tiles.strided,
         tiles.wide,
     )
-    numbers = [each if each.is_contiguous() else each.contiguous() for each in given]
+    packed = [each if each.is_contiguous() else each.contiguous() for each in given]
     addresses = tiles.addresses(columns)
     launch(
         step,
         tiles.count,
-        columns[0][0].device,
-        (tiles.programs, tiles.facts, addresses, *numbers),
+        device,
+        (tiles.programs, tiles.facts, addresses, *packed),
         {"ROWS": tiles.rows, "COLUMNS": tiles.columns},
         warps=TILE_WARPS,
     )
     # Autograd has to hear of what was written by address.
     torch.autograd.graph.increment_version([*columns[0], *[t for own in columns[2:] for t in own]])
+
+
+def _apart(constants: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Constants that are a part of the kernel, and numbers, for which it is not made anew.
+
+    A schedule may change the decay of a momentum in each step.
+    """
+    free = {name: value for name, value in constants.items() if isinstance(value, float)}
+    return {name: value for name, value in constants.items() if name not in free}, free
+
+
+@lru_cache(maxsize=256)
+def _on(device: torch.device, numbers: tuple[tuple[str, float], ...]) -> dict[str, Tensor]:
+    """Numbers on a device, 0-dim and in float64, as they are in Python."""
+    if not numbers:
+        return {}
+    values = torch.tensor([value for _, value in numbers], dtype=torch.float64, device="cpu")
+    there = values.to(device, non_blocking=True).unbind()
+    return {name: each for (name, _), each in zip(numbers, there, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,7 @@ def _kind(values: Tensor) -> _Kind:
     return _Kind(values.dtype, values.dim() == 0)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _step(
     update: Any,
     constants: tuple[tuple[str, Any], ...],

@@ -12,15 +12,17 @@ from hf_relopt.backends.triton.tiles import FACTS, STRIDES
 # Begins each kernel: its tile, and whether the fast way to read it is open.
 _HEAD = """\
 tile = tl.program_id(0).to(tl.int64)
-part = tl.load(programs + 3 * tile).to(tl.int64)
+part = tl.load(programs + tile).to(tl.int64)
 facts += part * {facts}
 addresses += part * {addresses}
 count = tl.load(facts)
 length = tl.load(facts + 1)
-row = tl.load(programs + 3 * tile + 1) + tl.arange(0, ROWS)[:, None]
+place = (tile - tl.load(facts + 6)).to(tl.int32)
+pieces = tl.load(facts + 7).to(tl.int32)
+row = (place // pieces) * ROWS + tl.arange(0, ROWS)[:, None]
 here = row < count
 slice = tl.load(facts + 4) + row
-piece = tl.load(programs + 3 * tile + 2)"""
+piece = place % pieces"""
 
 
 def head(tensors: int) -> list[str]:

@@ -103,20 +103,48 @@ def test_a_weight_may_move_between_steps() -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("direction", ["momentum", "spectral", "adam"])
+def test_a_schedule_of_momenta_makes_no_kernels(direction: str) -> None:
+    """Nor does the learning rate, nor a seed that differs from weight to weight."""
+    params = [nn.Parameter(torch.rand(6, 4)), nn.Parameter(torch.rand(4))]
+    optimizer = Fromage(params, direction=direction, backend="triton")
+    run(optimizer, params, (1, 2))
+    before = [update._step.cache_info().misses, packed._work.cache_info().misses]
+    for number in range(3, 7):
+        optimizer.param_groups[0].update(momentum=0.8 + number / 100, lr=0.01 / number)
+        run(optimizer, params, (number,))
+    assert [update._step.cache_info().misses, packed._work.cache_info().misses] == before
+
+
+@needs_triton
+def test_the_interpreter_serves_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the address of a GPU's tensor for one of its own."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert kernel.serves(CPU) and not kernel.serves(CUDA)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert kernel.serves(CUDA) and not kernel.serves(CPU)
+
+
+@needs_triton
 def test_auto_takes_kernels_where_they_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(probe, "fault", lambda device: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(probe, "fault", lambda device, dtype: None)
+    f32, bf16 = torch.float32, torch.bfloat16
     backend.automatic.cache_clear()
     try:
-        assert backend.automatic(CUDA) == "triton"
-        assert backend.automatic(CPU) == backend.automatic(torch.device("mps")) == "foreach"
+        assert backend.automatic(CUDA, f32) == "triton"
+        assert backend.automatic(CPU, f32) == "foreach"
+        assert backend.automatic(torch.device("mps"), f32) == "foreach"
         backend.automatic.cache_clear()
-        monkeypatch.setattr(probe, "fault", lambda device: "RuntimeError: no C compiler")
+        faults = {bf16: "PTXASError: bf16 requires sm_80"}
+        monkeypatch.setattr(probe, "fault", lambda device, dtype: faults.get(dtype))
         with caplog.at_level("WARNING", "hf_relopt"):
-            assert backend.automatic(CUDA) == backend.automatic(CUDA) == "foreach"
+            assert backend.automatic(CUDA, bf16) == backend.automatic(CUDA, bf16) == "foreach"
+            assert backend.automatic(CUDA, f32) == "triton"
         (line,) = caplog.messages
-        assert "no C compiler" in line and "backend='foreach'" in line
+        assert "requires sm_80" in line and "bfloat16" in line and "backend='foreach'" in line
     finally:
         backend.automatic.cache_clear()
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from hf_relopt.backends.triton import packed, probe, sums, update
-from tests.cases import HAS_TRITON
+from tests.cases import DTYPES, HAS_TRITON
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 CPU = torch.device("cpu")
 
 
-def test_nothing_is_in_the_way_of_the_interpreter() -> None:
-    assert probe.fault(CPU) is None
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_in_the_way_of_the_interpreter(dtype: torch.dtype) -> None:
+    assert probe.fault(CPU, dtype) is None
 
 
 @pytest.mark.parametrize("module", [packed, sums, update])
@@ -22,7 +23,7 @@ def test_what_does_not_run_is_told_in_words(module, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("Failed to find C compiler.\nSet CC.")
 
     monkeypatch.setattr(module, "launch", fails)
-    assert probe.fault(CPU) == "RuntimeError: Failed to find C compiler."
+    assert probe.fault(CPU, torch.float32) == "RuntimeError: Failed to find C compiler."
 
 
 @pytest.mark.parametrize("module", [packed, sums, update])
@@ -30,7 +31,7 @@ def test_what_is_wrong_is_noticed(module, monkeypatch: pytest.MonkeyPatch) -> No
     """Kernels that do nothing leave zeros, or the weights as they were."""
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(module, "launch", lambda *given, **more: None)
-    fault = probe.fault(CPU)
+    fault = probe.fault(CPU, torch.float32)
     assert fault == "its kernels do not give PyTorch's numbers in torch.float32"
 
 
@@ -43,4 +44,5 @@ def test_other_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         right(parts, equation, decision)
 
     monkeypatch.setattr(update, "update", other)
-    assert probe.fault(CPU) == "its kernels do not give PyTorch's numbers in torch.bfloat16"
+    fault = probe.fault(CPU, torch.bfloat16)
+    assert fault == "its kernels do not give PyTorch's numbers in torch.bfloat16"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from hf_relopt.backends.part import View
+from hf_relopt.backends.triton import tiles as module
 from hf_relopt.backends.triton.tiles import TILE, tiles_of
 from tests.batches import view_of
 
@@ -25,12 +29,13 @@ def test_what_follows_each_other_needs_no_strides() -> None:
 
 def test_long_slices_are_cut_and_short_ones_share_a_tile() -> None:
     tiles = _tiles([view_of(0, (TILE + 1,))], [torch.ones(TILE + 1)])
-    assert tiles.programs.tolist() == [[0, 0, 0], [0, 0, 1]] and tiles.most == 2
+    assert tiles.programs.tolist() == [0, 0] and tiles.most == 2
+    assert tiles.facts[0, 6:8].tolist() == [0, 2]
     tiles = _tiles(
         [view_of(0, (9, 5), 9), view_of(9, (3, 8), 3)], [torch.ones(9, 5), torch.ones(3, 8)]
     )
     assert (tiles.rows, tiles.columns) == (16, 8)
-    assert tiles.programs.tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert tiles.programs.tolist() == [0, 1] and tiles.facts[:, 6:8].tolist() == [[0, 1], [1, 1]]
     assert tiles.totals[:, 0].tolist() == [*range(9), *range(16, 19)]
 
 
@@ -73,3 +78,49 @@ def test_addresses_are_sent_when_one_changes() -> None:
     assert tiles.addresses([[one]]) is first
     assert tiles.addresses([[other]]).tolist() != first.tolist()
     assert tiles.addresses([[one]]).tolist() == first.tolist()
+
+
+def test_addresses_of_a_few_places_are_kept() -> None:
+    """Sums and updates ask in different orders, and gradients may alternate."""
+    places = [torch.ones(8) for _ in range(3)]
+    view = view_of(0, (8,))
+    sent = [_tiles([view], [place]).addresses([[place]]) for place in places]
+    assert all(
+        _tiles([view], [place]).addresses([[place]]) is own
+        for place, own in zip(places, sent, strict=True)
+    )
+
+
+def test_tiles_die_with_their_views() -> None:
+    view, other = view_of(0, (8,)), view_of(1, (8,))
+    tiles = weakref.ref(_tiles([view, other], [torch.ones(8), torch.ones(8)]))
+    assert tiles() is not None
+    del view
+    gc.collect()
+    assert tiles() is None and other
+
+
+def test_only_so_many_are_kept() -> None:
+    view = view_of(0, (2, 2))
+    for length in range(2, 40):
+        _tiles([view], [torch.ones(2, length)[:, :2]])
+    assert len(module._known[view]) == module._KEPT
+
+
+class _Wrapped(torch.Tensor):
+    """A tensor without a storage of its own, as quantized weights are."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> _Wrapped:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_does_not_lie_at_its_address_has_no_tiles() -> None:
+    """Subclasses, and gradients that are negated when they are read."""
+    assert _tiles([view_of(0, (4,))], [_Wrapped(torch.ones(4))]) is None
+    negated = torch.ones(4, dtype=torch.complex64).conj().imag
+    assert negated.is_neg() and _tiles([view_of(0, (4,))], [negated]) is None

@@ -45,14 +45,12 @@ def test_fromage_ends_at_the_bits_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """One weight may not move; long slices are cut where tiles are small."""
-    tiles._tiles.cache_clear()
     monkeypatch.setattr(tiles, "TILE", tile)
     shapes = [*SHAPES, (40, 7), (3,), (), (0,)]
     one, other = (batch_of(dtype, shapes, bool(noisy), by_row) for _ in "ab")
     before = [weight.clone() for weight in one.weights()]
     loop.update(*one.given())
     update.update(*other.given())
-    tiles._tiles.cache_clear()
     for start, weight, twin in zip(before, one.weights(), other.weights(), strict=True):
         assert same_bits(weight, twin)
         assert same_bits(start, weight) == (start is before[2] or not weight.numel())
