@@ -36,8 +36,8 @@ def test_list_names_everything_there_is():
     assert done.exit_code == 0
     for name in (*recipe_names(), *task_names(), *STUDIES, *accelerate_files(), "slurm"):
         assert name in done.output
-    # Each of ours, and AdamW to compare, in each task.
-    assert (len(task_names()), len(recipe_names())) == (7, 4 * 7)
+    # Each of ours, and AdamW to compare, in each task; and one for a model of 8 billion parameters.
+    assert (len(task_names()), len(recipe_names())) == (7, 4 * 7 + 1)
     assert max(map(len, done.output.splitlines())) <= 110
 
 

@@ -31,7 +31,7 @@ BAD = [
     ("fromage", "lr=-0.1", ["lr", "-0.1", "0 <= lr < 1"]),
     ("fromage", "lr=nan", ["lr", "nan"]),
     ("fromage", "lr=1", ["lr", "0 <= lr < 1"]),
-    ("fromage", "backend=triton", ["backend", "'triton'", "'foreach'"]),
+    ("fromage", "backend=fused", ["backend", "'fused'", "'foreach'"]),
     ("fromage", "rounding=up", ["rounding", "'up'", "'stochastic'"]),
     ("fromage", "seed=1.5", ["seed", "'1.5'", "integer"]),
     ("fromage", "maximize=maybe", ["maximize", "'maybe'", "True or False"]),
