@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hf_relopt.cli.doctor_options import ITEMSIZES, dtype_named, look
-from hf_relopt.cli.doctor_report import lines
+from hf_relopt.cli.doctor_report import lines, totals
 from hf_relopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -161,10 +161,7 @@ def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
 
 def _fits(taken: dict[str, int], parameters: int) -> Facts:
     """Parameters of the largest model like this one for each size of a device, in GB."""
-    each = {
-        "state": taken["weights"] + taken["gradients"] + taken["state"],
-        "adamw_state": taken["weights"] + taken["all_gradients"] + taken["adamw_state"],
-    }
+    each = totals(taken)
     return {
         str(size): {key: parameters * size * 10**9 // max(1, own) for key, own in each.items()}
         for size in DEVICE_SIZES

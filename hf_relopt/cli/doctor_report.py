@@ -106,13 +106,17 @@ def memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
         row = (words, str(each[key]), f"{extra.get(key, 0)}{beside}")
         table.append((*row, amount(ranks[key])) if ranks else row)
     if ranks:
-        for words, gradients, key in (
-            (optim, "gradients", "state"),
-            ("torch's AdamW", "all_gradients", "adamw_state"),
-        ):
-            total = ranks["weights"] + ranks[gradients] + ranks[key]
+        for words, total in zip((optim, "torch's AdamW"), totals(ranks).values(), strict=True):
             table.append((f"total with {words}", "", "", amount(total)))
     return table
+
+
+def totals(ranks: dict[str, int]) -> dict[str, int]:
+    """Bytes of weights, gradients and state together, by the key of the state: ours and AdamW's."""
+    return {
+        "state": ranks["weights"] + ranks["gradients"] + ranks["state"],
+        "adamw_state": ranks["weights"] + ranks["all_gradients"] + ranks["adamw_state"],
+    }
 
 
 def memory_words(facts: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ import triton.language as tl
 # ends at the bits of the rule, and memory is what these kernels wait for.
 # The noise is a hash, whose products are to wrap around: under TRITON_DEBUG that would be an error.
 _OPTIONS = {"enable_fp_fusion": False}
-_OPTIONS_OF = {"cuda": {"sanitize_overflow": False}}
+_OPTIONS_OF = {"cuda": {**_OPTIONS, "sanitize_overflow": False}}
 # Threads of a program, in units of 32: for tiles of entries, and for a few numbers.
 TILE_WARPS, FEW_WARPS = 16, 4
 # Devices that Triton compiles for. An AMD GPU calls itself cuda, too.
@@ -89,7 +89,7 @@ def launch(
 ) -> None:
     """Run ``programs`` programs of a kernel on the current stream of a device."""
     with _on(device):
-        options = {**_OPTIONS, **_OPTIONS_OF.get(device.type, {})}
+        options = _OPTIONS_OF.get(device.type, _OPTIONS)
         kernel[(programs,)](*arguments, **constants, **options, num_warps=warps)
 
 

@@ -137,6 +137,11 @@ def _expression(node: Node, values: Mapping[Node, Value]) -> str:
     return write(_Call(arguments, node.kwargs, node.meta["val"].dtype))
 
 
+def _in(given: Any, dtype: torch.dtype) -> str:
+    """A value or a number in a dtype."""
+    return given.to(dtype) if isinstance(given, Value) else literal(given, dtype)
+
+
 @dataclass(frozen=True)
 class _Call:
     """An operator's arguments, and the dtype of its result."""
@@ -147,8 +152,7 @@ class _Call:
 
     def operand(self, place: int, dtype: torch.dtype | None = None) -> str:
         """An argument, in the dtype of the result unless another is asked for."""
-        given, wanted = self.arguments[place], dtype or self.dtype
-        return given.to(wanted) if isinstance(given, Value) else literal(given, wanted)
+        return _in(self.arguments[place], dtype or self.dtype)
 
     @property
     def common(self) -> torch.dtype:
@@ -214,8 +218,7 @@ def _clamped(call: _Call) -> str:
     found = call.operand(0)
     for name, limit in (("tl.maximum", least), ("tl.minimum", most)):
         if limit is not None:
-            text = limit.to(call.dtype) if isinstance(limit, Value) else literal(limit, call.dtype)
-            found = _extreme(name, found, text)
+            found = _extreme(name, found, _in(limit, call.dtype))
     return found
 
 
