@@ -22,13 +22,13 @@ NOT_SEEN = (
 NOT_READ = "only the configuration was read"
 LR_READ = (
     " The learning rate above is assumed. Without --optim_args lr=... it depends on the weights: "
-    "{new:g} from scratch, where all norm weights are equal; 0.001 for a pretrained model, where "
+    "{new} from scratch, where all norm weights are equal; 0.001 for a pretrained model, where "
     "they differ; 0.03 with LoRA adapters."
 )
 NOT_COUNTED = "Not counted: activations, buffers, and temporary memory of a step."
 NO_WEIGHTS = "the folder has a configuration and no weights"
 LR_NO_WEIGHTS = (
-    " The learning rate above is assumed, for training from scratch: {new:g}. For a pretrained "
+    " The learning rate above is assumed, for training from scratch: {new}. For a pretrained "
     "model it would be 0.001, with LoRA adapters 0.03."
 )
 
@@ -68,7 +68,7 @@ def paragraphs(facts: dict[str, Any]) -> list[str]:
 
 def not_seen(facts: dict[str, Any]) -> str:
     """What a plan without weights cannot know."""
-    plan, new = facts["plan"], OPTIMIZERS[facts["optim"]].from_scratch_lr
+    plan, new = facts["plan"], OPTIMIZERS[facts["optim"]].lr_words
     there = plan["weights"] != "not there"
     lr = (LR_READ if there else LR_NO_WEIGHTS) if plan["lr_assumed"] else ""
     return NOT_SEEN.format(read=NOT_READ if there else NO_WEIGHTS, lr=lr.format(new=new))

@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_relopt.hf import guards
 from hf_relopt.hf.log import logger
-from hf_relopt.plans.defaults import Look, default_for, look_at
+from hf_relopt.plans.defaults import Look, default_for, look_at, why_default
 
 
 class LrInForce(float):
@@ -82,7 +82,9 @@ def take_back(args: Any) -> None:
         args.learning_rate = said_by(args)
 
 
-def choose(args: Any, name: str, look: Look | None, asked: float | None) -> Choice | None:
+def choose(
+    args: Any, name: str, look: Look | None, asked: float | None, steps: int | None = None
+) -> Choice | None:
     """The learning rate for optimizer ``name``.
 
     One in optim_args wins; then one in ``args`` that is not its class's default; then ours.
@@ -90,6 +92,7 @@ def choose(args: Any, name: str, look: Look | None, asked: float | None) -> Choi
     Args:
         look: at the model; None if there is none to look at.
         asked: the one in optim_args.
+        steps: those of the run; None if nobody knows.
 
     Returns:
         None if the default is wanted and ``look`` is None.
@@ -108,7 +111,8 @@ def choose(args: Any, name: str, look: Look | None, asked: float | None) -> Choi
         look.evidence,
         default_of(args),
     )
-    return Choice(default_for(look, name), f"since none was given and {look.words}", False)
+    why = why_default(look, name, steps)
+    return Choice(default_for(look, name, steps), f"since none was given{why}", False)
 
 
 def look_as_rank_zero(model: nn.Module) -> Look:

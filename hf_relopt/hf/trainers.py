@@ -7,12 +7,15 @@ is made.
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from transformers.trainer_utils import has_length
 
 from hf_relopt.hf import arguments, learning_rate, optim_args
 from hf_relopt.hf.checkpoints import holds_weights_alone, weights_alone_error
@@ -50,7 +53,7 @@ def remember(trainer: Any) -> None:
     if name is None or not _can_be_looked_at_alone(model):
         return
     asked = optim_args.parse(name, args.optim_args).lr
-    choice = learning_rate.choose(args, name, first_look(trainer), asked)
+    choice = learning_rate.choose(args, name, first_look(trainer), asked, steps_of(trainer))
     if choice is not None:
         learning_rate.write_back(args, choice.lr)
 
@@ -115,6 +118,23 @@ def first_look(trainer: Any) -> Look:
     look = look_as_rank_zero(trainer.model)
     _looks[trainer] = weakref.ref(trainer.model), look
     return look
+
+
+def steps_of(trainer: Any) -> int | None:
+    """The steps that the Trainer's arguments ask for; None if nobody knows before it trains.
+
+    Of epochs they are counted from the data as the Trainer was given it: the same whenever one
+    asks, and an estimate where its loader filters or packs.
+    """
+    args, data = trainer.args, getattr(trainer, "train_dataset", None)
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    # sentence-transformers takes a dict of them.
+    parts: list[Any] = list(data.values()) if isinstance(data, Mapping) else [data]
+    if not all(map(has_length, parts)):
+        return None
+    batches = -(-sum(map(len, parts)) // trainer.get_total_train_batch_size(args))
+    return max(1, math.ceil(batches * args.num_train_epochs))
 
 
 def is_resuming(trainer: Any) -> bool:

@@ -72,20 +72,31 @@ def look_at(model: nn.Module) -> Look:
     return Look("pretrained" if pretrained else "untrained", evidence)
 
 
-def default_for(look: Look, optim: str) -> float:
-    """The learning rate if nobody gives one."""
+def default_for(look: Look, optim: str, steps: int | None = None) -> float:
+    """The learning rate if nobody gives one.
+
+    Args:
+        steps: those of the run; None if nobody knows.
+    """
     if look.situation == "adapters":
         return _OF_KIND.get(look.adapters[0], ADAPTER_LR)
     if look.situation == "pretrained":
         return FINE_TUNING_LR
-    return OPTIMIZERS[optim].from_scratch_lr
+    return OPTIMIZERS[optim].lr_from_scratch(steps)
+
+
+def why_default(look: Look, optim: str, steps: int | None = None) -> str:
+    """Why ``default_for`` is what it is, as the end of a sentence."""
+    if default_for(look, optim, steps) == default_for(look, optim):
+        return f" and {look.words}"
+    return f", {look.words} and the run has {steps:,} steps"
 
 
 def default_lrs(optim: str) -> str:
     """The default learning rates in words, for those who must choose without a look at a model."""
     return (
-        f"{OPTIMIZERS[optim].from_scratch_lr:g} from scratch, {FINE_TUNING_LR:g} for a pretrained "
-        f"model, {ADAPTER_LR:g} for LoRA"
+        f"{OPTIMIZERS[optim].lr_words} from scratch, {FINE_TUNING_LR:g} for a pretrained model, "
+        f"{ADAPTER_LR:g} for LoRA"
     )
 
 

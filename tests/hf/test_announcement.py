@@ -66,7 +66,7 @@ def test_the_plan_of_a_resumed_run_has_the_checkpoint_s_options(trainer, tmp_pat
     args = arguments(tmp_path, optim="fromage_spectral", optim_args="vector.lr=0.006")
     trainer(gpt2(seed=5), args, train_dataset=rows()).train(resume_from_checkpoint=True)
     (plan,) = said.about("follows")
-    assert plan_rates(plan) == {"0.05", "0.02", "0.004"}
+    assert plan_rates(plan) == {"0.1", "0.04", "0.004"}
 
 
 @BOTH

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from hf_relopt import ConfigError
 from hf_relopt.hf import log
+from hf_relopt.plans.entries import OPTIMIZERS
 from tests.cases import HAS_TRITON
 from tests.hf.tiny import arguments, gpt2, pretrained, rows
 
@@ -25,7 +26,7 @@ def build(args, model=None):
     [
         ("fromage", False, 0.01),
         ("madam", False, 0.01),
-        ("fromage_spectral", False, 0.02),
+        ("fromage_momentum", False, 0.02),
         *[(optim, True, 0.001) for optim in ("fromage", "madam", "fromage_spectral")],
     ],
 )
@@ -40,6 +41,38 @@ def test_default_learning_rate_is_ours_and_is_written_back(
     (line,) = said.about("learning rate")
     kind = "pretrained" if trained else "untrained"
     assert line == f"learning rate {expected:g}, since none was given and the model looks {kind}."
+
+
+def test_a_preset_s_default_knows_how_long_the_run_is(tmp_path, said):
+    """0.02 for 2,000 steps, and the more the fewer there are: by max_steps, or by epochs."""
+
+    def choice(data=None, **given):
+        args = arguments(tmp_path, optim="fromage_spectral", **given)
+        job = Trainer(gpt2(), args, train_dataset=data or rows())
+        at_first = args.learning_rate
+        optimizer = job.create_optimizer()
+        assert {at_first, args.learning_rate} == {
+            group["lr"] for group in optimizer.param_groups if group["role"] == "matrix"
+        }
+        return at_first
+
+    assert choice(max_steps=600) == 0.029
+    assert said.about("learning rate") == [
+        "learning rate 0.029, since none was given, the model looks untrained and the run has 600 "
+        "steps."
+    ]
+    assert [choice(max_steps=steps) for steps in (1, 1000, 2000, 4000, 10**6)] == [
+        *(0.04, 0.025, 0.02, 0.016, 0.01)
+    ]
+    assert choice(max_steps=600, learning_rate=0.02) == 0.02
+    # 1,202 examples in batches of 2, two of them a step, are 301 steps.
+    of_epochs = {"max_steps": -1, "per_device_train_batch_size": 2}
+    assert choice(rows(1202), **of_epochs, num_train_epochs=2, gradient_accumulation_steps=2) == (
+        OPTIMIZERS["fromage_spectral"].lr_from_scratch(602)
+    )
+    assert choice({"one": rows(600), "two": rows(602)}, **of_epochs, num_train_epochs=1) == (
+        OPTIMIZERS["fromage_spectral"].lr_from_scratch(601)
+    )
 
 
 def test_what_the_look_saw_and_how_to_force_a_default_is_said_at_debug_level(tmp_path, said):

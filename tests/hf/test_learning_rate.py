@@ -69,7 +69,7 @@ def test_another_optimizer_gets_its_own_default_back(way, tmp_path):
     assert again.learning_rate == 5e-5
     assert type(again.learning_rate) is float
     assert lr_of(again) == 5e-5
-    again.optim = "fromage_spectral"
+    again.optim = "muonh"
     assert lr_of(again) == 0.02
 
 
@@ -130,7 +130,7 @@ def test_each_trial_of_a_search_over_optimizers_has_its_own_default(tmp_path):
         groups = getattr(unwrapped(job.optimizer), "param_groups", job.optimizer.param_groups)
         seen.append({group["initial_lr"] for group in groups})
     # 0.03 stays with the arguments, as any value that a search sets.
-    assert seen == [{0.01}, {5e-5}, {0.02}, {0.03}, {0.03}]
+    assert seen == [{0.01}, {5e-5}, {0.04}, {0.03}, {0.03}]
 
 
 def test_a_search_by_optuna_ranks_each_at_its_own_learning_rate(tmp_path):

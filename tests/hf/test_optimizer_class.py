@@ -25,9 +25,9 @@ def test_it_is_a_class_of_torch_s_and_its_options_can_be_read(tmp_path):
     cls, kwargs = job.get_optimizer_cls_and_kwargs(args, job.model)
     assert issubclass(cls, Fromage) and issubclass(cls, torch.optim.Optimizer)
     assert cls.__name__ == "Fromage"
-    assert kwargs == {"lr": 0.02}
+    assert kwargs == {"lr": 0.04}
     # With another class, as some trainers put in its place.
-    assert torch.optim.AdamW(job.model.parameters(), **kwargs).defaults["lr"] == 0.02
+    assert torch.optim.AdamW(job.model.parameters(), **kwargs).defaults["lr"] == 0.04
     ours = cls(list(job.model.named_parameters()), **kwargs)
     assert type(ours) is Fromage
     assert facts(ours) == facts(cls(job.model)) == facts(cls(params=job.model.parameters()))

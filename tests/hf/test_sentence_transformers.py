@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     ("optim", "mapping", "rates"),
     [
         ("fromage", {}, {"classifier": 0.01, "embeddings": 0.01}),
-        ("fromage_spectral", {}, {"classifier": 0.02, "embeddings": 0.05}),
+        ("fromage_spectral", {}, {"classifier": 0.04, "embeddings": 0.1}),
         ("madam", {"classifier": 0.03}, {"classifier": 0.03, "embeddings": 0.01}),
     ],
 )

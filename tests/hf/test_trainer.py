@@ -209,7 +209,7 @@ def test_resume_goes_on_bit_for_bit(trainer, optim, text, tmp_path):
     assert job.state.global_step == 4
     assert same(weights(straight), weights(resumed))
     # The loaded model looks pretrained, but it is the first start's rate that goes on.
-    assert args.learning_rate == OPTIMIZERS[optim].from_scratch_lr
+    assert args.learning_rate == OPTIMIZERS[optim].lr_from_scratch(steps=4)
 
 
 def test_resume_of_another_optimizer_s_checkpoint_names_both(tmp_path):

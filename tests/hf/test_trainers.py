@@ -93,7 +93,7 @@ def test_weights_alone_go_on_at_their_place_when_told_so(weights_alone):
     logged = [entry for entry in job.state.log_history if "learning_rate" in entry]
     found = {entry["step"]: entry["learning_rate"] for entry in logged if entry["step"] > 4}
     # The default of a model from scratch, although the weights that were loaded look trained.
-    assert found == pytest.approx({step: 0.02 * (9 - step) / 8 for step in (6, 8)})
+    assert found == pytest.approx({step: 0.04 * (9 - step) / 8 for step in (6, 8)})
 
 
 def test_a_trainer_is_found_by_its_model_or_where_it_is_the_only_one(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_relopt import create_optimizer, plan
+from hf_relopt import ConfigError, create_optimizer, plan
 from hf_relopt.optim.create import default_lr
 from hf_relopt.plans.defaults import (
     Look,
@@ -59,6 +59,26 @@ def test_default_rate_follows_the_model(name, from_scratch, given, expected, evi
     assert evidence in why
     assert {g["lr"] for g in create_optimizer(net, name).param_groups} == {expected}
     assert {g["lr"] for g in create_optimizer(net, name, 0.5).param_groups} == {0.5}
+
+
+def test_a_default_from_scratch_that_follows_the_steps_of_the_run():
+    net = model()
+
+    def rate(steps, net=net, name="fromage_spectral"):
+        (lr,) = {
+            group["lr"]
+            for group in create_optimizer(net, name, num_training_steps=steps).param_groups
+        }
+        return lr
+
+    steps = (1, 230, 600, 2000, 4000, 17_500, 10**7)
+    assert list(map(rate, steps)) == [0.04, 0.04, 0.029, 0.02, 0.016, 0.01, 0.01]
+    assert rate(None) == 0.02 and rate(600, model(trained=True)) == 0.001
+    assert rate(600, model(lora=True)) == 0.03
+    assert [rate(600, name=name) for name in ("fromage", "muonh")] == [0.01, 0.02]
+    for bad in (0, -3, 2.5, "600", True):
+        with pytest.raises(ConfigError, match=r"num_training_steps is .*at least 1"):
+            create_optimizer(net, "fromage", num_training_steps=bad)
 
 
 def test_adapters_that_are_frozen_do_not_count():

@@ -80,7 +80,7 @@ def test_a_preset_by_name(tiny_text, tmp_path, capsys):
     assert record["recipe"]["optim"] == "fromage_spectral" and record["steps"] == 2
     assert record["recipe"]["max_grad_norm"] == 1.0
     text = (tmp_path / "spectral" / "README.md").read_text()
-    for words in ("orthogonalized momentum", "momentum 0.9", "| peak learning rate | 0.02 |"):
+    for words in ("orthogonalized momentum", "momentum 0.9", "| peak learning rate | 0.04 |"):
         assert words in text
     # Another run resumes from its checkpoint.
     on = tiny_pretraining(
