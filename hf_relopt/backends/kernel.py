@@ -59,7 +59,7 @@ def results(
     )
     found = [torch.where(decided.move, store(new, weight.dtype, decided.keys, position), weight)]
     for new_buffer, buffer in zip(new_buffers, buffers, strict=True):
-        found.append(torch.where(decided.learn, new_buffer, buffer))
+        found.append(torch.where(decided.learn, new_buffer.to(buffer.dtype), buffer))
     return found
 
 

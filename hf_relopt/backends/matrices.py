@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_relopt.backends.kernel import compute_dtype
 from hf_relopt.backends.orthogonalize import without_autocast
 from hf_relopt.backends.part import piece_size
-from hf_relopt.backends.stacks import LARGEST, are_worthwhile, stacks
+from hf_relopt.backends.stacks import LARGEST, are_worthwhile, joined, stacks
 from hf_relopt.rules import factored
 
 # Over what a sum has been taken.
@@ -89,8 +89,9 @@ def units(alike: Sequence[Matrices]) -> Tensor:
     Float64 stays, all else is float32.
     """
     first, wide = alike[0].grads, compute_dtype(alike[0].grads.dtype)
-    stack = torch.cat([each.grads for each in alike]) if len(alike) > 1 else first
-    stack = stack.to(wide, copy=stack is first)
+    stack = joined([each.grads for each in alike])
+    # What lies there is the gradients'.
+    stack = stack.to(wide, copy=stack.data_ptr() == first.data_ptr())
     sizes = [each.size.expand(len(each.grads)) for each in alike if each.size is not None]
     if not sizes:
         return stack

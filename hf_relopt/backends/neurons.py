@@ -14,8 +14,8 @@ from hf_relopt.backends.matrices import (
     RunningSizes,
     in_stacks,
     of_each,
-    units,
 )
+from hf_relopt.backends.stacks import joined
 from hf_relopt.rules import neurons
 
 
@@ -37,13 +37,15 @@ class Neurons:
 def even(
     matrices: Sequence[Matrices], kept: Sequence[Neurons], beta: float, across: Across
 ) -> list[Tensor]:
-    """Take directions into the sizes of their neurons, in place; return each over these.
+    """Take directions into the sizes of their neurons; return each over these. Both in place.
+
+    Entries are about one, as orthogonalization leaves them.
 
     Every rank passes the same matrices in the same order, all of one device.
     """
 
     def work(some: list[list[int]]) -> Iterator[Tensor]:
-        stacks = [units([matrices[n] for n in places]) for places in some]
+        stacks = [joined([matrices[n].grads for n in places]) for places in some]
         overs = [kept[places[0]].over for places in some]
         keys = [(places[0], over) for places, over in zip(some, overs, strict=True)]
         sums = across(keys, list(map(neurons.sums, stacks, overs)))
@@ -52,6 +54,6 @@ def even(
             sizes = RunningSizes(state, own)
             learn = of_each([kept[n].learn for n in places], state)
             sizes.take_in(own / (first.columns if over == "columns" else first.rows), learn, beta)
-            yield neurons.even(stack, sizes.now, over)
+            yield neurons.even_(stack, sizes.now, over)
 
     return in_stacks(matrices, work, [each.over for each in kept])

@@ -42,6 +42,28 @@ def stacks(alike: Sequence[Hashable], sizes: Sequence[int], limit: int) -> Itera
             yield places[first : first + count]
 
 
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors [count, ...] one after the other: a view where they lie so already, else a copy."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    count, begin, storage = 0, first.data_ptr(), first.untyped_storage().data_ptr()
+    inner, size = first.stride()[1:], first.element_size()
+    gap, left = divmod(tensors[1].data_ptr() - begin, size * len(first)) if len(first) else (0, 1)
+    for each in tensors:
+        if (
+            left
+            or gap <= 0
+            or each.stride()[1:] != inner
+            or (len(each) > 1 and each.stride(0) != gap)
+            or each.data_ptr() != begin + count * gap * size
+            or each.untyped_storage().data_ptr() != storage
+        ):
+            return torch.cat(list(tensors))
+        count += len(each)
+    return first.as_strided((count, *first.shape[1:]), (gap, *inner))
+
+
 def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     """Step every part in place."""
     views = [part.view for part in parts]

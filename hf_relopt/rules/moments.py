@@ -15,8 +15,6 @@ of steps with a gradient of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -26,6 +24,22 @@ from hf_relopt.rules.madam import SMALLEST_SQUARE
 def take_in(momentum: Tensor, grad: Tensor, *, decay: float) -> tuple[Tensor, ...]:
     """The new momentum."""
     return (momentum * decay + grad * (1 - decay),)
+
+
+def follow(
+    momentum: Tensor, grad: Tensor, direction: Tensor, *, decay: float
+) -> tuple[Tensor, ...]:
+    """The new momentum, and what is followed: the same."""
+    (new,) = take_in(momentum, grad, decay=decay)
+    return new, new
+
+
+def look_ahead(
+    momentum: Tensor, grad: Tensor, direction: Tensor, *, decay: float
+) -> tuple[Tensor, ...]:
+    """The new momentum, and Nesterov's: as it would be after its gradient once more."""
+    (new,) = take_in(momentum, grad, decay=decay)
+    return new, *take_in(new, grad, decay=decay)
 
 
 def take_in_square(
@@ -50,11 +64,6 @@ def running_rms(
     """
     new = torch.sqrt(beta * kept.square() + (1 - beta) * grad_norm.square() / numel)
     return new, new / torch.sqrt(1 - beta**count)
-
-
-def nesterov(momenta: Sequence[Tensor], grads: Sequence[Tensor], *, decay: float) -> list[Tensor]:
-    """A look ahead: each momentum as it would be after its gradient once more."""
-    return list(torch._foreach_lerp(list(grads), list(momenta), decay))
 
 
 def adam(

@@ -13,16 +13,22 @@ Matrices are [m, n] or stacks of them.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hf_relopt.rules import factored
 
 
-def sums(units: Tensor, over: str) -> Tensor:
-    """Those of squares over "columns" (one for each row) or "rows": [count, m], [count, n]."""
-    return units.square().sum(2 if over == "columns" else 1)
+def sums(matrices: Tensor, over: str) -> Tensor:
+    """Those of squares over "columns" (one for each row) or "rows": [count, m], [count, n].
+
+    Args:
+        matrices: [count, m, n] of entries whose squares have room in float32.
+    """
+    dim, wide = 2 if over == "columns" else 1, torch.promote_types(matrices.dtype, torch.float32)
+    return torch.linalg.vector_norm(matrices, dim=dim, dtype=wide).square()
 
 
-def even(units: Tensor, sizes: Tensor, over: str) -> Tensor:
-    """U over v; 0 where v is."""
-    return units * factored.inverse(sizes).unsqueeze(-1 if over == "columns" else -2)
+def even_(matrices: Tensor, sizes: Tensor, over: str) -> Tensor:
+    """U over v, in place; 0 where v is."""
+    return matrices.mul_(factored.inverse(sizes).unsqueeze(-1 if over == "columns" else -2))

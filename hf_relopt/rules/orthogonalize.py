@@ -41,13 +41,12 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = matrices.mT if tall else matrices
     # Sums of squares have no room for gradients of 1e-30 or 1e30.
     largest = torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True)
-    x = x / largest.clamp(min=torch.finfo(x.dtype).smallest_normal)
-    x = _iterate(x)
+    x = _iterate(x / largest.clamp(min=torch.finfo(x.dtype).smallest_normal))
     return x.mT if tall else x
 
 
 def _iterate(x: Tensor) -> Tensor:
-    """All polynomials, one after the other, on wide or square matrices.
+    """All polynomials, one after the other, on wide or square matrices, which are written to.
 
     p(X X^T) X is a polynomial of the small X X^T times X. For matrices that are at least twice as
     wide as they are high it is cheaper to go on with X X^T alone, p^2(X X^T) X X^T, and to multiply
@@ -58,7 +57,7 @@ def _iterate(x: Tensor) -> Tensor:
     # |X X^T|^(1/2) is no less than the largest singular value, and much nearer to it than |X|.
     norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32)
     norm = norm.clamp(min=torch.finfo(norm.dtype).smallest_normal)
-    x, square = x * norm.rsqrt().to(x.dtype), square * norm.reciprocal().to(x.dtype)
+    x, square = x.mul_(norm.rsqrt().to(x.dtype)), square.mul_(norm.reciprocal().to(x.dtype))
     first = 0
     for length in _runs(x):
         square = x @ x.mT if first else square

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from hf_relopt.backends.sinkhorn import balance
 from hf_relopt.step.matrices import MatrixSlot, in_place, together
 
 if TYPE_CHECKING:
-    from hf_relopt.step.bundle import Bundle
+    from hf_relopt.step.bundle import Bundle, Source
     from hf_relopt.step.decide import Verdict
     from hf_relopt.step.numbers import Numbers
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 def balance_all(
     bundles: Sequence[Bundle],
     slots: Sequence[MatrixSlot],
-    found: Sequence[list[Tensor]],
+    found: Sequence[list[Source]],
     verdicts: Mapping[Numbers, Verdict],
 ) -> None:
     """Put the balanced gradients in the place of each that is to be so."""

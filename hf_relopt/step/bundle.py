@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 
@@ -19,6 +19,8 @@ from hf_relopt.step.numbers import Numbers
 from hf_relopt.step.slot import Slot
 
 _GRAD = attrgetter("grad")
+# What a slot follows: a tensor of the shape of its shard, or what each of its views has of it.
+Source = Tensor | list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,22 @@ class Bundle:
         ]
 
     @cached_property
+    def uncut_views(self) -> list[list[View]]:
+        """The same views, in which all entries are one slice: the slot's place in the bundle."""
+        return [
+            [replace(view, first=place, count=1) for view in own]
+            for place, own in enumerate(self.views)
+        ]
+
+    @cached_property
+    def follows_momentum(self) -> bool:
+        """True if a momentum is taken in with what is made of it, in one pass over both."""
+        method = self.method
+        if method.direction == "momentum":
+            return bool(method.options["nesterov"])
+        return method.direction == "spectral"
+
+    @cached_property
     def _params(self) -> list[Tensor]:
         return [slot.param for slot in self.slots]
 
@@ -143,21 +161,26 @@ class Bundle:
         """Each slot's state tensors of these names."""
         return [tuple([local(slot.state[name]) for name in names]) for slot in self.slots]
 
-    def parts(self, sources: Sequence[Tensor] | None = None) -> list[Part]:
+    def parts(self, sources: Sequence[Source] | None = None) -> list[Part]:
         """What the rule is applied to: the shards, and the gradients or directions that it follows.
 
         Args:
             sources: directions; None for the gradients.
         """
-        if not self.layout.sharded and self.method.scale == "tensor":
-            own = map(_GRAD, self._params) if sources is None else sources
-            return list(map(Part, self.whole_views, self._params, own, self._buffers))
-        sources = self.grads() if sources is None else sources
+        followed: Sequence[Source] = self.grads() if sources is None else sources
+        uncut = [source for source in followed if isinstance(source, Tensor)]
+        is_plain = not self.layout.sharded and self.method.scale == "tensor"
+        if is_plain and len(uncut) == len(followed):
+            return list(map(Part, self.whole_views, self._params, uncut, self._buffers))
         parts: list[Part] = []
-        each = zip(self.views, self.weights(), sources, self._buffers, strict=True)
+        each = zip(self.views, self.weights(), followed, self._buffers, strict=True)
         for views, weight, source, buffers in each:
-            for view in views:
-                parts.append(Part(view, view.of(weight), view.of(source), buffers))
+            for place, view in enumerate(views):
+                if isinstance(source, Tensor):
+                    own = view.of(source)
+                else:
+                    own = source[place].view(view.shape)
+                parts.append(Part(view, view.of(weight), own, buffers))
         return parts
 
     def parts_to_judge(self) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,29 +14,39 @@ from torch import Tensor
 
 from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.backends.orthogonalize import multiplies_in_bfloat16
+from hf_relopt.backends.part import View
+from hf_relopt.backends.stacks import joined
 from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import Shards, shards_of
 from hf_relopt.sharding.matrices import Matrix, transform_full, world_size
 from hf_relopt.step.balance import balance_all
 from hf_relopt.step.factors import follow_all
+from hf_relopt.step.matrices import MatrixSlot, in_place
+from hf_relopt.step.moments import take_in_and_follow
 from hf_relopt.step.neurons import even_all
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
-    from hf_relopt.step.bundle import Bundle
+    from hf_relopt.step.bundle import Bundle, Source
     from hf_relopt.step.decide import Verdict
     from hf_relopt.step.numbers import Numbers
     from hf_relopt.step.portions import Portion
 
 
-def directions(portion: Portion, verdicts: Mapping[Numbers, Verdict]) -> list[list[Tensor]]:
-    """U of each slot of each bundle, of the shape of its shard.
+def directions(portion: Portion, verdicts: Mapping[Numbers, Verdict]) -> list[list[Source]]:
+    """U of each slot of each bundle, of the shape of its shard, or of each of its views.
 
     Every rank passes a portion with the same sharded matrices.
     """
-    found = list(map(_direction, portion.bundles))
+    stacks = _stacks(portion.matrices)
+    found: list[list[Source]] = []
+    for number, bundle in enumerate(portion.bundles):
+        own = [stacks.get((number, place)) for place in range(len(bundle.slots))]
+        found.append(_direction(bundle, own, verdicts))
     if portion.matrices:
         _orthogonalize(portion, found)
+    if portion.travelling:
+        _orthogonalize_together(portion, found)
     if portion.uneven:
         even_all(portion.bundles, portion.uneven, found, verdicts)
     if portion.unbalanced:
@@ -45,20 +56,72 @@ def directions(portion: Portion, verdicts: Mapping[Numbers, Verdict]) -> list[li
     return found
 
 
-def _direction(bundle: Bundle) -> list[Tensor]:
-    """As far as this rank's shards say: a momentum, or g, that what matrices have is made of."""
-    method, grads = bundle.method, bundle.grads()
+def _stacks(slots: Sequence[MatrixSlot]) -> dict[tuple[int, int], list[Tensor]]:
+    """Room for the momentum of each slot, by its bundle and place: [count, m, n] for each view.
+
+    Matrices of one shape lie one after the other, as they are multiplied.
+    """
+    counts: Counter[tuple[torch.device, int, int]] = Counter()
+    for slot in slots:
+        for count, m, n in slot.forms:
+            counts[slot.slot.device, m, n] += count
+    rooms = {
+        (device, m, n): torch.empty(count, m, n, dtype=_dtype_of_products(device), device=device)
+        for (device, m, n), count in counts.items()
+    }
+    found: dict[tuple[int, int], list[Tensor]] = {}
+    taken: Counter[tuple[torch.device, int, int]] = Counter()
+    for slot in slots:
+        own = found.setdefault((slot.bundle, slot.place), [])
+        for count, m, n in slot.forms:
+            kind = slot.slot.device, m, n
+            own.append(rooms[kind].narrow(0, taken[kind], count))
+            taken[kind] += count
+    return found
+
+
+def _dtype_of_products(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if multiplies_in_bfloat16(device) else torch.float32
+
+
+def _direction(
+    bundle: Bundle, stacks: Sequence[list[Tensor] | None], verdicts: Mapping[Numbers, Verdict]
+) -> list[Source]:
+    """As far as this rank's shards say: a momentum, or g, that what matrices have is made of.
+
+    Args:
+        stacks: for each slot, room for what its views have of a momentum, or None.
+    """
+    method = bundle.method
+    if bundle.follows_momentum:
+        return _momentum(bundle, stacks, verdicts[bundle.numbers].judged.learn[bundle.places])
     if method.direction == "adam":
-        return _adam(bundle, grads)
-    ascents = list(torch._foreach_neg(grads)) if method.options["maximize"] else grads
-    if method.moments is None:
-        return ascents
-    (kept,) = zip(*bundle.moments, strict=True)
-    momenta: list[Tensor] = list(map(Tensor.float, kept))
-    if not method.options["nesterov"]:
-        return momenta
-    decay = method.options["momentum"]
-    return moments.nesterov(momenta, list(map(Tensor.float, ascents)), decay=decay)
+        return list(_adam(bundle, bundle.grads()))
+    if method.moments is not None:
+        (kept,) = zip(*bundle.moments, strict=True)
+        return list(map(Tensor.float, kept))
+    grads = bundle.grads()
+    return list(torch._foreach_neg(grads)) if method.options["maximize"] else list(grads)
+
+
+def _momentum(bundle: Bundle, stacks: Sequence[list[Tensor] | None], learn: Tensor) -> list[Source]:
+    """What is followed of each momentum, which takes the gradient in: in a stack, or by itself."""
+    views: list[list[View]] = []
+    into: list[list[Tensor]] = []
+    found: list[Source] = []
+    spectral = bundle.method.direction == "spectral"
+    for place, (stack, (momentum,)) in enumerate(zip(stacks, bundle.moments, strict=True)):
+        views.append(bundle.uncut_views[place] if stack else [bundle.whole_views[place]])
+        if stack:
+            into.append(stack)
+            found.append(stack)
+            continue
+        dtype = _dtype_of_products(momentum.device) if spectral else torch.float32
+        own = torch.empty(momentum.shape, dtype=dtype, device=momentum.device)
+        into.append([own])
+        found.append(own)
+    take_in_and_follow(bundle, views, into, learn)
+    return found
 
 
 def _adam(bundle: Bundle, grads: Sequence[Tensor]) -> list[Tensor]:
@@ -84,9 +147,19 @@ def _adam(bundle: Bundle, grads: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _orthogonalize(portion: Portion, found: Sequence[list[Tensor]]) -> None:
-    """Put the orthogonalized matrices in the place of each momentum that is to be so."""
-    matrices = portion.matrices
+def _orthogonalize(portion: Portion, found: Sequence[list[Source]]) -> None:
+    """Put the orthogonalized matrices in the place of each momentum that this rank has."""
+    slots = portion.matrices
+    stacks = [stack for slot in slots for stack in found[slot.bundle][slot.place]]
+    orthogonalize = portion.bundles[slots[0].bundle].backend.orthogonalize
+    results = iter(orthogonalize([matrix for stack in stacks for matrix in stack]))
+    made = [joined([each.unsqueeze(0) for each in islice(results, len(s))]) for s in stacks]
+    in_place(slots, found, made)
+
+
+def _orthogonalize_together(portion: Portion, found: Sequence[list[Source]]) -> None:
+    """The same of each momentum that other ranks have a part in, or share the work of."""
+    matrices = portion.travelling
     orthogonalize = portion.bundles[matrices[0].bundle].backend.orthogonalize
 
     def transform(numbers: Sequence[int], momenta: Sequence[Tensor]) -> list[Tensor]:
@@ -103,24 +176,22 @@ def _orthogonalize(portion: Portion, found: Sequence[list[Tensor]]) -> None:
             for number, count, momentum in zip(numbers, counts, momenta, strict=True)
         ]
 
-    momenta = [found[matrix.bundle][matrix.place] for matrix in matrices]
-    if any([matrix.travels for matrix in matrices]):
-        full = [matrix.on_its_way(own) for matrix, own in zip(matrices, momenta, strict=True)]
-        momenta = transform_full(full, transform)
-    else:
-        momenta = transform(range(len(matrices)), momenta)
-    for matrix, momentum in zip(matrices, momenta, strict=True):
-        own = found[matrix.bundle]
-        own[matrix.place] = momentum.to(own[matrix.place].device)
+    full: list[Matrix] = []
+    for matrix in matrices:
+        momentum = found[matrix.bundle][matrix.place]
+        assert isinstance(momentum, Tensor)
+        full.append(matrix.on_its_way(momentum))
+    for matrix, own in zip(matrices, transform_full(full, transform), strict=True):
+        found[matrix.bundle][matrix.place] = own.to(matrix.slot.device)
 
 
 @dataclass(frozen=True)
-class SpectralMatrix:
-    """A slot whose momentum is orthogonalized.
+class TravellingMatrix:
+    """A slot whose momentum is orthogonalized, and that other ranks have a part in.
 
     Attributes:
         bundle, place: of the slot, among the bundles and in its own.
-        shards: how its momentum is brought to one rank; None if this one has all, or full experts.
+        shards: how its momentum is brought to one rank; None if this one has all.
         replicated: does each rank orthogonalize some of the matrices that all have?
         sizes, dim: of its blocks along a dimension; None if it is one matrix.
         experts: is each index of the first dimension a matrix?
@@ -135,17 +206,10 @@ class SpectralMatrix:
     dim: int
     experts: bool
 
-    @property
-    def travels(self) -> bool:
-        """True if other ranks have a part in it."""
-        return self.shards is not None or self.replicated
-
     def on_its_way(self, momentum: Tensor) -> Matrix:
         """What the ranks have to know to share the work."""
         if self.shards is not None:
             momentum = self.slot.layout.reachable(momentum)
-        if self.travels and multiplies_in_bfloat16(momentum.device):
-            momentum = momentum.bfloat16()  # which it will be anyway, and half as much to send
         shape = self.slot.layout.shape
         return Matrix(momentum, shape, self.shards, self.flops, self.replicated)
 
@@ -174,7 +238,7 @@ class SpectralMatrix:
         return together.view(like.shape)
 
 
-def spectral_matrices(slots: Sequence[Sequence[Slot]]) -> list[SpectralMatrix]:
+def travelling_matrices(slots: Sequence[Sequence[Slot]]) -> list[TravellingMatrix]:
     """Those among the slots of some bundles.
 
     They are in the order of the slots' numbers: every rank has to name the same matrices.
@@ -189,7 +253,9 @@ def spectral_matrices(slots: Sequence[Sequence[Slot]]) -> list[SpectralMatrix]:
             if method.in_experts and layout.rows_are_whole:
                 shards = None  # a rank has full experts, and nothing to ask of the others
             shares = method.options["share_work"] and not layout.sharded and world_size() > 1
+            if shards is None and not shares:
+                continue
             sizes = method.blocks(layout.shape) if method.scale == "block" else None
-            dim = method.options["split_dim"]
-            found.append(SpectralMatrix(b, t, slot, shards, shares, sizes, dim, method.in_experts))
+            dim, experts = method.options["split_dim"], method.in_experts
+            found.append(TravellingMatrix(b, t, slot, shards, shares, sizes, dim, experts))
     return sorted(found, key=lambda matrix: matrix.slot.number)

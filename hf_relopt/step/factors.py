@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from hf_relopt.backends.factored import Factors, follow
 from hf_relopt.rules.rule import FACTORS
 from hf_relopt.sharding.layout import local
 from hf_relopt.step.matrices import MatrixSlot, in_place, together
 
 if TYPE_CHECKING:
-    from hf_relopt.step.bundle import Bundle
+    from hf_relopt.step.bundle import Bundle, Source
     from hf_relopt.step.decide import Verdict
     from hf_relopt.step.numbers import Numbers
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 def follow_all(
     bundles: Sequence[Bundle],
     slots: Sequence[MatrixSlot],
-    found: Sequence[list[Tensor]],
+    found: Sequence[list[Source]],
     verdicts: Mapping[Numbers, Verdict],
 ) -> None:
     """Let the factors take the gradients in; put the directions in their places."""

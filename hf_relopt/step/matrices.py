@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hf_relopt.backends.matrices import Matrices, Over
@@ -17,7 +18,7 @@ from hf_relopt.sharding.reduce import all_reduced
 from hf_relopt.step.slot import Slot
 
 if TYPE_CHECKING:
-    from hf_relopt.step.bundle import Bundle
+    from hf_relopt.step.bundle import Bundle, Source
     from hf_relopt.step.decide import Verdict
     from hf_relopt.step.numbers import Numbers
 
@@ -69,16 +70,23 @@ class MatrixSlot:
         bundle = bundles[self.bundle]
         return verdicts[bundle.numbers].judged.learn[bundle.begin + self.place]
 
-    def matrices(self, found: Tensor, size: Tensor | None) -> list[Matrices]:
+    @cached_property
+    def forms(self) -> list[tuple[int, int, int]]:
+        """Of each view, (count, m, n): what this rank has."""
+        shard = torch.empty(self.slot.layout.local_shape, device="meta")
+        return [tuple(self._stack(view, shard).shape) for view in self.views]  # type: ignore[misc]
+
+    def matrices(self, found: Source, size: Tensor | None) -> list[Matrices]:
         """Those of its gradient or direction, of about ``size``, one stack for each view."""
         numel = self.slot.layout.shape.numel()
         groups = self.across["rows"].groups, self.across["columns"].groups
         lies = groups if any(groups) else None
         cut = []
-        for view in self.views:
+        for place, view in enumerate(self.views):
             rows = self._rows(view)
             columns = self.slot.slices.numels[view.first] // max(rows, 1)
-            cut.append(Matrices(self._stack(view, found), size, numel, rows, columns, lies))
+            stack = found[place] if isinstance(found, list) else self._stack(view, found)
+            cut.append(Matrices(stack, size, numel, rows, columns, lies))
         return cut
 
     def rows_of(self, state: Tensor, view: View) -> Tensor:
@@ -164,7 +172,7 @@ class Together:
 def together(
     slots: Sequence[MatrixSlot],
     option: str,
-    found: Sequence[Sequence[Tensor]],
+    found: Sequence[Sequence[Source]],
     size: Callable[[MatrixSlot], Tensor | None],
 ) -> Iterator[Together]:
     """Slots by the value of an option.
@@ -183,7 +191,7 @@ def together(
 
 
 def in_place(
-    slots: Sequence[MatrixSlot], found: Sequence[list[Tensor]], results: Sequence[Tensor]
+    slots: Sequence[MatrixSlot], found: Sequence[list[Source]], results: Sequence[Tensor]
 ) -> None:
     """Put what has become of the slots' matrices in the place of their gradients."""
     each = iter(results)
@@ -191,4 +199,7 @@ def in_place(
         own = list(islice(each, len(slot.views)))
         if own:
             like = found[slot.bundle][slot.place]
-            found[slot.bundle][slot.place] = slot.put_together(own, like)
+            if isinstance(like, Tensor):
+                found[slot.bundle][slot.place] = slot.put_together(own, like)
+            else:
+                found[slot.bundle][slot.place] = own

@@ -1,14 +1,20 @@
-"""Moments: what a direction keeps takes the gradients in, whatever the learning rate is."""
+"""Moments: what a direction keeps takes the gradients in, whatever the learning rate is.
+
+A momentum is read and written once: what follows it is made of it in the same pass, where it is to
+be worked on next.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import repeat
 
 from torch import Tensor
 
-from hf_relopt.backends.part import Decision, Equation, Part
+from hf_relopt.backends.part import Decision, Equation, Part, View
 from hf_relopt.options.method import Method
+from hf_relopt.rules import moments
 from hf_relopt.rules.rounding import ROUNDED_DTYPES, noise_keys
 from hf_relopt.step.bundle import Bundle
 
@@ -27,15 +33,47 @@ def take_in(bundle: Bundle, learn: Tensor) -> None:
     momenta, *others = zip(*bundle.moments, strict=True)
     buffers = zip(*others, strict=True) if others else repeat(())
     parts = list(map(Part, bundle.whole_views, momenta, bundle.grads(), buffers))
+    _step(bundle, parts, _equation(method), learn)
+
+
+def take_in_and_follow(
+    bundle: Bundle, views: Sequence[Sequence[View]], into: Sequence[Sequence[Tensor]], learn: Tensor
+) -> None:
+    """Let the momenta of a bundle take its gradients in, and write down what is followed.
+
+    Where a gradient is not usable what is written is left as it was.
+
+    Args:
+        views: of each slot, in which all entries are one slice: the slot's place.
+        into: of each view, a tensor with as many entries, which lie one after the other.
+        learn: bool [T], which gradients are usable.
+    """
+    parts: list[Part] = []
+    each = zip(views, bundle.moments, bundle.grads(), into, strict=True)
+    for own, (momentum,), grad, targets in each:
+        for view, target in zip(own, targets, strict=True):
+            buffers = (target.view(view.shape),)
+            parts.append(Part(view, view.of(momentum), view.of(grad), buffers))
+    if parts:
+        _step(bundle, parts, _following(bundle.method), learn)
+
+
+def _step(bundle: Bundle, parts: Sequence[Part], equation: Equation, learn: Tensor) -> None:
     keys = None
     if parts[0].weight.dtype in ROUNDED_DTYPES:
-        numbers = bundle.numbers
+        numbers, seed = bundle.numbers, bundle.method.options["seed"]
         number = numbers.number[bundle.places] + _MOMENTUM_NUMBERS
-        keys = noise_keys(method.options["seed"], number, numbers.step[bundle.places])
-    bundle.backend.update(parts, _equation(method), Decision({}, learn, learn, keys))
+        keys = noise_keys(seed, number, numbers.step[bundle.places])
+    bundle.backend.update(parts, equation, Decision({}, learn, learn, keys))
 
 
 @lru_cache(maxsize=256)  # a method holds no tensors
 def _equation(method: Method) -> Equation:
     assert method.moments is not None
     return Equation(method.moments.update, method.decays, method.options["maximize"])
+
+
+@lru_cache(maxsize=256)
+def _following(method: Method) -> Equation:
+    update = moments.look_ahead if method.options["nesterov"] else moments.follow
+    return Equation(update, method.decays, method.options["maximize"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from hf_relopt.backends.neurons import Neurons, even
 from hf_relopt.rules.rule import NEURONS
 from hf_relopt.sharding.layout import local
@@ -14,7 +12,7 @@ from hf_relopt.step.matrices import MatrixSlot, in_place, together
 from hf_relopt.step.state import neurons_are_rows
 
 if TYPE_CHECKING:
-    from hf_relopt.step.bundle import Bundle
+    from hf_relopt.step.bundle import Bundle, Source
     from hf_relopt.step.decide import Verdict
     from hf_relopt.step.numbers import Numbers
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 def even_all(
     bundles: Sequence[Bundle],
     slots: Sequence[MatrixSlot],
-    found: Sequence[list[Tensor]],
+    found: Sequence[list[Source]],
     verdicts: Mapping[Numbers, Verdict],
 ) -> None:
     """Let the sizes of neurons take the directions in; put what comes of them in their places."""

@@ -78,7 +78,7 @@ def _step(lineup: Lineup, slots: Slots, probe: Measurement | None) -> None:
     for joint in lineup.direct:
         _decide_and_apply(joint, rows, parts, verdicts, slots, probe)
     for bundle in lineup.directed:
-        if bundle.method.moments is not None:
+        if bundle.method.moments is not None and not bundle.follows_momentum:
             take_in(bundle, verdicts[bundle.numbers].judged.learn[bundle.places])
     for portion in lineup.portions:
         _step_portion(portion, verdicts, slots, probe)

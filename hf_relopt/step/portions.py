@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.sharding.matrices import world_size
-from hf_relopt.step.direction import SpectralMatrix, spectral_matrices
+from hf_relopt.step.direction import TravellingMatrix, travelling_matrices
 from hf_relopt.step.matrices import MatrixSlot, matrix_slots
 from hf_relopt.step.slot import Slot
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 # Entries whose directions a rank has at hand at the same time, unless one tensor has more.
 _PORTION = 2**26
+# Of a small model an accelerator has this part at hand, so that directions in bfloat16 and the
+# products that they are made of take a quarter of the weights in float32 at most; but a few
+# matrices, which fill it.
+_ACCELERATOR_PORTION, _FILLS = 1 / 8, 2**24
 # Where processes share the work, each has as many, up to this part of the whole.
 _SHARED_PORTION = 1 / 8
 # A CPU, which launches nothing, has no more than this part of the whole at hand, so that directions
@@ -103,9 +107,16 @@ class Portion:
         return joints(self.with_slices)
 
     @cached_property
-    def matrices(self) -> list[SpectralMatrix]:
-        """The momenta that are to be orthogonalized."""
-        return spectral_matrices([bundle.slots for bundle in self.bundles])
+    def travelling(self) -> list[TravellingMatrix]:
+        """The momenta that are orthogonalized together with other ranks."""
+        return travelling_matrices([bundle.slots for bundle in self.bundles])
+
+    @cached_property
+    def matrices(self) -> list[MatrixSlot]:
+        """The momenta that this rank orthogonalizes by itself."""
+        found = matrix_slots([bundle.slots for bundle in self.bundles], "spectral")
+        away = {(each.bundle, each.place) for each in self.travelling}
+        return [each for each in found if (each.bundle, each.place) not in away]
 
     @cached_property
     def uneven(self) -> list[MatrixSlot]:
@@ -163,7 +174,7 @@ def _copies_at_once(bundles: Sequence[Bundle], entries: int) -> int:
     """
     if not any([bundle.method.options["share_work"] for bundle in bundles]):
         if any([bundle.first.device.type != "cpu" for bundle in bundles]):
-            return _PORTION
+            return min(_PORTION, max(_FILLS, int(entries * _ACCELERATOR_PORTION)))
         return min(_PORTION, max(_LEAST_PORTION, int(entries * _CPU_PORTION)))
     return max(_PORTION, min(_PORTION * world_size(), int(entries * _SHARED_PORTION)))
 

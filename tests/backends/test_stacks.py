@@ -36,6 +36,30 @@ def test_a_stack_steps_as_the_loop_does(
         assert same_bits(start, weight) == (start is before[2])
 
 
+def test_what_lies_one_after_the_other_is_joined_without_a_copy() -> None:
+    room = torch.arange(60.0).view(5, 4, 3)
+    halves = [room[:2], room[2:3], room[3:]]
+    assert stacks.joined(halves).data_ptr() == room.data_ptr()
+    turned = [each.mT for each in halves]
+    every_other = [room[0:1], room[2:3], room[4:5]]
+    for tensors in (halves, turned, every_other, [room[1:2]]):
+        found = stacks.joined(tensors)
+        assert torch.equal(found, torch.cat(tensors))
+        assert found.data_ptr() == tensors[0].data_ptr()
+    apart = [
+        halves[::-1],
+        [room[:2], room[3:]],
+        [room[:2], room[:2]],
+        [room[:2], room[2:3].clone()],
+        [room[:1], room[1:2].mT.contiguous().mT],
+        [room[:0], room[:0]],
+    ]
+    for tensors in apart:
+        found = stacks.joined(tensors)
+        assert torch.equal(found, torch.cat(tensors))
+        assert not found.numel() or found.data_ptr() not in {t.data_ptr() for t in tensors}
+
+
 def test_what_is_alike_is_put_together_up_to_a_limit() -> None:
     found = list(stacks.stacks(["a", "b", "a", "a", "b"], [4, 9, 4, 4, 9], 8))
     assert found == [[0, 2], [3], [1], [4]]

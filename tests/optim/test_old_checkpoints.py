@@ -35,4 +35,10 @@ def test_a_checkpoint_of_0_1_0_continues_as_there(name: str, folder: Path) -> No
     optimizer.load_state_dict(saved["optimizer"])
     old.run(model, optimizer, old.HALF)
     for key, param in model.state_dict().items():
-        assert_as_on_another_cpu(param, saved["after"][key], key)
+        there = saved["after"][key]
+        if name == "momentum_bfloat16":
+            # It was rounded before it was followed, and is rounded after that now.
+            moved = float((there - saved["weights"][key]).norm())
+            assert float((param - there).norm()) < 0.01 * moved, key
+        else:
+            assert_as_on_another_cpu(param, there, key)

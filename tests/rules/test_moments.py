@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hf_relopt.rules import moments
 from hf_relopt.rules.madam import SMALLEST_SQUARE
-from tests.tensors import gradient, to_numpy
+from tests.tensors import gradient, same_bits, to_numpy
 
 decays = st.floats(0, 0.999)
 
@@ -37,14 +37,14 @@ def test_moments_are_weighted_means_of_the_gradients(decay: float, beta: float, 
 @given(decays)
 def test_nesterov_looks_one_gradient_ahead(decay: float) -> None:
     """The momentum as it would be if this gradient came once more."""
-    momenta = [gradient(torch.empty(n).double(), n) for n in (3, 5)]
-    grads = [gradient(torch.empty(n).double(), 10 + n) for n in (3, 5)]
-    kept = [each.clone() for each in (*momenta, *grads)]
-    found = moments.nesterov(momenta, grads, decay=decay)
-    for result, momentum, grad in zip(found, momenta, grads, strict=True):
-        (ahead,) = moments.take_in(momentum, grad, decay=decay)
-        torch.testing.assert_close(result, ahead, rtol=1e-12, atol=1e-15)
-    assert all(map(torch.equal, (*momenta, *grads), kept))
+    momentum, grad = (gradient(torch.empty(5).double(), n) for n in (1, 2))
+    before = momentum.clone(), grad.clone()
+    new, ahead = moments.look_ahead(momentum, grad, torch.empty(5), decay=decay)
+    again, followed = moments.follow(momentum, grad, torch.empty(5), decay=decay)
+    (expected,) = moments.take_in(momentum, grad, decay=decay)
+    assert same_bits(new, expected) and same_bits(again, expected) and followed is again
+    torch.testing.assert_close(ahead, decay * new + (1 - decay) * grad, rtol=1e-12, atol=1e-15)
+    assert same_bits(momentum, before[0]) and same_bits(grad, before[1])
 
 
 def test_the_first_direction_is_the_sign_of_the_gradient() -> None:

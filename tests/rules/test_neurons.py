@@ -19,7 +19,7 @@ def evened(shape: tuple[int, int], over: str, steps: int = 60) -> tuple[torch.Te
     for _ in range(steps):
         sums = neurons.sums(unit.unsqueeze(0), over)
         sizes = factored.running_rms(sizes, sums / count, beta=0.9)
-    return unit, neurons.even(unit.unsqueeze(0), sizes, over)[0]
+    return unit.clone(), neurons.even_(unit.unsqueeze(0), sizes, over)[0]
 
 
 def spread(matrix: torch.Tensor, dim: int) -> float:
@@ -39,7 +39,7 @@ def test_neurons_along_the_longer_side_end_equal(
 def test_what_is_zero_stays_zero() -> None:
     sizes = factored.running_rms(torch.zeros(1, 3), torch.zeros(1, 3), beta=0.9)
     assert not sizes.any()
-    assert not neurons.even(torch.zeros(1, 3, 4), sizes, "columns").any()
+    assert not neurons.even_(torch.zeros(1, 3, 4), sizes, "columns").any()
 
 
 def test_the_first_mean_is_taken_as_it_is() -> None:

@@ -123,6 +123,19 @@ def test_processes_that_share_the_work_get_one_portion_each_up_to_an_eighth(
     assert cutting._copies_at_once(bundles, entries) == expected
 
 
+@pytest.mark.parametrize(("device", "entries", "expected"), [
+    ("cpu", 2**20, 2**22), ("cpu", 2**28, 2**24), ("cpu", 2**32, 2**26),
+    ("cuda", 2**20, 2**24), ("cuda", 2**28, 2**25), ("cuda", 2**32, 2**26),
+])  # fmt: skip
+def test_of_a_small_model_a_device_has_a_part_at_hand(
+    device: str, entries: int, expected: int
+) -> None:
+    """So that directions take no more than a quarter of the weights."""
+    (bundle,) = bundles_of([2], [0])
+    bundle.slots[0].device = torch.device(device)
+    assert cutting._copies_at_once([bundle], entries) == expected
+
+
 def test_of_a_sharded_weight_the_largest_shard_counts() -> None:
     (bundle,) = bundles_of([3], [0], frozenset({0}))
     slot = bundle.slots[0]

@@ -49,7 +49,7 @@ class Tiles:
         totals: int32 [S, 2]: where the partial sums of each slice begin, and how many they are.
         most: the largest number of these.
         strided: are entries to be found by strides, or do they follow each other?
-        wide: does a column need 64 bits?
+        wide: does a column, or an entry's offset in its slice, need 64 bits?
         even: of each part, whether its lengths and strides are multiples of 16.
     """
 
@@ -162,7 +162,7 @@ def _tiles(
         totals=on_device(totals, torch.int32),
         most=max([-(-walk.length // columns) for walk in walks]),
         strided=any([walk.strided for walk in walks]),
-        wide=longest > _WIDE,
+        wide=max([longest, *[walk.reach for walk in walks]]) > _WIDE,
         even=tuple([walk.even for walk in walks]),
     )
 
@@ -222,6 +222,16 @@ class _Walk:
     strides: tuple[Strides, ...]
     origin: int
     strided: bool
+
+    @property
+    def reach(self) -> int:
+        """The largest offset in a slice of any tensor."""
+        if not self.length:
+            return 0
+        return max(
+            sum([(size - 1) * s for size, s in zip(self.sizes, own[1:], strict=True)])
+            for own in self.strides[1:]
+        )
 
     @property
     def even(self) -> bool:

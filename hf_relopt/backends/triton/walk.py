@@ -70,7 +70,7 @@ def reading(dtypes: Sequence[torch.dtype], *, strided: bool, wide: bool, even: b
         pointer = f"tl.load(addresses + {place}).to(tl.pointer_type({NAMES[dtype]}))"
         lines += [
             f"p{place} = {f'tl.multiple_of({pointer}, 16)' if even else pointer}",
-            f"p{place} += {_offset(at, strided=strided, even=even)}",
+            f"p{place} += {_offset(at, strided=strided, wide=wide, even=even)}",
             f"x{place} = tl.load(p{place}, mask=inside, other=0.0)",
         ]
     return lines
@@ -78,7 +78,8 @@ def reading(dtypes: Sequence[torch.dtype], *, strided: bool, wide: bool, even: b
 
 def position(*, strided: bool) -> str:
     """An expression for the position of each entry in its full tensor, wrapped to 32 bits."""
-    return f"(tl.load(facts + 5) + {_offset(FACTS, strided=strided, even=False)}).to(tl.int32)"
+    offset = _offset(FACTS, strided=strided, wide=True, even=False)
+    return f"(tl.load(facts + 5) + {offset}).to(tl.int32)"
 
 
 def _along(*, wide: bool, even: bool) -> list[str]:
@@ -95,15 +96,17 @@ def _along(*, wide: bool, even: bool) -> list[str]:
     ]
 
 
-def _offset(at: int, *, strided: bool, even: bool) -> str:
+def _offset(at: int, *, strided: bool, wide: bool, even: bool) -> str:
     """An expression for the offset of each entry, whose strides begin at a fact's place ``at``."""
 
     def stride(place: int) -> str:
-        loaded = f"tl.load(facts + {at + place})"
+        # Offsets of 64 bits for each entry would take a kernel's registers.
+        narrow = ".to(tl.int32)" if place and not wide else ""
+        loaded = f"tl.load(facts + {at + place}){narrow}"
         return f"tl.multiple_of({loaded}, 16)" if even else loaded
 
     along_slices = f"row.to(tl.int64) * {stride(0)}"
     if not strided:
         return f"({along_slices} + column)"
     inner = "i2" if even else f"i2 * {stride(3)}"
-    return f"({along_slices} + i0 * {stride(1)} + i1 * {stride(2)} + {inner})"
+    return f"({along_slices} + (i0 * {stride(1)} + i1 * {stride(2)} + {inner}))"

@@ -44,12 +44,14 @@ def updates() -> Iterator[Case]:
     of_madam = Equation(madam.update, MADAM_CONSTANTS, False)
     of_adamw = Equation(adamw.update, ADAMW_CONSTANTS, False)
     take_in = Equation(moments.take_in, {"decay": 0.9}, False)
+    look_ahead = Equation(moments.look_ahead, {"decay": 0.9}, False)
     for name, equation, dtypes, numbers, strided in (
         ("fromage", of_fromage, [wide, wide], FROMAGE, False),
         ("fromage, short and strided", of_fromage, [short, short], FROMAGE, True),
         ("madam, short", of_madam, [short, short, wide], MADAM, False),
         ("adamw, short", of_adamw, [short, short, wide, wide], ADAMW, False),
         ("momentum, short", take_in, [short, wide], {}, False),
+        ("momentum and a stack", look_ahead, [wide, wide, short], {}, True),
     ):
         noisy = dtypes[0] is short
         text = update.text_of(equation, dtypes, numbers, noisy=noisy, strided=strided, wide=False)

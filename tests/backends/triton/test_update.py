@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_relopt import Fromage
 from hf_relopt.backends import foreach, loop
-from hf_relopt.backends.part import Decision, Equation, Part
+from hf_relopt.backends.part import Decision, Equation, Part, View
 from hf_relopt.backends.triton import tiles, update
 from hf_relopt.rules import adamw, madam, moments
 from hf_relopt.rules.rounding import noise_keys
@@ -29,6 +29,7 @@ EQUATIONS: dict[str, tuple[Equation, tuple[str, ...], int]] = {
         2,
     ),
     "momentum": (Equation(moments.take_in, {"decay": 0.9}, True), (), 0),
+    "look ahead": (Equation(moments.look_ahead, {"decay": 0.9}, True), (), 1),
     "square": (Equation(moments.take_in_square, {"decay": 0.9, "beta": 0.99}, False), (), 1),
 }
 
@@ -113,6 +114,33 @@ def _parts(shapes: list[tuple[int, ...]], dtype: torch.dtype, buffers: int) -> l
         )
         for place, shape in enumerate(shapes)
     ]
+
+
+@pytest.mark.parametrize("of_momentum", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_gradient", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_followed_is_written_into_a_stack(
+    of_momentum: torch.dtype, of_gradient: torch.dtype
+) -> None:
+    """Blocks of columns in bfloat16, one after the other, unless a gradient is not usable."""
+    equation = Equation(moments.look_ahead, {"decay": 0.9}, False)
+    ends = []
+    for step in (loop.update, foreach.update, update.update):
+        parts = []
+        stack = torch.zeros(6, 8, 16, dtype=torch.bfloat16)
+        for place, stacked in enumerate(stack.split(3)):
+            full = gradient(torch.empty(8, 48), place).to(of_momentum)
+            grad = gradient(torch.empty(8, 48), 5 + place).to(of_gradient)
+            view = View(place, 1, (3, 8, 16), 0, (16, 48, 1), split=(1, 3, 16))
+            parts.append(Part(view, view.of(full), view.of(grad), (stacked,)))
+        learn = torch.tensor([True, False])
+        keys = None
+        if of_momentum is torch.bfloat16:
+            keys = noise_keys(1, torch.arange(2), torch.ones(2))
+        kept = parts[1].weight.clone()
+        step(parts, equation, Decision({}, learn, learn, keys))
+        assert same_bits(parts[1].weight, kept) and stack[:3].all() and not stack[3:].any()
+        ends.append([stack, parts[0].weight])
+    assert all(map(same_bits, ends[0], ends[1])) and all(map(same_bits, ends[0], ends[2]))
 
 
 @pytest.mark.parametrize("noisy", [False, True])
