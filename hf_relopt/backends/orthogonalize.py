@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.stacks import joined, stacks
+from hf_relopt.backends.stacks import stacked, stacks
 from hf_relopt.rules import orthogonalize as polar
 
 # Entries that are iterated on together; experts may be many.
@@ -59,7 +59,7 @@ def _of_one_shape(matrices: list[Tensor]) -> list[Tensor]:
     with without_autocast(first.device):
         if first.device.type == "cpu" and min(first.shape) >= _LARGE:
             return [polar.orthogonalize(each.to(used)).to(made).contiguous() for each in matrices]
-        stack = joined([each.unsqueeze(0) for each in matrices]).to(used)
+        stack = stacked(matrices).to(used)
         return list(polar.orthogonalize(stack).to(made).contiguous().unbind())
 
 

@@ -42,26 +42,49 @@ def stacks(alike: Sequence[Hashable], sizes: Sequence[int], limit: int) -> Itera
             yield places[first : first + count]
 
 
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as [count, ...]: a view if they lie one after the other, else a copy."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first.unsqueeze(0)
+    found = _as_they_lie(tensors, [1] * len(tensors), first.shape, first.stride())
+    return torch.stack(list(tensors)) if found is None else found
+
+
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors [count, ...] one after the other: a view where they lie so already, else a copy."""
+    """Tensors [count, ...] as one: a view where they lie one after the other, else a copy."""
     first = tensors[0]
     if len(tensors) == 1:
         return first
-    count, begin, storage = 0, first.data_ptr(), first.untyped_storage().data_ptr()
-    inner, size = first.stride()[1:], first.element_size()
-    gap, left = divmod(tensors[1].data_ptr() - begin, size * len(first)) if len(first) else (0, 1)
-    for each in tensors:
-        if (
-            left
-            or gap <= 0
-            or each.stride()[1:] != inner
-            or (len(each) > 1 and each.stride(0) != gap)
-            or each.data_ptr() != begin + count * gap * size
-            or each.untyped_storage().data_ptr() != storage
-        ):
-            return torch.cat(list(tensors))
-        count += len(each)
-    return first.as_strided((count, *first.shape[1:]), (gap, *inner))
+    counts = list(map(len, tensors))
+    found = _as_they_lie(tensors, counts, first.shape[1:], first.stride()[1:])
+    return torch.cat(list(tensors)) if found is None else found
+
+
+def _as_they_lie(
+    tensors: Sequence[Tensor], counts: Sequence[int], shape: torch.Size, strides: tuple[int, ...]
+) -> Tensor | None:
+    """One view of tensors that have so many entries each along what is its first dimension.
+
+    Args:
+        shape, strides: of such an entry of the first tensor.
+    """
+    first, size = tensors[0], tensors[0].element_size()
+    begin, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    gap, left = divmod(tensors[1].data_ptr() - begin, size * max(1, counts[0]))
+    if left or gap <= 0:
+        return None
+    place = 0
+    for each, count in zip(tensors, counts, strict=True):
+        if each.data_ptr() != begin + place * gap * size:
+            return None
+        own = each.stride()
+        if own[len(own) - len(strides) :] != strides or (count > 1 and own[0] != gap):
+            return None
+        if each.untyped_storage().data_ptr() != storage:
+            return None
+        place += count
+    return first.as_strided((place, *shape), (gap, *strides))
 
 
 def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:

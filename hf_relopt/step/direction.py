@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_relopt.backends.foreach import apart, end_to_end
 from hf_relopt.backends.orthogonalize import multiplies_in_bfloat16
 from hf_relopt.backends.part import View
-from hf_relopt.backends.stacks import joined
+from hf_relopt.backends.stacks import stacked
 from hf_relopt.rules import moments
 from hf_relopt.sharding.layout import Shards, shards_of
 from hf_relopt.sharding.matrices import Matrix, transform_full, world_size
@@ -153,7 +153,7 @@ def _orthogonalize(portion: Portion, found: Sequence[list[Source]]) -> None:
     stacks = [stack for slot in slots for stack in found[slot.bundle][slot.place]]
     orthogonalize = portion.bundles[slots[0].bundle].backend.orthogonalize
     results = iter(orthogonalize([matrix for stack in stacks for matrix in stack]))
-    made = [joined([each.unsqueeze(0) for each in islice(results, len(s))]) for s in stacks]
+    made = [stacked(list(islice(results, len(stack)))) for stack in stacks]
     in_place(slots, found, made)
 
 

@@ -60,6 +60,18 @@ def test_what_lies_one_after_the_other_is_joined_without_a_copy() -> None:
         assert not found.numel() or found.data_ptr() not in {t.data_ptr() for t in tensors}
 
 
+def test_matrices_that_lie_one_after_the_other_are_stacked_without_a_copy() -> None:
+    room = torch.arange(60.0).view(5, 4, 3)
+    for matrices in (list(room), [each.mT for each in room], list(room[::2]), [room[1]]):
+        found = stacks.stacked(matrices)
+        assert torch.equal(found, torch.stack(matrices))
+        assert found.data_ptr() == matrices[0].data_ptr()
+    for matrices in ([room[0], room[2], room[3]], [room[1], room[0]], [room[0], room[1].clone()]):
+        found = stacks.stacked(matrices)
+        assert torch.equal(found, torch.stack(matrices))
+        assert found.data_ptr() != matrices[0].data_ptr()
+
+
 def test_what_is_alike_is_put_together_up_to_a_limit() -> None:
     found = list(stacks.stacks(["a", "b", "a", "a", "b"], [4, 9, 4, 4, 9], 8))
     assert found == [[0, 2], [3], [1], [4]]

@@ -47,6 +47,14 @@ def test_blocks_of_columns_are_walked_by_strides() -> None:
     assert tiles.facts[0, :4].tolist() == [3, 32 * 32, 32, 32]
 
 
+@pytest.mark.parametrize(("stride", "wide"), [(2**20, False), (2**28, True)])
+def test_offsets_have_64_bits_where_a_slice_reaches_beyond_32(stride: int, wide: bool) -> None:
+    """A column of a large matrix has few entries, far from each other."""
+    view = View(0, 1, (16, 4), 0, (stride, 1))
+    made = module._tiles([view], (((stride, 1),),), torch.device("cpu"), positions=False)
+    assert made is not None and made.strided and made.wide is wide
+
+
 def test_a_dense_tensor_in_another_order_is_flat_unless_positions_are_asked_for() -> None:
     images = torch.ones(4, 3, 2, 2).to(memory_format=torch.channels_last)
     assert not _tiles([view_of(0, (4, 3, 2, 2))], [images], [images.clone()]).strided
