@@ -78,6 +78,8 @@ TESTED_BY = {
     "backends/packed": "backends/triton/test_packed.py",
     "backends/triton/walk": "backends/triton/test_update.py",
     "rules/facts": "step/test_decide.py",
+    "step/formulas": "step/test_pipeline.py",
+    "step/one_look": "backends/triton/test_one_look.py",
     "optim/fromage": "options/test_tables.py",
     "optim/madam": "options/test_tables.py",
 }

@@ -13,10 +13,10 @@ from torch import Tensor
 from hf_relopt.backends import compiled, foreach, loop, packed, sums
 from hf_relopt.backends.orthogonalize import orthogonalize
 from hf_relopt.backends.packed import Formula
-from hf_relopt.backends.part import Decision, Direct, Equation, Part
+from hf_relopt.backends.part import Decision, Direct, Equation, OneLook, Part
 from hf_relopt.backends.triton import kernel as triton_kernel
+from hf_relopt.backends.triton import one_look, probe
 from hf_relopt.backends.triton import packed as triton_packed
-from hf_relopt.backends.triton import probe
 from hf_relopt.backends.triton import sums as triton_sums
 from hf_relopt.backends.triton import update as triton_update
 from hf_relopt.errors import ConfigError
@@ -37,6 +37,8 @@ class Backend:
             direct: it takes parts one by one from their sums to the new weights, while what the
             sums have read is still in the cache, and returns the places of those it left.
         work_out: a formula on packed numbers.
+        step_in_one_look: if there is one, it comes first for rows that this rank has all of. It
+            says whether it stepped them.
     """
 
     sums: Callable[[Sequence[Part], Sums], Tensor]
@@ -46,13 +48,19 @@ class Backend:
     work_out: Callable[[Formula, Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] = (
         packed.work_out
     )
+    step_in_one_look: Callable[[OneLook], bool] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
     "loop": Backend(sums.sums, loop.update),
     "foreach": Backend(sums.sums, foreach.update),
     "compiled": Backend(compiled.sums, compiled.update, step_alone=compiled.step_alone),
-    "triton": Backend(triton_sums.sums, triton_update.update, work_out=triton_packed.work_out),
+    "triton": Backend(
+        triton_sums.sums,
+        triton_update.update,
+        work_out=triton_packed.work_out,
+        step_in_one_look=one_look.step,
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.packed import Formula
 from hf_relopt.rules.rule import Sums, Update
 
 
@@ -163,6 +164,32 @@ class Direct:
             number=None if self.number is None else self.number[pick],
             lr=self.lr[pick],
         )
+
+
+@dataclass(frozen=True)
+class OneLook:
+    """Parts whose slices are summed, decided on and stepped one by one, each with one look at it.
+
+    Attributes:
+        parts, equation: as for ``Backend.update``.
+        sums: "norms" or "cosine".
+        formula: from ``grad_norm``, ``param_norm``, perhaps ``cosine``, and what is given, to the
+            names in ``into``, the coefficients of the update, ``may_move`` and perhaps ``keys``.
+        given: packed numbers, [S] or 0-dim, ``learn`` among them.
+        into: [S], where results of these names are kept; they may be among the given ones.
+    """
+
+    parts: Sequence[Part]
+    equation: Equation
+    sums: Sums
+    formula: Formula
+    given: dict[str, Tensor]
+    into: dict[str, Tensor]
+
+    @property
+    def is_noisy(self) -> bool:
+        """True if the weights are rounded stochastically."""
+        return "number" in self.given
 
 
 @dataclass(frozen=True)

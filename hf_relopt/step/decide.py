@@ -190,6 +190,28 @@ class Deciding:
         return Decision(coefficients, learn, found["may_move"], found.get("keys"))
 
 
+@dataclass(frozen=True)
+class InOneLook:
+    """The formula that decides on slices whose norms have just been summed.
+
+    Attributes:
+        running: by which their root mean squares run on, or None.
+    """
+
+    running: RunningOn | None
+    deciding: Deciding
+
+    def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept by ``running``, and what is decided, by the names that the update has."""
+        found: dict[str, Tensor] = {}
+        known = dict(given)
+        if self.running is not None:
+            found = self.running(given)
+            known["grad_rms"] = found.pop("rms")
+        decided = self.deciding(known)
+        return found | {name.removeprefix(_OF): value for name, value in decided.items()}
+
+
 # Before the name of a coefficient, which may be "move".
 _OF = "of_update_"
 # What no decision hangs on: a schedule of momenta, say, must not make a formula of each step.

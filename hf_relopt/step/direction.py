@@ -111,8 +111,9 @@ def _momentum(bundle: Bundle, stacks: Sequence[list[Tensor] | None], learn: Tens
     found: list[Source] = []
     spectral = bundle.method.direction == "spectral"
     for place, (stack, (momentum,)) in enumerate(zip(stacks, bundle.moments, strict=True)):
-        views.append(bundle.uncut_views[place] if stack else [bundle.whole_views[place]])
-        if stack:
+        is_stacked = stack is not None
+        views.append(bundle.uncut_views[place] if is_stacked else [bundle.whole_views[place]])
+        if stack is not None:
             into.append(stack)
             found.append(stack)
             continue
@@ -153,7 +154,8 @@ def _orthogonalize(portion: Portion, found: Sequence[list[Source]]) -> None:
     stacks = [stack for slot in slots for stack in found[slot.bundle][slot.place]]
     orthogonalize = portion.bundles[slots[0].bundle].backend.orthogonalize
     results = iter(orthogonalize([matrix for stack in stacks for matrix in stack]))
-    made = [stacked(list(islice(results, len(stack)))) for stack in stacks]
+    # Of experts a rank may have none.
+    made = [stacked(list(islice(results, len(own)))) if len(own) else own for own in stacks]
     in_place(slots, found, made)
 
 

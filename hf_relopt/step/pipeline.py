@@ -17,25 +17,24 @@ from torch import Tensor
 
 from hf_relopt.backends.part import Decision, Direct, Part
 from hf_relopt.rules import fromage
-from hf_relopt.rules.rule import RUNNING_NUMBERS, Sums
+from hf_relopt.rules.rule import Sums
 from hf_relopt.sharding.layout import local_grad
 from hf_relopt.sharding.reduce import all_reduced, full_norms
 from hf_relopt.step.bundle import Bundle
 from hf_relopt.step.decide import (
     DecideOne,
-    Deciding,
     Judged,
     Judging,
-    RunningOn,
     Verdict,
-    as_decided,
     norms_of,
     with_anchors,
 )
 from hf_relopt.step.direction import directions
+from hf_relopt.step.formulas import deciding, known_of, run_on
 from hf_relopt.step.lineup import Lineup, Slots
 from hf_relopt.step.moments import take_in
 from hf_relopt.step.numbers import Numbers
+from hf_relopt.step.one_look import step_rows
 from hf_relopt.step.portions import Joint, Portion
 from hf_relopt.step.telemetry import Measurement
 
@@ -196,17 +195,21 @@ def _step_portion(
 ) -> None:
     """Directions live no longer than this."""
     sources = dict(zip(portion.bundles, directions(portion, verdicts), strict=True))
-    parts: dict[Bundle, list[Part]] = {}
+    parts = {bundle: bundle.parts(sources[bundle]) for bundle in portion.with_slices}
+    left = [
+        joint
+        for joint in portion.rows
+        if probe is not None or not step_rows(joint, parts, verdicts, slots)
+    ]
     rows: dict[Bundle, Tensor] = {}
     sharded = False
-    for bundle in portion.with_slices:
-        parts[bundle] = bundle.parts(sources[bundle])
+    for bundle in [bundle for joint in (*left, *portion.joints) for bundle in joint.bundles]:
         rows[bundle] = bundle.backend.sums(parts[bundle], bundle.method.sums)
         sharded |= bundle.layout.sharded
     if sharded:
         layouts = [bundle.first.slice_layout for bundle in rows]
         rows = dict(zip(rows, full_norms(list(rows.values()), layouts), strict=True))
-    for joint in portion.joints:
+    for joint in (*left, *portion.joints):
         _decide_and_apply(joint, rows, parts, verdicts, slots, probe)
     if probe is not None:
         # Ranks without any of a weight's rows have seen its step, too.
@@ -232,7 +235,7 @@ def _decide_and_apply(
             _make_anchors(bundle, rows[bundle], verdict)
         learn = verdict.learn[bundle.slices]
         if bundle.method.is_running:
-            grad_rms.append(_run_on(bundle, rows[bundle], learn))
+            grad_rms.append(run_on(bundle, rows[bundle], learn))
         learns.append(learn & _touched(bundle) if bundle.first.rests_untouched else learn)
     own = list(map(rows.__getitem__, joint.bundles))
     # Of those whose anchors were missing |W| was summed as well.
@@ -261,45 +264,14 @@ def _decide(
     slots: Slots,
 ) -> Decision:
     """What the step does with each slice."""
-    first, numbers, slices = joint.bundles[0], joint.bundles[0].numbers, joint.slices
-    norms, p_bound = norms_of(rows, first.method), joint.p_bound
-    bounds, bound = (p_bound, None) if isinstance(p_bound, Tensor) else (None, p_bound)
-    given = {
-        "grad_norm": norms.grad,
-        "param_norm": norms.param,
-        "cosine": norms.cosine,
-        "anchor_norm": numbers.anchor_norm[slices],
-        "step": numbers.step[joint.owner],
-        "numel": numbers.numel[slices],
-        "lr": verdict.lr[slices] if verdict.lr.dim() else verdict.lr,
-        "learn": learn,
-        "p_bound": bounds,
-        "grad_rms": grad_rms,
-        "number": numbers.number[joint.owner] if joint.is_noisy else None,
-    }
-    formula = Deciding(
-        as_decided(first.method),
-        first.first.precision,
-        bound,
-        verdict.moves,
-        any(map(slots.may_start_at_zero, joint.bundles)),
-    )
-    known = {name: value for name, value in given.items() if value is not None}
+    first = joint.bundles[0]
+    norms = norms_of(rows, first.method)
+    found = {"grad_norm": norms.grad, "param_norm": norms.param, "cosine": norms.cosine}
+    found["grad_rms"] = grad_rms
+    known = {name: value for name, value in found.items() if value is not None}
+    known |= known_of(joint, verdict, learn)
+    formula = deciding(joint, verdict, slots)
     return formula.decision(first.backend.work_out(formula, known, {}), learn)
-
-
-def _run_on(bundle: Bundle, rows: Tensor, learn: Tensor) -> Tensor:
-    """Take the norms of slices' gradients into their running root mean squares; return these."""
-    numbers = bundle.numbers
-    kept = {name: numbers.of_slices[name][bundle.slices] for name in RUNNING_NUMBERS}
-    given = {
-        **kept,
-        "grad_norm": norms_of(rows, bundle.method).grad,
-        "numel": numbers.numel[bundle.slices],
-        "learn": learn,
-    }
-    formula = RunningOn(bundle.method.options["beta"])
-    return bundle.backend.work_out(formula, given, kept)["rms"]
 
 
 def _make_anchors(bundle: Bundle, rows: Tensor, verdict: Verdict) -> None:

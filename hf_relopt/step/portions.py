@@ -102,9 +102,14 @@ class Portion:
         return [bundle for bundle in self.bundles if not any(bundle.views)]
 
     @cached_property
+    def rows(self) -> list[Joint]:
+        """What of them may be stepped in one look each: rows, which are on one rank."""
+        return [Joint((bundle,)) for bundle in self.with_slices if _is_looked_at_once(bundle)]
+
+    @cached_property
     def joints(self) -> list[Joint]:
-        """What of them is decided at once."""
-        return joints(self.with_slices)
+        """What of the others is decided at once."""
+        return joints([each for each in self.with_slices if not _is_looked_at_once(each)])
 
     @cached_property
     def travelling(self) -> list[TravellingMatrix]:
@@ -133,6 +138,15 @@ class Portion:
     def factored(self) -> list[MatrixSlot]:
         """The gradients that are followed over the sizes of their rows and columns."""
         return matrix_slots([bundle.slots for bundle in self.bundles], "factored")
+
+
+def _is_looked_at_once(bundle: Bundle) -> bool:
+    """True if its backend steps its rows with one look at each, as far as they fit."""
+    return (
+        bundle.backend.step_in_one_look is not None
+        and bundle.method.scale == "row"
+        and not bundle.first.rests_untouched
+    )
 
 
 def portions(bundles: Sequence[Bundle]) -> list[Portion]:

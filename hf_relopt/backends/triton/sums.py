@@ -74,12 +74,12 @@ def partial_text(what: Sums, dtypes: Sequence[torch.dtype], *, strided: bool, wi
     def body(even: bool) -> list[str]:
         lines = reading(dtypes, strided=strided, wide=wide, even=even)
         for place, dtype in enumerate(dtypes):
-            lines += _scaled(place, dtype)
+            lines += scaled(place, dtype)
         lines += [
             f"to = partial + (tile * ROWS + tl.arange(0, ROWS)[:, None]) * {count}",
-            *[f"tl.store(to + {place}, {_product(place, place)})" for place in range(tensors)],
+            *[f"tl.store(to + {place}, {product(place, place)})" for place in range(tensors)],
         ]
-        return lines + ([f"tl.store(to + 2, {_product(0, 1)})"] if what == "cosine" else [])
+        return lines + ([f"tl.store(to + 2, {product(0, 1)})"] if what == "cosine" else [])
 
     lines = [*head(tensors), *both_ways(tensors, body(even=False), body(even=True))]
     first = (
@@ -89,7 +89,7 @@ def partial_text(what: Sums, dtypes: Sequence[torch.dtype], *, strided: bool, wi
     return "\n".join([first, *indented(lines), ""])
 
 
-def _scaled(place: int, dtype: torch.dtype) -> list[str]:
+def scaled(place: int, dtype: torch.dtype) -> list[str]:
     """Lines for a tensor's entries over a power of two, ``u``, and that power, ``scale``."""
     if dtype is torch.float64:
         return [f"u{place} = x{place}", f"scale{place} = tl.full([], 1.0, tl.float64)"]
@@ -104,7 +104,8 @@ def _scaled(place: int, dtype: torch.dtype) -> list[str]:
     ]
 
 
-def _product(one: int, other: int) -> str:
+def product(one: int, other: int) -> str:
+    """An expression for the inner products, in float64, of two tensors that are ``scaled``."""
     total = f"tl.sum(u{one} * u{other}, axis=1, keep_dims=True).to(tl.float64)"
     return f"{total} * scale{one} * scale{other}"
 

@@ -14,7 +14,7 @@ from hf_relopt.backends import foreach
 from hf_relopt.backends.kernel import columns_of, results
 from hf_relopt.backends.part import Decision, Equation, Part
 from hf_relopt.backends.triton.kernel import TILE_WARPS, kernel_of, launch
-from hf_relopt.backends.triton.program import program_of
+from hf_relopt.backends.triton.program import Program, program_of
 from hf_relopt.backends.triton.tiles import tiles_of
 from hf_relopt.backends.triton.walk import both_ways, head, indented, position, reading
 
@@ -79,7 +79,7 @@ def _on(device: torch.device, numbers: tuple[tuple[str, float], ...]) -> dict[st
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """The dtype of a number of slices, and whether there is one for all."""
 
     dtype: torch.dtype
@@ -91,8 +91,8 @@ class _Kind:
         return torch.ones(() if self.single else (2,), dtype=self.dtype)
 
 
-def _kind(values: Tensor) -> _Kind:
-    return _Kind(values.dtype, values.dim() == 0)
+def _kind(values: Tensor) -> Kind:
+    return Kind(values.dtype, values.dim() == 0)
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +101,7 @@ def _step(
     constants: tuple[tuple[str, Any], ...],
     maximize: bool,
     dtypes: tuple[torch.dtype, ...],
-    coefficients: tuple[tuple[str, _Kind], ...],
+    coefficients: tuple[tuple[str, Kind], ...],
     noisy: bool,
     strided: bool,
     wide: bool,
@@ -118,29 +118,27 @@ def _step(
     )
 
 
-def text_of(
+def stepping(
     equation: Equation,
     dtypes: Sequence[torch.dtype],
-    coefficients: dict[str, _Kind],
+    coefficients: Mapping[str, Kind],
     *,
     noisy: bool,
-    strided: bool,
-    wide: bool,
-) -> str:
-    """The kernel's text.
+) -> tuple[Program, dict[str, Kind]]:
+    """The program of one step, and the numbers that it takes after its tensors.
+
+    If it is noisy, it takes the positions of the entries at last. Its results are what is to be
+    in the place of the weights and the buffers.
 
     Args:
-        dtypes: of weights, sources and buffers.
-        coefficients: the names and kinds of what is decided on slices.
-        noisy: is the weight rounded stochastically?
-        strided, wide: see Tiles.
+        dtypes, coefficients, noisy: see ``text_of``.
     """
     tensors = len(dtypes)
-    each = _Kind(torch.bool, False)
+    each = Kind(torch.bool, False)
     numbers = {"may_learn": each, "may_move": each}
     numbers.update({f"given_{name}": kind for name, kind in coefficients.items()})
     if noisy:
-        numbers["key"] = _Kind(torch.int32, False)
+        numbers["key"] = Kind(torch.int32, False)
     entries = [torch.ones(2, dtype=dtype) for dtype in dtypes]
     examples = [*entries, *[kind.example for kind in numbers.values()]]
     if noisy:
@@ -156,7 +154,28 @@ def text_of(
         )
         return results(given[:tensors], equation, decided, given[-1] if noisy else None)
 
-    program = program_of(function, examples)
+    return program_of(function, examples), numbers
+
+
+def text_of(
+    equation: Equation,
+    dtypes: Sequence[torch.dtype],
+    coefficients: Mapping[str, Kind],
+    *,
+    noisy: bool,
+    strided: bool,
+    wide: bool,
+) -> str:
+    """The kernel's text.
+
+    Args:
+        dtypes: of weights, sources and buffers.
+        coefficients: the names and kinds of what is decided on slices.
+        noisy: is the weight rounded stochastically?
+        strided, wide: see Tiles.
+    """
+    tensors = len(dtypes)
+    program, numbers = stepping(equation, dtypes, coefficients, noisy=noisy)
     inputs = [*[f"x{place}" for place in range(tensors)], *numbers]
     written = [0, *range(2, tensors)]
 

@@ -17,17 +17,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from hf_relopt import Fromage
 from hf_relopt.backends.part import Equation
-from hf_relopt.backends.triton import packed, sums, update
+from hf_relopt.backends.triton import one_look, packed, sums, update
 from hf_relopt.backends.triton.kernel import FEW_WARPS, TILE_WARPS, kernel_of
 from hf_relopt.backends.triton.tiles import TILE
+from hf_relopt.options.method import method_of
 from hf_relopt.rules import adamw, fromage, madam, moments
-from hf_relopt.step.decide import Judging
+from hf_relopt.step.decide import Deciding, InOneLook, Judging, RunningOn, as_decided
 
 TABLES = {"programs": "*i32", "facts": "*i64", "addresses": "*i64"}
-TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bool: "*i1", torch.int32: "*i32"}
-FLOAT = update._Kind(torch.float32, False)
-FLAG = update._Kind(torch.bool, False)
+TYPES = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.bool: "*i1", torch.int32: "*i32",
+    torch.int64: "*i64",
+}  # fmt: skip
+FLOAT = update.Kind(torch.float32, False)
+FLAG = update.Kind(torch.bool, False)
 FROMAGE = dict.fromkeys(("shrink", "move", "grad_norm"), FLOAT)
 MADAM = {**dict.fromkeys(("lr", "inverse_correction", "max_abs"), FLOAT), "additive": FLAG}
 ADAMW = dict.fromkeys(("lr", "correction1", "correction2"), FLOAT)
@@ -62,6 +67,34 @@ def updates() -> Iterator[Case]:
         yield name, text, signature, {"ROWS": 1, "COLUMNS": TILE}, TILE_WARPS
 
 
+def rows() -> Iterator[Case]:
+    """Kernels that sum rows, decide on them and step them: those of a preset's embeddings."""
+    param = torch.nn.Parameter(torch.ones(4, 4))
+    group = Fromage([param], direction="rms", scale="row", p_bound=1.0).param_groups[0]
+    method = method_of(group, param)
+    deciding = Deciding(as_decided(method), torch.float32, 1.0, moves=True, from_zero=True)
+    formula = InOneLook(RunningOn(0.99), deciding)
+    kept = dict.fromkeys(("grad_rms", "grad_count"), (torch.float32, 1))
+    numbers = {
+        **dict.fromkeys(("anchor_norm", "step"), (torch.float32, 1)),
+        "numel": (torch.float64, 1),
+        "lr": (torch.float64, 0),
+        "learn": (torch.bool, 1),
+        **kept,
+    }
+    equation = Equation(method.rule.update, {}, False)
+    for dtype in (torch.float32, torch.bfloat16):
+        noisy = dtype is torch.bfloat16
+        own = {**numbers, **({"number": (torch.int64, 1)} if noisy else {})}
+        text = one_look.text_of(
+            equation, method.sums, formula, [dtype] * 2, tuple(own), tuple(own.values()),
+            tuple(kept), noisy=noisy, strided=False, wide=False,
+        )  # fmt: skip
+        signature = {**TABLES, **{f"at_{name}": TYPES[kind[0]] for name, kind in own.items()}}
+        signature |= {f"to_{name}": TYPES[kind[0]] for name, kind in kept.items()}
+        yield f"rows in {dtype}", text, signature, {"ROWS": 4, "COLUMNS": TILE // 4}, TILE_WARPS
+
+
 def others() -> Iterator[Case]:
     """Kernels of sums, and one of packed numbers."""
     for name, rows in (("sums", 1), ("sums of rows", 4)):
@@ -84,7 +117,7 @@ def main() -> None:
     """Compile all."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with TemporaryDirectory() as folder:
-        for name, text, signature, constants, warps in (*updates(), *others()):
+        for name, text, signature, constants, warps in (*updates(), *rows(), *others()):
             for architecture in (80, 90):
                 signature |= dict.fromkeys(constants, "constexpr")
                 made = triton.compile(

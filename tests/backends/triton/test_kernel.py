@@ -160,7 +160,7 @@ def test_kernels_compile_for_gpus_and_keep_their_numbers_in_registers() -> None:
     )
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(reports) == 2 * 10
+    assert len(reports) == 2 * 12
     for report in reports:
         assert report["stack"] == report["local"] == 0, report
         assert report["registers"] <= 128, report
