@@ -67,4 +67,8 @@ def test_a_checkpoint_of_0_1_0_continues_as_there(ends: Path, name: str) -> None
         torch.load(ends / end, weights_only=True) for end in (f"{name}.pt", f"{name}-fsdp2-2.pt")
     )
     for index, (ours, theirs) in enumerate(zip(now, then, strict=True)):
-        assert_as_on_another_cpu(ours, theirs, f"tensor {index}")
+        if name == "spectral_old" and ours.shape == (2, 5):
+            # Its momentum in bfloat16 was rounded before it was followed, and is after that now.
+            torch.testing.assert_close(ours, theirs, rtol=2**-9, atol=1e-5)
+        else:
+            assert_as_on_another_cpu(ours, theirs, f"tensor {index}")
