@@ -63,6 +63,7 @@ ONLY_FOR = {
 # Folders whose modules have their tests under their own names.
 MIRRORED = (
     "rules",
+    "lns",
     "sharding",
     "options",
     "plans",
@@ -78,6 +79,7 @@ TESTED_BY = {
     "backends/packed": "backends/triton/test_packed.py",
     "backends/triton/walk": "backends/triton/test_update.py",
     "rules/facts": "step/test_decide.py",
+    "lns/definition": "lns/test_codec.py",
     "step/formulas": "step/test_pipeline.py",
     "step/one_look": "backends/triton/test_one_look.py",
     "optim/fromage": "options/test_tables.py",

@@ -1,0 +1,1 @@
+"""The logarithmic number system in which weights can live: formats, codecs, packing."""
