@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from hf_relopt.hf import guards
 from hf_relopt.hf.log import logger
 from hf_relopt.plans.defaults import Look, default_for, look_at, why_default
+from hf_relopt.plans.entries import OPTIMIZERS
 
 
 class LrInForce(float):
@@ -83,7 +85,11 @@ def take_back(args: Any) -> None:
 
 
 def choose(
-    args: Any, name: str, look: Look | None, asked: float | None, steps: int | None = None
+    args: Any,
+    name: str,
+    look: Look | None,
+    asked: float | None,
+    steps: Callable[[], int | None] = lambda: None,
 ) -> Choice | None:
     """The learning rate for optimizer ``name``.
 
@@ -92,7 +98,7 @@ def choose(
     Args:
         look: at the model; None if there is none to look at.
         asked: the one in optim_args.
-        steps: those of the run; None if nobody knows.
+        steps: counts those of the run, or returns None. Called only if the default follows them.
 
     Returns:
         None if the default is wanted and ``look`` is None.
@@ -111,8 +117,10 @@ def choose(
         look.evidence,
         default_of(args),
     )
-    why = why_default(look, name, steps)
-    return Choice(default_for(look, name, steps), f"since none was given{why}", False)
+    follows = look.situation == "untrained" and OPTIMIZERS[name].lr_falls
+    count = steps() if follows else None
+    why = why_default(look, name, count)
+    return Choice(default_for(look, name, count), f"since none was given{why}", False)
 
 
 def look_as_rank_zero(model: nn.Module) -> Look:

@@ -102,7 +102,10 @@ class Maker:
     def _choose(self) -> Choice | None:
         none_given = self.said.lr is None and learning_rate.given_in(self.args) is None
         look = self.look() if none_given and self.look is not None else None
-        steps = None if self.trainer is None else trainers.steps_of(self.trainer)
+
+        def steps() -> int | None:
+            return None if self.trainer is None else trainers.steps_of(self.trainer)
+
         choice = learning_rate.choose(self.args, self.name, look, self.said.lr, steps)
         if choice is not None:
             learning_rate.write_back(self.args, choice.lr)

@@ -53,7 +53,7 @@ def remember(trainer: Any) -> None:
     if name is None or not _can_be_looked_at_alone(model):
         return
     asked = optim_args.parse(name, args.optim_args).lr
-    choice = learning_rate.choose(args, name, first_look(trainer), asked, steps_of(trainer))
+    choice = learning_rate.choose(args, name, first_look(trainer), asked, lambda: steps_of(trainer))
     if choice is not None:
         learning_rate.write_back(args, choice.lr)
 
@@ -129,12 +129,19 @@ def steps_of(trainer: Any) -> int | None:
     args, data = trainer.args, getattr(trainer, "train_dataset", None)
     if args.max_steps > 0:
         return int(args.max_steps)
-    # sentence-transformers takes a dict of them.
-    parts: list[Any] = list(data.values()) if isinstance(data, Mapping) else [data]
+    # sentence-transformers takes a dict of them, by name. Other dicts are data by themselves.
+    parts: list[Any] = [data]
+    if isinstance(data, Mapping) and all(isinstance(name, str) for name in data):
+        parts = list(data.values())
     if not all(map(has_length, parts)):
         return None
-    batches = -(-sum(map(len, parts)) // trainer.get_total_train_batch_size(args))
-    return max(1, math.ceil(batches * args.num_train_epochs))
+    try:
+        batches = -(-sum(map(len, parts)) // trainer.get_total_train_batch_size(args))
+        return max(1, math.ceil(batches * args.num_train_epochs))
+    except Exception:
+        # A batch of nothing, epochs without end, or a method that needs what a subclass has not set
+        # yet: whoever trains hears of it then, and others never.
+        return None
 
 
 def is_resuming(trainer: Any) -> bool:

@@ -46,7 +46,7 @@ def decode(
 
 
 def _encode(weight: Tensor, scale: Tensor, form: LNSFormat, bits: Tensor | None) -> Tensor:
-    size = weight.to(torch.float32, copy=True).abs_()
+    size = weight.detach().to(torch.float32, copy=True).abs_()
     require_finite(size, weight.shape)
     size.div_(scale)
     if bits is None:

@@ -134,7 +134,7 @@ def levels_of(form: LNSFormat, device: torch.device) -> Tensor:
     """What each code stands for at scale one: float32 [2^B], by code. -0 is no code of a weight."""
     q = torch.arange(1, form.levels + 1, dtype=torch.float64, device="cpu")
     above = torch.exp(-form.spacing * (form.levels - q)).to(torch.float32)
-    zero = torch.zeros(1)
+    zero = torch.zeros(1, dtype=torch.float32, device="cpu")
     return torch.cat([zero, above, zero, -above]).to(device)
 
 

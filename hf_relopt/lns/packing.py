@@ -35,7 +35,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     flat = codes.reshape(-1)
     if bits == 8:
-        return flat.to(torch.uint8)
+        return flat.to(torch.uint8, copy=True)
     length, size = group_of(bits)
     groups = -(-flat.numel() // length)
     if flat.numel() < groups * length:
@@ -54,12 +54,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return packed.view(-1)
 
 
-def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int16) -> Tensor:
-    """The first ``count`` codes, [count].
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first ``count`` codes, [count]: int16, or int32 for 16 bits.
 
     Args:
         packed: uint8, as ``pack`` makes it.
-        dtype: int16, or int32 for 16 bits.
 
     Raises:
         FormatError: there are more or fewer bytes than these codes have.
@@ -70,6 +69,7 @@ def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int
             f"there are {packed.numel():,} in {packed.dtype}. The file may be cut off, or of "
             "another format."
         )
+    dtype = torch.int16 if bits < 16 else torch.int32
     if bits == 8:
         return packed.reshape(-1).to(dtype)
     length, size = group_of(bits)

@@ -38,7 +38,7 @@ def scale_of(weight: Tensor, form: LNSFormat, headroom: float = HEADROOM) -> Ten
         return torch.full(shape, SMALLEST_SCALE, dtype=torch.float32, device=weight.device)
     by_row = len(scale_shape(weight.shape, form)) > 0
     dims = list(range(1, weight.dim())) if by_row else list(range(weight.dim()))
-    wide = weight.to(torch.float32)
+    wide = weight.detach().to(torch.float32)
     largest = wide.abs().amax(dim=dims, keepdim=by_row) if dims else wide.abs()
     # Squares of 1e30 have no room: over the largest they are at most one.
     unit = wide / largest.clamp(min=SMALLEST_SCALE)

@@ -75,6 +75,32 @@ def test_a_preset_s_default_knows_how_long_the_run_is(tmp_path, said):
     )
 
 
+def test_steps_that_cannot_be_counted_are_nobody_s_business(tmp_path, said):
+    """A Trainer that only evaluates may have no batches; what a subclass sets comes later."""
+
+    class Later(Trainer):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.factor = 2
+
+        def get_total_train_batch_size(self, args):
+            return super().get_total_train_batch_size(args) * self.factor
+
+    no_max = {"max_steps": -1, "optim": "fromage_spectral"}
+    for cls, given in (
+        (Later, {}),
+        (Trainer, {"per_device_train_batch_size": 0}),
+        (Trainer, {"num_train_epochs": float("inf")}),
+    ):
+        args = arguments(tmp_path, **{**no_max, **given})
+        cls(gpt2(), args, train_dataset=rows())
+        assert args.learning_rate == 0.02
+    # Data by number, in a dict, are examples and not datasets.
+    args = arguments(tmp_path, **no_max, num_train_epochs=1, per_device_train_batch_size=1)
+    Trainer(gpt2(), args, train_dataset=dict(enumerate(rows(600))))
+    assert args.learning_rate == 0.029
+
+
 def test_what_the_look_saw_and_how_to_force_a_default_is_said_at_debug_level(tmp_path, said):
     logging.getLogger("hf_relopt").setLevel(logging.DEBUG)
     try:

@@ -25,6 +25,19 @@ def test_levels_rise_by_one_factor_up_to_one_on_both_sides_of_zero(form: LNSForm
     assert above[1:].unique().numel() == form.levels
 
 
+def test_tables_are_float32_on_their_device_whatever_the_defaults_are() -> None:
+    form = LNSFormat("fresh", 8, 0.0567)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            levels, borders = levels_of(form, CPU), borders_of(form, CPU)
+    finally:
+        torch.set_default_dtype(before)
+    assert levels.dtype is borders.dtype is torch.float32
+    assert levels.device == borders.device == CPU
+
+
 def test_a_border_is_halfway_between_two_levels_in_log_space(form: LNSFormat) -> None:
     above = levels_of(form, CPU)[1 : form.levels + 1].double()
     middle = (above[1:] * above[:-1]).sqrt()

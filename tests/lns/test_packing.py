@@ -33,7 +33,7 @@ def test_any_codes_are_one_stream_of_bits_and_come_back(data: st.DataObject) -> 
     tensor = torch.tensor(codes, dtype=dtype)
     packed = pack(tensor, bits)
     assert packed.dtype is torch.uint8 and packed.tolist() == as_defined(codes, bits)
-    again = unpack(packed, bits, len(codes), dtype)
+    again = unpack(packed, bits, len(codes))
     assert again.dtype is dtype and again.tolist() == codes
 
 
@@ -43,7 +43,7 @@ def test_every_code_beside_every_kind_of_neighbour(bits: int) -> None:
     for other in (torch.zeros_like(every), torch.full_like(every, 2**bits - 1), every.flip(0)):
         codes = torch.stack([every, other], dim=1).view(2, -1, 2)
         dtype = torch.int16 if bits < 16 else torch.int32
-        found = unpack(pack(codes.to(dtype), bits), bits, codes.numel(), dtype)
+        found = unpack(pack(codes.to(dtype), bits), bits, codes.numel())
         assert torch.equal(found.to(torch.int32), codes.reshape(-1))
 
 
@@ -56,3 +56,9 @@ def test_bytes_that_do_not_fit_are_refused(bits: int) -> None:
             unpack(some, bits, 9)
     with pytest.raises(FormatError, match=r"in torch.int16"):
         unpack(packed.to(torch.int16), bits, 9)
+
+
+def test_bytes_are_a_copy() -> None:
+    codes = torch.arange(4, dtype=torch.uint8)
+    pack(codes, 8).fill_(9)
+    assert codes.tolist() == [0, 1, 2, 3]

@@ -53,6 +53,10 @@ def test_what_is_not_finite_in_float32_is_refused(bad: float) -> None:
         scale_of(weight, BY_ROW)
 
 
+def test_of_a_parameter_it_has_no_history() -> None:
+    assert not scale_of(torch.nn.Parameter(torch.ones(2, 2)), BY_ROW).requires_grad
+
+
 @pytest.mark.parametrize("headroom", [-1.0, float("inf"), float("nan")])
 def test_no_headroom_is_refused(headroom: float) -> None:
     with pytest.raises(ConfigError, match="headroom is"):
