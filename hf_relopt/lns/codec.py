@@ -54,9 +54,8 @@ def _encode(weight: Tensor, scale: Tensor, form: LNSFormat, bits: Tensor | None)
         q = 1 + _count(size, borders_of(form, weight.device), form, 0.5)
     else:
         q = _beside(size, form, bits)
-    q.masked_fill_(size == 0, 0)
-    # What is so small that the quotient is none still is at the smallest level.
-    q.masked_fill_((q == 0) & (weight != 0), 1)
+    # By the weight: what is so small that the quotient is none is at the smallest level.
+    q.masked_fill_(weight == 0, 0)
     return q.add_((weight < 0).to(q.dtype), alpha=form.sign_bit).to(form.dtype)
 
 

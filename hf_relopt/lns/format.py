@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.packing import code_dtype
 
 # Bits of a code for which packing and codec are made. Below, levels are too far apart to train in.
 BITS = (8, 10, 12, 16)
@@ -94,7 +95,7 @@ class LNSFormat:
     @property
     def dtype(self) -> torch.dtype:
         """What unpacked codes are held in."""
-        return torch.int16 if self.bits < 16 else torch.int32
+        return code_dtype(self.bits)
 
 
 # The smallest scale, so that all levels below it are normal numbers of float32; and how far below.

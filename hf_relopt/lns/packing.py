@@ -21,6 +21,11 @@ def group_of(bits: int) -> tuple[int, int]:
     return codes, codes * bits // 8
 
 
+def code_dtype(bits: int) -> torch.dtype:
+    """What unpacked codes are held in."""
+    return torch.int16 if bits < 16 else torch.int32
+
+
 def packed_size(count: int, bits: int) -> int:
     """The bytes of so many codes."""
     codes, size = group_of(bits)
@@ -69,7 +74,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             f"there are {packed.numel():,} in {packed.dtype}. The file may be cut off, or of "
             "another format."
         )
-    dtype = torch.int16 if bits < 16 else torch.int32
+    dtype = code_dtype(bits)
     if bits == 8:
         return packed.reshape(-1).to(dtype)
     length, size = group_of(bits)

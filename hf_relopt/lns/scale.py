@@ -33,20 +33,19 @@ def scale_of(weight: Tensor, form: LNSFormat, headroom: float = HEADROOM) -> Ten
             f"headroom is {headroom!r}; it is a factor of the root mean square, such as "
             f"{HEADROOM:g}, and 0 leaves room for the weights as they are."
         )
+    shape = scale_shape(weight.shape, form)
     if weight.numel() == 0:
-        shape = scale_shape(weight.shape, form)
         return torch.full(shape, SMALLEST_SCALE, dtype=torch.float32, device=weight.device)
-    by_row = len(scale_shape(weight.shape, form)) > 0
-    dims = list(range(1, weight.dim())) if by_row else list(range(weight.dim()))
+    by_row = len(shape) > 0
+    dims = list(range(int(by_row), weight.dim()))
     wide = weight.detach().to(torch.float32)
-    largest = wide.abs().amax(dim=dims, keepdim=by_row) if dims else wide.abs()
+    largest = wide.abs().amax(dim=dims, keepdim=by_row)
+    require_finite(largest, weight.shape)
     # Squares of 1e30 have no room: over the largest they are at most one.
     unit = wide / largest.clamp(min=SMALLEST_SCALE)
-    rms = unit.square().mean(dim=dims, keepdim=by_row).sqrt() if dims else unit.abs()
-    most = torch.finfo(torch.float32).max
+    rms = unit.square().mean(dim=dims, keepdim=by_row).sqrt()
     found = largest * (headroom * rms).clamp(min=1.0)
-    require_finite(largest, weight.shape)
-    return found.clamp(SMALLEST_SCALE, most)
+    return found.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max)
 
 
 def require_finite(numbers: Tensor, shape: torch.Size) -> None:

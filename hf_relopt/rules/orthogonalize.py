@@ -57,7 +57,8 @@ def _iterate(x: Tensor) -> Tensor:
     # |X X^T|^(1/2) is no less than the largest singular value, and much nearer to it than |X|.
     norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True, dtype=torch.float32)
     norm = norm.clamp(min=torch.finfo(norm.dtype).smallest_normal)
-    x, square = x.mul_(norm.rsqrt().to(x.dtype)), square.mul_(norm.reciprocal().to(x.dtype))
+    x.mul_(norm.rsqrt().to(x.dtype))
+    square.mul_(norm.reciprocal().to(x.dtype))
     first = 0
     for length in _runs(x):
         square = x @ x.mT if first else square

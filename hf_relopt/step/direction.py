@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -61,23 +60,18 @@ def _stacks(slots: Sequence[MatrixSlot]) -> dict[tuple[int, int], list[Tensor]]:
 
     Matrices of one shape lie one after the other, as they are multiplied.
     """
-    counts: Counter[tuple[torch.device, int, int]] = Counter()
+    counts: dict[tuple[torch.device, int, int], list[int]] = {}
     for slot in slots:
         for count, m, n in slot.forms:
-            counts[slot.slot.device, m, n] += count
-    rooms = {
-        (device, m, n): torch.empty(count, m, n, dtype=_dtype_of_products(device), device=device)
-        for (device, m, n), count in counts.items()
+            counts.setdefault((slot.slot.device, m, n), []).append(count)
+    rooms: dict[tuple[torch.device, int, int], Iterator[Tensor]] = {}
+    for (device, m, n), own in counts.items():
+        room = torch.empty(sum(own), m, n, dtype=_dtype_of_products(device), device=device)
+        rooms[device, m, n] = iter(room.split(own))
+    return {
+        (slot.bundle, slot.place): [next(rooms[slot.slot.device, m, n]) for _, m, n in slot.forms]
+        for slot in slots
     }
-    found: dict[tuple[int, int], list[Tensor]] = {}
-    taken: Counter[tuple[torch.device, int, int]] = Counter()
-    for slot in slots:
-        own = found.setdefault((slot.bundle, slot.place), [])
-        for count, m, n in slot.forms:
-            kind = slot.slot.device, m, n
-            own.append(rooms[kind].narrow(0, taken[kind], count))
-            taken[kind] += count
-    return found
 
 
 def _dtype_of_products(device: torch.device) -> torch.dtype:
@@ -111,16 +105,16 @@ def _momentum(bundle: Bundle, stacks: Sequence[list[Tensor] | None], learn: Tens
     found: list[Source] = []
     spectral = bundle.method.direction == "spectral"
     for place, (stack, (momentum,)) in enumerate(zip(stacks, bundle.moments, strict=True)):
-        is_stacked = stack is not None
-        views.append(bundle.uncut_views[place] if is_stacked else [bundle.whole_views[place]])
         if stack is not None:
+            views.append(bundle.uncut_views[place])
             into.append(stack)
             found.append(stack)
-            continue
-        dtype = _dtype_of_products(momentum.device) if spectral else torch.float32
-        own = torch.empty(momentum.shape, dtype=dtype, device=momentum.device)
-        into.append([own])
-        found.append(own)
+        else:
+            dtype = _dtype_of_products(momentum.device) if spectral else torch.float32
+            own = torch.empty(momentum.shape, dtype=dtype, device=momentum.device)
+            views.append([bundle.whole_views[place]])
+            into.append([own])
+            found.append(own)
     take_in_and_follow(bundle, views, into, learn)
     return found
 

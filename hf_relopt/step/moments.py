@@ -16,6 +16,7 @@ from hf_relopt.backends.part import Decision, Equation, Part, View
 from hf_relopt.options.method import Method
 from hf_relopt.rules import moments
 from hf_relopt.rules.rounding import ROUNDED_DTYPES, noise_keys
+from hf_relopt.rules.rule import Update
 from hf_relopt.step.bundle import Bundle
 
 # A momentum buffer is rounded with noise of its own: numbers beyond those of any weight.
@@ -33,7 +34,7 @@ def take_in(bundle: Bundle, learn: Tensor) -> None:
     momenta, *others = zip(*bundle.moments, strict=True)
     buffers = zip(*others, strict=True) if others else repeat(())
     parts = list(map(Part, bundle.whole_views, momenta, bundle.grads(), buffers))
-    _step(bundle, parts, _equation(method), learn)
+    _step(bundle, parts, method.moments.update, learn)
 
 
 def take_in_and_follow(
@@ -48,6 +49,7 @@ def take_in_and_follow(
         into: of each view, a tensor with as many entries, which lie one after the other.
         learn: bool [T], which gradients are usable.
     """
+    update = moments.look_ahead if bundle.method.options["nesterov"] else moments.follow
     parts: list[Part] = []
     each = zip(views, bundle.moments, bundle.grads(), into, strict=True)
     for own, (momentum,), grad, targets in each:
@@ -55,25 +57,19 @@ def take_in_and_follow(
             buffers = (target.view(view.shape),)
             parts.append(Part(view, view.of(momentum), view.of(grad), buffers))
     if parts:
-        _step(bundle, parts, _following(bundle.method), learn)
+        _step(bundle, parts, update, learn)
 
 
-def _step(bundle: Bundle, parts: Sequence[Part], equation: Equation, learn: Tensor) -> None:
+def _step(bundle: Bundle, parts: Sequence[Part], update: Update, learn: Tensor) -> None:
     keys = None
     if parts[0].weight.dtype in ROUNDED_DTYPES:
         numbers, seed = bundle.numbers, bundle.method.options["seed"]
         number = numbers.number[bundle.places] + _MOMENTUM_NUMBERS
         keys = noise_keys(seed, number, numbers.step[bundle.places])
-    bundle.backend.update(parts, equation, Decision({}, learn, learn, keys))
+    decision = Decision({}, learn, learn, keys)
+    bundle.backend.update(parts, _equation(bundle.method, update), decision)
 
 
 @lru_cache(maxsize=256)  # a method holds no tensors
-def _equation(method: Method) -> Equation:
-    assert method.moments is not None
-    return Equation(method.moments.update, method.decays, method.options["maximize"])
-
-
-@lru_cache(maxsize=256)
-def _following(method: Method) -> Equation:
-    update = moments.look_ahead if method.options["nesterov"] else moments.follow
+def _equation(method: Method, update: Update) -> Equation:
     return Equation(update, method.decays, method.options["maximize"])

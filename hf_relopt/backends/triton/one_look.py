@@ -7,7 +7,6 @@ kernels of sums.py, packed.py and update.py are made of, one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,13 +15,13 @@ import torch
 from hf_relopt.backends.kernel import columns_of
 from hf_relopt.backends.packed import Formula
 from hf_relopt.backends.part import Equation, OneLook
-from hf_relopt.backends.triton.kernel import TILE_WARPS, kernel_of, launch
+from hf_relopt.backends.triton.kernel import kernel_of
 from hf_relopt.backends.triton.packed import traced
 from hf_relopt.backends.triton.sums import product, scaled
 from hf_relopt.backends.triton.tiles import tiles_of
-from hf_relopt.backends.triton.update import Kind, stepping
+from hf_relopt.backends.triton.update import Kind, run, stepping
 from hf_relopt.backends.triton.walk import both_ways, head, indented, position, reading
-from hf_relopt.rules.rule import Sums
+from hf_relopt.rules.rule import Sums, Update
 
 Kinds = tuple[tuple[torch.dtype, int], ...]
 _SUMS = ("grad_norm", "param_norm", "cosine")
@@ -36,50 +35,27 @@ def step(look: OneLook) -> bool:
         return False
     if not tiles.count:
         return True
-    names = tuple(look.given)
     kernel = _kernel(
-        look.equation,
+        look.equation.update,
+        look.equation.maximize,
         look.sums,
         look.formula,
         tuple([column[0].dtype for column in columns]),
-        names,
+        tuple(look.given),
         tuple([(tensor.dtype, tensor.dim()) for tensor in look.given.values()]),
         tuple(look.into),
         look.is_noisy,
         tiles.strided,
         tiles.wide,
     )
-    device = columns[0][0].device
-    given = [each if each.is_contiguous() else each.contiguous() for each in look.given.values()]
-    launch(
-        kernel,
-        tiles.count,
-        device,
-        (tiles.programs, tiles.facts, tiles.addresses(columns), *given, *look.into.values()),
-        {"ROWS": tiles.rows, "COLUMNS": tiles.columns},
-        warps=TILE_WARPS,
-    )
-    # Autograd has to hear of what was written by address.
-    written = [*columns[0], *[tensor for own in columns[2:] for tensor in own]]
-    torch.autograd.graph.increment_version([*written, *look.into.values()])
+    run(kernel, tiles, columns, look.given.values(), list(look.into.values()))
     return True
 
 
-@dataclass(frozen=True)
-class _Step:
-    """An equation without constants, by which kernels are told apart."""
-
-    update: Any
-    maximize: bool
-
-
-def _kernel(equation: Equation, *rest: Any) -> Any:
-    return _made(_Step(equation.update, equation.maximize), *rest)
-
-
 @lru_cache(maxsize=256)
-def _made(
-    step: _Step,
+def _kernel(
+    update: Update,
+    maximize: bool,
     sums: Sums,
     formula: Formula,
     dtypes: tuple[torch.dtype, ...],
@@ -90,9 +66,8 @@ def _made(
     strided: bool,
     wide: bool,
 ) -> Any:
-    equation = Equation(step.update, {}, step.maximize)
     text = text_of(
-        equation, sums, formula, dtypes, names, kinds, into,
+        Equation(update, {}, maximize), sums, formula, dtypes, names, kinds, into,
         noisy=noisy, strided=strided, wide=wide,
     )  # fmt: skip
     return kernel_of(text)
@@ -149,7 +124,8 @@ def text_of(
                 "lengths = grad_norm * param_norm",
                 f"cosine = tl.where(lengths > 0, {product(1, 0)} / lengths, 0.0)",
             ]
-        lines += program.lines([f"n_{name}" for name in names] + list(summed), _variables(results))
+        known = [*[f"n_{name}" for name in names], *summed]
+        lines += program.lines(known, [f"r_{name}" for name in results])
         lines += [f"tl.store(to_{name} + slice, r_{name}, mask=here)" for name in into]
         own = {"may_learn": "n_learn", "may_move": "r_may_move", "key": "r_keys"}
         inputs = [f"x{place}" for place in range(tensors)]
@@ -171,7 +147,3 @@ def text_of(
         "ROWS: tl.constexpr, COLUMNS: tl.constexpr):"
     )
     return "\n".join([first, *indented(lines), ""])
-
-
-def _variables(results: Sequence[str]) -> list[str]:
-    return [f"r_{name}" for name in results]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from hf_relopt.backends.kernel import columns_of, results
 from hf_relopt.backends.part import Decision, Equation, Part
 from hf_relopt.backends.triton.kernel import TILE_WARPS, kernel_of, launch
 from hf_relopt.backends.triton.program import Program, program_of
-from hf_relopt.backends.triton.tiles import tiles_of
+from hf_relopt.backends.triton.tiles import Tiles, tiles_of
 from hf_relopt.backends.triton.walk import both_ways, head, indented, position, reading
 
 
@@ -29,9 +29,8 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
         return
     if not tiles.count:
         return
-    device = columns[0][0].device
     fixed, free = _apart(equation.constants)
-    numbers = {**decision.coefficients, **_on(device, tuple(free.items()))}
+    numbers = {**decision.coefficients, **_on(columns[0][0].device, tuple(free.items()))}
     given = [decision.learn, decision.move, *numbers.values()]
     if decision.keys is not None:
         given.append(decision.keys)
@@ -45,18 +44,34 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
         tiles.strided,
         tiles.wide,
     )
+    run(step, tiles, columns, given)
+
+
+def run(
+    kernel: Any,
+    tiles: Tiles,
+    columns: Sequence[Sequence[Tensor]],
+    given: Iterable[Tensor],
+    into: Sequence[Tensor] = (),
+) -> None:
+    """Run a kernel that steps the parts of some tiles.
+
+    Args:
+        columns: of the parts' weights, sources and buffers.
+        given, into: packed numbers that it reads, and that it writes.
+    """
     packed = [each if each.is_contiguous() else each.contiguous() for each in given]
-    addresses = tiles.addresses(columns)
     launch(
-        step,
+        kernel,
         tiles.count,
-        device,
-        (tiles.programs, tiles.facts, addresses, *packed),
+        columns[0][0].device,
+        (tiles.programs, tiles.facts, tiles.addresses(columns), *packed, *into),
         {"ROWS": tiles.rows, "COLUMNS": tiles.columns},
         warps=TILE_WARPS,
     )
     # Autograd has to hear of what was written by address.
-    torch.autograd.graph.increment_version([*columns[0], *[t for own in columns[2:] for t in own]])
+    written = [*columns[0], *[tensor for own in columns[2:] for tensor in own], *into]
+    torch.autograd.graph.increment_version(written)
 
 
 def _apart(constants: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
