@@ -22,6 +22,7 @@ OURS = (
     "muonh",
     "adamh",
     "madam",
+    "integer_madam",
 )
 # Madam as the paper does not have it, to see whether it is missing anything.
 WITH_MOMENTUM = "madam_momentum"
@@ -107,6 +108,8 @@ def build_optimizer(
     if spec.name in OURS:
         from hf_relopt import create_optimizer
 
+        if spec.name == "integer_madam":
+            _store_in_codes(model, options)
         overrides = _overrides(options)
         return create_optimizer(model, spec.name, overrides=overrides, **options)
     if spec.name == "muon":
@@ -120,7 +123,19 @@ def build_optimizer(
         return MadamWithMomentum(weights, **options)
     if spec.name == "sgd":
         return torch.optim.SGD(weights, momentum=options.pop("momentum", 0.9), **options)
+    if options.pop("weights", None) == "bfloat16":
+        model.to(torch.bfloat16)  # the same weights, in place
     return torch.optim.AdamW(weights, fused=True, **{**defaults, **options})
+
+
+def _store_in_codes(model: torch.nn.Module, options: dict[str, Any]) -> None:
+    """Take `format`, `headroom` and `skip` out of `options`, and convert the model."""
+    from hf_relopt.lns.scale import HEADROOM
+    from hf_relopt.nn.compression import convert
+
+    form, skip = options.pop("format", "lns8"), options.pop("skip", None)
+    headroom = options.pop("headroom", HEADROOM)
+    convert(model, form, [] if skip is None else str(skip).split("+"), headroom)
 
 
 def _overrides(options: dict[str, Any]) -> dict[str, dict[str, Any]]:

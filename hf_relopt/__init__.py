@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from hf_relopt.errors import ConfigError, FormatError, RelOptError, UnsupportedSetup
     from hf_relopt.hf.budget import DistanceBudget
     from hf_relopt.hf.callbacks import RelOptCallback
+    from hf_relopt.hf.compression import compress, decompress
+    from hf_relopt.hf.lns_config import LNSConfig
     from hf_relopt.hf.registration import register
     from hf_relopt.hf.trainer import RelOptMixin, RelOptTrainer
     from hf_relopt.optim.create import create_optimizer, plan
     from hf_relopt.optim.current_plan import plan_of
     from hf_relopt.optim.fromage import Fromage
+    from hf_relopt.optim.integer_madam import IntegerMadam
     from hf_relopt.optim.madam import Madam
     from hf_relopt.plans.plan import Plan
 
@@ -32,6 +35,8 @@ __all__ = [
     "DistanceBudget",
     "FormatError",
     "Fromage",
+    "IntegerMadam",
+    "LNSConfig",
     "Madam",
     "Plan",
     "RelOptCallback",
@@ -39,7 +44,9 @@ __all__ = [
     "RelOptMixin",
     "RelOptTrainer",
     "UnsupportedSetup",
+    "compress",
     "create_optimizer",
+    "decompress",
     "network_distance",
     "plan",
     "plan_of",
@@ -54,6 +61,8 @@ _HOMES = {
     "DistanceBudget": "hf_relopt.hf.budget",
     "FormatError": "hf_relopt.errors",
     "Fromage": "hf_relopt.optim.fromage",
+    "IntegerMadam": "hf_relopt.optim.integer_madam",
+    "LNSConfig": "hf_relopt.hf.lns_config",
     "Madam": "hf_relopt.optim.madam",
     "Plan": "hf_relopt.plans.plan",
     "RelOptCallback": "hf_relopt.hf.callbacks",
@@ -61,7 +70,9 @@ _HOMES = {
     "RelOptMixin": "hf_relopt.hf.trainer",
     "RelOptTrainer": "hf_relopt.hf.trainer",
     "UnsupportedSetup": "hf_relopt.errors",
+    "compress": "hf_relopt.hf.compression",
     "create_optimizer": "hf_relopt.optim.create",
+    "decompress": "hf_relopt.hf.compression",
     "network_distance": "hf_relopt.distance.compare",
     "plan": "hf_relopt.optim.create",
     "plan_of": "hf_relopt.optim.current_plan",
@@ -85,8 +96,14 @@ def _register(_: object) -> None:
     importlib.import_module("hf_relopt.hf.registration").register_on_import()
 
 
+def _register_lns(_: object) -> None:
+    importlib.import_module("hf_relopt.hf.lns_quantizer").register()
+
+
 # Options are parsed as soon as the first module is there; the Trainer looks into the second, and is
 # in the third.
 import_hook.call_when_imported("transformers.training_args", _register)
 import_hook.call_when_imported("transformers.trainer_optimizer", _register)
 import_hook.call_when_imported("transformers.trainer", _register)
+# from_pretrained asks it for what a config.json names.
+import_hook.call_when_imported("transformers.quantizers.auto", _register_lns)

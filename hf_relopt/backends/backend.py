@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hf_relopt.backends import compiled, foreach, loop, packed, sums
+from hf_relopt.backends import codes, compiled, foreach, loop, packed, sums
 from hf_relopt.backends.orthogonalize import orthogonalize
 from hf_relopt.backends.packed import Formula
 from hf_relopt.backends.part import Decision, Direct, Equation, OneLook, Part
@@ -63,6 +63,9 @@ BACKENDS: dict[str, Backend] = {
     ),
 }
 
+
+# Of weights in codes, whatever the backend of those in numbers.
+OF_CODES = Backend(sums.sums, codes.update)
 
 # Entries that are stepped on a CPU, those of all steps together, until a compilation has been paid
 # for: foreach takes 2 ns more for each, and compiling five to thirty seconds.

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.optim import inputs
 from hf_relopt.optim.create import plan as make_plan
 from hf_relopt.options.checks import is_no_decay
@@ -114,7 +115,7 @@ class KnownWeights:
     def __init__(self, chosen: Plan) -> None:
         nothing: Any = None
         self._known = {
-            id(entry.param): (weakref.ref(entry.param), number, replace(entry, param=nothing), skip)
+            id(entry.param): (_weakly(entry.param), number, replace(entry, param=nothing), skip)
             for skip, entries in ((False, chosen.entries), (True, chosen.skipped))
             for number, entry in enumerate(entries)
         }
@@ -122,9 +123,18 @@ class KnownWeights:
     def find(self, param: Tensor) -> tuple[int, Entry, bool] | None:
         """(place in the model, entry, is it skipped) of a weight of the model, else None."""
         found = self._known.get(id(param))
-        if found is None or found[0]() is not param:
+        if found is None or found[0]() is not _weakly(param)():
             return None
         return found[1], replace(found[2], param=param), found[3]
+
+
+def _weakly(param: Tensor) -> weakref.ref[Tensor]:
+    """A weak reference by which a weight is known again.
+
+    Of weights in codes to their bytes: torch does not move a tensor to a device, nor find that it
+    is there, while there is a weak reference to it.
+    """
+    return weakref.ref(param.packed if isinstance(param, LNSTensor) else param)
 
 
 def plan_of_groups(

@@ -25,12 +25,14 @@ from hf_relopt.hf.checkpoints import (
     require_complete,
     require_own_kind,
 )
+from hf_relopt.hf.compression import compress
 from hf_relopt.hf.log import logger
 from hf_relopt.hf.model_card import card_at_end, write_model_card
 from hf_relopt.hf.run_record import RunRecord, is_of_search
 from hf_relopt.hf.saved_weights import check_held, check_weights
 from hf_relopt.hf.schedule import check_schedule, in_plain_numbers, load_schedule, take_place
 from hf_relopt.hf.together import on_main_process
+from hf_relopt.lns.format import LNSFormat, format_of
 from hf_relopt.optim.checkpoint import kept
 
 
@@ -45,6 +47,10 @@ class RelOptMixin:
     The main process writes ``relopt_run.json`` into ``output_dir`` when training begins and
     completes it at the end, when it also writes the model card, ``README.md``.
 
+    Args:
+        lns_format: store the model's matrices and embeddings in codes of this format before
+            training, as ``hf_relopt.compress`` does, for ``--optim integer_madam``.
+
     Attributes:
         model_card_at_end: set it to False for no card at the end of ``train``. A README.md that
             somebody else wrote, or that was changed by hand, is kept in any case.
@@ -52,12 +58,23 @@ class RelOptMixin:
 
     model_card_at_end: bool = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, lns_format: str | LNSFormat | None = None, **kwargs: Any
+    ) -> None:
+        self._lns_format = None if lns_format is None else format_of(lns_format)
         super().__init__(*args, **kwargs)
+        self._compress(self.model)  # type: ignore[has-type]
         self._checked: Any = None
         self._discard = False
         RelOptCallback.add_to(self, by_default=True)
         self._record = RunRecord.add_to(self)
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the model as Trainer does, and store it in codes if that was asked for."""
+        return self._compress(super().call_model_init(*args, **kwargs))  # type: ignore[misc]
+
+    def _compress(self, model: Any) -> Any:
+        return model if self._lns_format is None else compress(model, self._lns_format)
 
     def train(
         self,

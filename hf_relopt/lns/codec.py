@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_relopt.lns.format import LNSFormat, borders_of, levels_of
+from hf_relopt.lns.format import LNSFormat, borders_of, levels_in_graph, levels_of
 from hf_relopt.lns.scale import require_finite
 
 
@@ -37,12 +37,14 @@ def decode(
     """The weights of codes, as decode in definition.py, in a float dtype.
 
     Args:
-        codes: of any shape, as ``encode`` makes them.
+        codes: of any shape and integer dtype, as ``encode`` makes them.
         scale: see ``scale_of``.
     """
-    levels = levels_of(form, codes.device)
+    # A compiler has tensors of its own, among which one from outside would be a stranger.
+    is_traced = type(codes) is not Tensor
+    levels = levels_in_graph(form, codes.device) if is_traced else levels_of(form, codes.device)
     found = levels.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
-    return found.mul_(scale).to(dtype)
+    return (found * scale).to(dtype)
 
 
 def _encode(weight: Tensor, scale: Tensor, form: LNSFormat, bits: Tensor | None) -> Tensor:

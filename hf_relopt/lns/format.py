@@ -133,10 +133,19 @@ def format_of(name: str | LNSFormat) -> LNSFormat:
 @lru_cache(maxsize=64)
 def levels_of(form: LNSFormat, device: torch.device) -> Tensor:
     """What each code stands for at scale one: float32 [2^B], by code. -0 is no code of a weight."""
-    q = torch.arange(1, form.levels + 1, dtype=torch.float64, device="cpu")
+    return _levels(form, torch.device("cpu")).to(device)
+
+
+def levels_in_graph(form: LNSFormat, device: torch.device) -> Tensor:
+    """The same, made where it is used: a compiler takes it for a part of its program."""
+    return _levels(form, device)
+
+
+def _levels(form: LNSFormat, device: torch.device) -> Tensor:
+    q = torch.arange(1, form.levels + 1, dtype=torch.float64, device=device)
     above = torch.exp(-form.spacing * (form.levels - q)).to(torch.float32)
-    zero = torch.zeros(1, dtype=torch.float32, device="cpu")
-    return torch.cat([zero, above, zero, -above]).to(device)
+    zero = torch.zeros(1, dtype=torch.float32, device=device)
+    return torch.cat([zero, above, zero, -above])
 
 
 @lru_cache(maxsize=64)

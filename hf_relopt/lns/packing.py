@@ -91,3 +91,38 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         assert code is not None
         codes[:, number] = code & mask
     return codes.view(-1)[:count]
+
+
+def row_bytes(columns: int, bits: int) -> int:
+    """The bytes of a row of codes that begins and ends at whole groups, see ``pack_rows``."""
+    return packed_size(columns, bits)
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """Each row of codes [rows, columns] on its own, as uint8 [rows, row_bytes(columns, bits)].
+
+    A last group is filled up with zeros, so that rows can be cut apart, sent and joined as bytes.
+    """
+    rows, columns = codes.shape
+    length, _ = group_of(bits)
+    filled = -columns % length
+    if filled:
+        codes = torch.nn.functional.pad(codes, (0, filled))
+    return pack(codes, bits).view(rows, row_bytes(columns, bits))
+
+
+def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The codes [rows, columns] of ``pack_rows``: int16, or int32 for 16 bits.
+
+    Raises:
+        FormatError: the rows have more or fewer bytes than these codes.
+    """
+    length, _ = group_of(bits)
+    rows, filled = len(packed), columns + -columns % length
+    if packed.shape != (rows, row_bytes(columns, bits)):
+        raise FormatError(
+            f"Rows of {columns:,} codes of {bits} bits are {row_bytes(columns, bits):,} bytes, but "
+            f"there are bytes of shape {tuple(packed.shape)}. The file may be cut off, or of "
+            "another format."
+        )
+    return unpack(packed.reshape(-1), bits, rows * filled).view(rows, filled)[:, :columns]

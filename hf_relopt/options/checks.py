@@ -11,6 +11,7 @@ import torch
 
 from hf_relopt.backends.triton.kernel import missing
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.tensor import lns_of
 from hf_relopt.options.method import check_method
 from hf_relopt.options.schema import Option, is_number
 from hf_relopt.options.tables import OPTIONS
@@ -65,6 +66,21 @@ def check_together(rule: str, group: Mapping[str, Any]) -> None:
         )
     if rule == "fromage":
         check_method({**group, "rule": rule})
+    if rule != "integer_madam":
+        _refuse_codes(rule, group)
+
+
+def _refuse_codes(rule: str, group: Mapping[str, Any]) -> None:
+    """Refuse weights that are stored in codes, which only one rule can step."""
+    for place, entry in enumerate(group["params"]):
+        name, param = entry if isinstance(entry, tuple) else (f"parameter {place}", entry)
+        codes = lns_of(param)
+        if codes is not None:
+            raise ConfigError(
+                f"{name} of shape {tuple(param.shape)} is stored in {codes.form.name}, whose codes "
+                f"{rule} cannot step. Use integer_madam (IntegerMadam) for such weights, freeze "
+                "them, or make numbers of them with hf_relopt.decompress(model)."
+            )
 
 
 def check_rate(rule: str, group: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.tensor import is_lns
 from hf_relopt.options.tables import (
     BETAS,
     DIRECTION_OPTIONS,
@@ -31,11 +32,13 @@ from hf_relopt.rules.rule import (
     DIRECTED,
     ELEMENTWISE,
     FACTORS,
+    INTEGER_MADAM_FLOAT32,
     MOMENTS,
     NEURONS,
     RULES,
     RUNNING,
     RUNNING_NUMBERS,
+    SQUARES_TOP,
     Moments,
     Rule,
     Sums,
@@ -93,11 +96,19 @@ class Method:
     @cached_property
     def rule(self) -> Rule:
         """The equations."""
+        if self.in_codes:
+            in_float = self.options["second_moment"] == "float32"
+            return INTEGER_MADAM_FLOAT32 if in_float else RULES[self.name]
         if self.direct:
             return RULES[self.name]
         if self.elementwise:
             return ELEMENTWISE
         return RUNNING if self.is_running else DIRECTED
+
+    @property
+    def in_codes(self) -> bool:
+        """True if weights are stored in codes."""
+        return self.name == "integer_madam"
 
     @cached_property
     def is_running(self) -> bool:
@@ -137,9 +148,14 @@ class Method:
         """Names and dtypes of the full-size state tensors."""
         low = self.options.get("momentum_dtype") is not None
         names = (*(self.moments.buffers if self.moments else ()), *self.rule.buffers)
-        return {
-            name: torch.bfloat16 if low and name == "momentum" else torch.float32 for name in names
+        found = {
+            name: torch.bfloat16 if low and name == "momentum" else torch.float32
+            for name in names
+            if name != SQUARES_TOP
         }
+        if SQUARES_TOP in names:
+            found["second_moment"] = torch.uint8
+        return found
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -160,6 +176,8 @@ class Method:
     @cached_property
     def factors(self) -> tuple[str, ...]:
         """Names of those that hold numbers of the rows and columns of its matrices."""
+        if SQUARES_TOP in self.rule.buffers:
+            return (SQUARES_TOP,)
         if self.direction == "spectral" and self.options["beta"] is not None:
             return (NEURONS,)
         return FACTORS if self.direction == "factored" else ()
@@ -219,12 +237,20 @@ def method_of(group: Mapping[str, Any], param: Tensor) -> Method:
         ConfigError: options that contradict each other, or that nothing would read.
     """
     method = group_method(group)
+    if method.in_codes and not is_lns(param):
+        return _of_numbers(method)
     # A vector has no rows or blocks. Beside matrices with a direction it has one of its own.
     if method.direct or not steps_as_vector(group, param):
         return method
     if method.direction != "gradient":
         return Method(method.name, True, method.values)
     return group_method({**group, **_WHOLE})
+
+
+@cache
+def _of_numbers(method: Method) -> Method:
+    """What plain numbers follow beside weights in codes."""
+    return Method("madam", False, tuple([(n, method.options[n]) for n in _names("madam")]))
 
 
 def group_method(group: Mapping[str, Any]) -> Method:

@@ -179,6 +179,13 @@ _MADAM: dict[str, Option] = {
     "min_scale": MIN_SCALE,
 }
 
+_INTEGER_MADAM: dict[str, Option] = {
+    **_MADAM,
+    "second_moment": one_of(
+        "lns8", ("lns8", "float32"), "use 'lns8' for one byte per weight, 'float32' for four"
+    ),
+}
+
 _ADAMW: dict[str, Option] = {
     **COMMON,
     "betas": Option(
@@ -201,5 +208,6 @@ _ADAMW: dict[str, Option] = {
 OPTIONS: dict[str, dict[str, Option]] = {
     "fromage": _FROMAGE,
     "madam": _MADAM,
+    "integer_madam": _INTEGER_MADAM,
     "adamw": _ADAMW,
 }

@@ -143,6 +143,14 @@ _MADAM = OptimizerEntry(
     bound="p_scale=3.0",
     decay="beta=0.999",
 )
+_INTEGER_MADAM = replace(
+    _MADAM,
+    home="hf_relopt.optim.integer_madam:IntegerMadam",
+    rule="integer_madam",
+    words="Integer Madam: weights stored as logarithms of few bits move by whole numbers of levels "
+    "([Bernstein et al., 2020](https://arxiv.org/abs/2006.14560))",
+    bound="",
+)
 _PRESET = replace(
     _FROMAGE,
     from_scratch_lr=LR,
@@ -161,6 +169,7 @@ _HYPERBALL = replace(_PRESET, fine_tuning=Range(0.001, 0.003), bound="embedding.
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "fromage": _FROMAGE,
     "madam": _MADAM,
+    "integer_madam": _INTEGER_MADAM,
     "fromage_spectral": replace(_PRESET, preset=SPECTRAL, lr_falls=True),
     "fromage_momentum": replace(_PRESET, preset=MOMENTUM),
     "fromage_sinkhorn": replace(_WITHOUT_MOMENTUM, preset=SINKHORN),

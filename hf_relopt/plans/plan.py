@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.tensor import lns_of
 from hf_relopt.plans.directions import read_by
 from hf_relopt.plans.entries import rule_of_name
 from hf_relopt.plans.fused_qkv import split_of
@@ -255,6 +256,9 @@ def follows(param: Tensor, options: Mapping[str, Any]) -> str:
     """The update of a weight in words, from its options (``rule`` and ``role`` among them)."""
     rule = options["rule"]
     direction, scale = options.get("direction", "gradient"), options.get("scale", "tensor")
+    if rule == "integer_madam":
+        codes = lns_of(param)
+        return "madam" if codes is None else f"{rule}, {codes.form.name}"
     if rule != "fromage" or (direction, scale) == ("gradient", "tensor"):
         return rule
     if steps_as_vector(options, param):

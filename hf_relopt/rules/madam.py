@@ -83,9 +83,7 @@ def update(
 ) -> tuple[Tensor, ...]:
     """One step; returns the new weights and the new second moment."""
     second_moment = second_moment * beta + (grad * grad) * (1 - beta)
-    mean_square = second_moment * inverse_correction
-    normalised = torch.where(mean_square < SMALLEST_SQUARE, 0.0, grad / torch.sqrt(mean_square))
-    length = lr * normalised.clamp(-g_bound, g_bound)
+    length = lr * normalised(grad, second_moment * inverse_correction, g_bound)
     magnitude = param.abs()
     factor = exp(-times_sign(length, param))
     multiplied = torch.minimum(magnitude * factor, torch.maximum(magnitude, max_abs))
@@ -93,3 +91,9 @@ def update(
     if additive is not None:
         multiplied = torch.where(additive, param - min_scale * length, multiplied)
     return multiplied, second_moment
+
+
+def normalised(grad: Tensor, mean_square: Tensor, g_bound: float) -> Tensor:
+    """ghat: the gradient over the root of its mean square, within the bound; 0 where that is 0."""
+    found = torch.where(mean_square < SMALLEST_SQUARE, 0.0, grad / torch.sqrt(mean_square))
+    return found.clamp(-g_bound, g_bound)

@@ -62,11 +62,22 @@ def noise(key: Tensor, position: Tensor) -> Tensor:
         key: int32, 0-dim or one per entry.
         position: int32, the entry's place in the whole tensor (row-major).
     """
+    value = _hash(key, position)
+    return (value ^ (value >> 16)) & 0xFFFF
+
+
+def two_noises(key: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """``noise``, and 16 random bits more that have nothing to do with it."""
+    value = _hash(key, position)
+    upper = (value >> 16) & 0xFFFF
+    return (value ^ upper) & 0xFFFF, upper
+
+
+def _hash(key: Tensor, position: Tensor) -> Tensor:
     # int32 products wrap around, which is what a hash wants; masks make the shifts logical ones.
     value = position * -0x61C88647 + key
     value = (value ^ ((value >> 16) & 0xFFFF)) * -0x7A143595
-    value = (value ^ ((value >> 13) & 0x7FFFF)) * -0x3D4D51CB
-    return (value ^ (value >> 16)) & 0xFFFF
+    return (value ^ ((value >> 13) & 0x7FFFF)) * -0x3D4D51CB
 
 
 def stochastic_round(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_relopt.rules import adamw, fromage, madam, moments
+from hf_relopt.rules import adamw, fromage, integer_madam, madam, moments
 from hf_relopt.rules.facts import Facts
 
 # (param, grad, *buffers, **coefficients, **constants) -> (new param, *new buffers)
@@ -86,6 +86,9 @@ def no_bound(anchor_norm: Tensor, *_: Any) -> Tensor:
     return torch.full_like(anchor_norm, torch.inf)
 
 
+# Beside a second moment in 8 bits: the level of each row's largest entry, see lns/squares.py.
+SQUARES_TOP = "second_moment_top"
+
 RULES: dict[str, Rule] = {
     "fromage": Rule(
         buffers=(),
@@ -109,6 +112,17 @@ RULES: dict[str, Rule] = {
         largest_norm=no_bound,
         largest_entry=_madam_largest_entry,
     ),
+    "integer_madam": Rule(
+        buffers=("second_moment", SQUARES_TOP),
+        anchored=False,
+        largest_grad=_LARGEST_WITH_SQUARE,
+        constants=("beta", "g_bound"),
+        sums=lambda options: "grad",
+        coefficients=integer_madam.of_tensors,
+        update=integer_madam.update,
+        largest_norm=no_bound,
+        largest_entry=no_bound,
+    ),
     "adamw": Rule(
         buffers=("exp_avg", "exp_avg_sq"),
         anchored=False,
@@ -122,6 +136,8 @@ RULES: dict[str, Rule] = {
     ),
 }
 
+# The same with a second moment in float32.
+INTEGER_MADAM_FLOAT32 = replace(RULES["integer_madam"], buffers=("second_moment",))
 # Fromage along anything but the gradient of a full tensor; along a gradient over its running root
 # mean square; and what vectors follow beside these.
 DIRECTED = replace(RULES["fromage"], coefficients=fromage.of_slices)

@@ -76,7 +76,9 @@ class Slot:
 
     @cached_property
     def is_noisy(self) -> bool:
-        """True if the weight is rounded stochastically."""
+        """True if the weight, or what it is stepped by, is rounded stochastically."""
+        if self.method.in_codes:
+            return True
         return rounds_stochastically(self.dtype, self.method.options["rounding"])
 
     @cached_property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.options.method import Method, method_of
-from hf_relopt.rules.rule import NEURONS, RUNNING_NUMBERS
+from hf_relopt.rules.rule import NEURONS, RUNNING_NUMBERS, SQUARES_TOP
 from hf_relopt.sharding.layout import zeros_along
 
 State = dict[str, Tensor]
@@ -48,6 +48,9 @@ def factor_forms(method: Method, shape: torch.Size) -> dict[str, FactorForm]:
     """
     found: dict[str, FactorForm] = {}
     for name in method.factors:
+        if name == SQUARES_TOP:
+            found[name] = FactorForm((shape[0], *[1] * (len(shape) - 1)), [0])
+            continue
         rows, cut = int(method.in_experts), method.options["split_dim"]
         if name == "row_rms" or (name == NEURONS and neurons_are_rows(method, shape)):
             dims = list(range(rows + 1))

@@ -1,0 +1,61 @@
+"""compress and decompress: a model's weights as codes, and as numbers again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hf_relopt.lns.format import LNSFormat, format_of
+from hf_relopt.nn.compression import convert, restore
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def compress(model: Model, format: str | LNSFormat = "lns8", *, skip: Iterable[str] = ()) -> Model:
+    """Store a model's matrices and embeddings in codes of 8 to 16 bits, in place.
+
+    IntegerMadam trains such weights as they are. Norms and biases stay numbers. Optimizers that
+    were made before hold weights that the model does not have any more: make them afterwards. Of a
+    Transformers model ``save_pretrained`` writes the codes, and ``from_pretrained`` loads them.
+
+    Args:
+        model: any torch module, with its weights loaded and not sharded yet.
+        format: "lns8", "lns10", "lns12", "lns16", or an LNSFormat.
+        skip: roles ("head", "embedding", ...) and patterns over names that stay numbers.
+
+    Returns: the model.
+
+    Raises:
+        ConfigError: an unknown format, nothing to convert, or a weight that cannot be; nothing is
+            changed then.
+    """
+    form, skip = format_of(format), [skip] if isinstance(skip, str) else list(skip)
+    convert(model, form, skip)
+    if _is_of_transformers(model):
+        from hf_relopt.hf.lns_config import LNSConfig
+        from hf_relopt.hf.lns_quantizer import attach
+
+        attach(model, LNSConfig(form, skip))
+    else:
+        from hf_relopt.hf.lns_files import read_bytes_into
+
+        read_bytes_into(model)
+    return model
+
+
+def decompress(model: Model) -> Model:
+    """Make numbers of all weights in codes, in place; return the model."""
+    restore(model)
+    if _is_of_transformers(model):
+        from hf_relopt.hf.lns_quantizer import detach
+
+        detach(model)
+    return model
+
+
+def _is_of_transformers(model: Any) -> bool:
+    modeling = sys.modules.get("transformers.modeling_utils")
+    return modeling is not None and isinstance(model, modeling.PreTrainedModel)

@@ -1,0 +1,176 @@
+"""What Transformers calls a quantizer, for weights in codes: loading, saving, and back to numbers.
+
+All code that relies on the insides of ``from_pretrained`` for it is in this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.hf.lns_config import METHOD, LNSConfig
+from hf_relopt.hf.lns_files import SCALES, flattened, read_bytes_into, restored
+from hf_relopt.lns.tensor import LNSTensor
+from hf_relopt.nn.compression import convert, restore, to_convert
+
+
+class LNSQuantizer(HfQuantizer):
+    """Weights in codes for ``from_pretrained`` and ``save_pretrained``."""
+
+    quantization_config: LNSConfig
+    requires_calibration = False
+    # Names of the weights that are to be in codes.
+    _chosen: frozenset[str] = frozenset()
+
+    @property
+    def quantized_element_size(self) -> float:
+        """Bytes per weight in codes, for ``device_map``."""
+        return self.quantization_config.bits / 8
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuse what keeps weights elsewhere than in memory."""
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise UnsupportedSetup(
+                "device_map puts weights in codes on disk, where they are not kept as codes. Leave "
+                "'disk' out of it: in codes the model takes "
+                f"{self.quantization_config.bits / 8:g} bytes per weight."
+            )
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        self._chosen = frozenset(_all_names(model, self.quantization_config.skip))
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Says whether a weight is to be in codes."""
+        return param_name in self._chosen
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """Numbers of a file to codes."""
+        return _Encode(self)
+
+    def get_weight_conversions(self) -> list[WeightConverter]:
+        """Bytes and scales of a file to codes."""
+        if not self.pre_quantized:
+            return []
+        ends = sorted({name.rpartition(".")[2] for name in self._chosen})
+        return [
+            WeightConverter([rf"{end}{SCALES}$", rf"{end}$"], end, [_PutTogether(self)])
+            for end in ends
+        ]
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # Saving would run them backwards, over what is written by get_state_dict_and_metadata.
+        conversions = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [each for each in conversions if not _is_ours(each)] or None
+        # Heads that are new, and not in the file.
+        convert(model, self.quantization_config.form, self.quantization_config.skip)
+        read_bytes_into(model)
+        return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What is written: bytes and scales in the place of codes."""
+        return flattened(model.state_dict()), {"lns_format": self.quantization_config.format}
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        restore(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return model
+
+    def is_serializable(self) -> bool:
+        """True: codes are written as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: Integer Madam steps codes."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """True: without adapters beside them."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """True: a compiler decodes where the weights are used."""
+        return True
+
+
+class _Encode(ConversionOps):
+    """Numbers to codes."""
+
+    def __init__(self, hf_quantizer: LNSQuantizer) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    @torch.no_grad()
+    def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        form = self.hf_quantizer.quantization_config.form
+        return {name: _encoded(_one(value), form) for name, value in input_dict.items()}
+
+
+class _PutTogether(ConversionOps):
+    """Bytes and scales to codes; numbers stay."""
+
+    def __init__(self, hf_quantizer: LNSQuantizer) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    @torch.no_grad()
+    def convert(
+        self, input_dict: dict[str, Any], *, model: Any, full_layer_name: str, **kwargs: Any
+    ) -> dict[str, Any]:
+        like = model.get_parameter_or_buffer(full_layer_name)
+        given = {pattern.endswith(f"{SCALES}$"): _one(each) for pattern, each in input_dict.items()}
+        if True not in given:
+            return {full_layer_name: given[False].to(like.dtype)}
+        form = self.hf_quantizer.quantization_config.form
+        made = restored(given[False], given[True], form, like.shape, like.dtype, full_layer_name)
+        return {full_layer_name: nn.Parameter(made)}
+
+
+def attach(model: Any, config: LNSConfig) -> None:
+    """Make a Transformers model that ``compress`` has converted one that was loaded so."""
+    quantizer = LNSQuantizer(config, pre_quantized=True)
+    quantizer._process_model_before_weight_loading(model)
+    model.hf_quantizer = quantizer
+    model.is_quantized, model.quantization_method = True, METHOD
+    quantizer.postprocess_model(model)
+
+
+def detach(model: Any) -> None:
+    """The reverse, for ``decompress``."""
+    if isinstance(getattr(model, "hf_quantizer", None), LNSQuantizer):
+        model.hf_quantizer.remove_quantization_config(model)
+
+
+def _encoded(value: Tensor, form: Any) -> Tensor:
+    # Of zeros alone no training comes, see convert.
+    return nn.Parameter(LNSTensor.from_float(value, form) if value.count_nonzero() else value)
+
+
+def _one(value: Any) -> Tensor:
+    return value[0] if isinstance(value, list) else value
+
+
+def _is_ours(conversion: Any) -> bool:
+    operations = getattr(conversion, "operations", ())
+    return any(isinstance(each, _PutTogether) for each in operations)
+
+
+def _all_names(model: nn.Module, skip: Any) -> list[str]:
+    """The names of the weights to be in codes, tied ones with all of theirs."""
+    chosen = {id(param) for param in to_convert(model, skip).values()}
+    every = model.named_parameters(remove_duplicate=False)
+    return [name for name, param in every if id(param) in chosen]
+
+
+def register() -> None:
+    """Let ``from_pretrained`` know the method, once."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(LNSConfig)
+        register_quantizer(METHOD)(LNSQuantizer)

@@ -1,0 +1,1 @@
+"""Modules whose weights are stored in another way."""
