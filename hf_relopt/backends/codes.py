@@ -66,6 +66,16 @@ def _step_rows(
     own_top.copy_(torch.where(decided.learn, new_top, own_top))
 
 
+def count_ends(weight: LNSTensor) -> Tensor:
+    """How many entries are at the largest level, at the smallest, and zero: int64 [3]."""
+    form, rows = weight.form, max(1, piece_size(weight.device) // max(1, weight.columns))
+    found = torch.zeros(3, dtype=torch.int64, device=weight.device)
+    for packed in weight.packed.split(rows):
+        level = unpack_rows(packed, form.bits, weight.columns) & form.levels
+        found += torch.stack([torch.count_nonzero(level == q) for q in (form.levels, 1, 0)])
+    return found
+
+
 def _positions(part: Part, rows: slice, shape: torch.Size) -> Tensor:
     """Each entry's place in the whole weight, int32 (wrapping beyond 2^32)."""
     begin = part.view.origin + rows.start * shape[1]

@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.hf.accelerate_faults import SHARDED_STATE, TIED, UPCAST, numbers
+from hf_relopt.lns.tensor import is_lns
 from hf_relopt.sharding.layout import is_sharded
 
 _LOW = (torch.bfloat16, torch.float16)
@@ -89,6 +90,12 @@ def check_accelerate(model: nn.Module | None, *, resumes: bool, rounds: bool = F
     plugin = AcceleratorState._shared_state.get("fsdp_plugin")
     if plugin is None:
         return
+    if model is not None and any(map(is_lns, model.parameters())):
+        raise UnsupportedSetup(
+            "Accelerate's FSDP2 cannot shard weights in codes: it finds an optimizer's weights "
+            "again by their addresses, which codes have not. Use DDP, whose processes hold codes "
+            "of 1 to 2 bytes per weight, or torch's fully_shard(model) before making the optimizer."
+        )
     versions = numbers(__version__), numbers(torch.__version__)
     params = list(model.parameters()) if model is not None else []
     mixed = str(AcceleratorState._shared_state.get("_mixed_precision", "no"))

@@ -63,7 +63,8 @@ class RelOptMixin:
     ) -> None:
         self._lns_format = None if lns_format is None else format_of(lns_format)
         super().__init__(*args, **kwargs)
-        self._compress(self.model)  # type: ignore[has-type]
+        me: Any = self
+        self._compress(me.model)
         self._checked: Any = None
         self._discard = False
         RelOptCallback.add_to(self, by_default=True)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hf_relopt.errors import ConfigError, UnsupportedSetup
+from hf_relopt.errors import ConfigError
 from hf_relopt.lns.in_codes import InCodes
 from hf_relopt.lns.rows import contiguous_stride, decoded_rows, whole_rows
 
@@ -22,18 +22,11 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     Raises:
         ConfigError: it would write numbers into codes.
-        UnsupportedSetup: it is a collective.
     """
     if func in _HANDLERS:
         return _HANDLERS[func](func, *args, **kwargs)
     if func.is_view and isinstance(args[0], InCodes):
         return _viewed(func, *args, **kwargs)
-    if "c10d" in func.namespace:
-        raise UnsupportedSetup(
-            f"{func} was to send weights in {_first((*args, *kwargs.values())).form.name} between processes. They are "
-            "sharded by FSDP2, or whole on each process; what gathers or reduces them otherwise is "
-            "not supported. Make numbers of them first (hf_relopt.decompress)."
-        )
     if func._schema.is_mutable and any(map(_is_lns, _written(func, args, kwargs))):
         _refuse_write(func, _first((*args, *kwargs.values())))
     return func(*_plain(args), **_plain(kwargs))

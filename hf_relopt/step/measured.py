@@ -29,6 +29,8 @@ class LayerStep:
         followed: entries that the step was to change.
         unchanged: those of them that rounding left as they were.
         skipped: its gradients that were not finite so far.
+        at_smallest, at_zero: of a weight in codes, the share of entries at the smallest level, and
+            of zeros.
     """
 
     slot: Slot
@@ -42,6 +44,8 @@ class LayerStep:
     followed: float
     unchanged: float
     skipped: int
+    at_smallest: float = 0.0
+    at_zero: float = 0.0
 
     @cached_property
     def role(self) -> str:
@@ -52,6 +56,11 @@ class LayerStep:
     def entries(self) -> int:
         """Of the full tensor."""
         return self.slot.layout.shape.numel()
+
+    @property
+    def is_in_codes(self) -> bool:
+        """True for a weight that is stored in codes."""
+        return self.slot.method.in_codes
 
     @property
     def is_matrix(self) -> bool:
@@ -94,6 +103,10 @@ class Measured:
             found |= {f"relative_update_{name}": quantile(known, q) for name, q in QUANTILES}
         found["step_drt"] = deep_relative_trust(log_deep_relative_trust(known))
         found["unchanged_by_rounding"] = _share(seen, "unchanged", "followed")
+        codes = [layer for layer in seen if layer.is_in_codes]
+        if codes:
+            found["at_smallest_level"] = _weighted([each.at_smallest for each in codes], codes)
+            found["at_zero"] = _weighted([each.at_zero for each in codes], codes)
         for role in sorted({layer.role for layer in seen}):
             own = [layer for layer in seen if layer.role == role]
             found[f"relative_update/{role}"] = _relative_update(own)
@@ -122,3 +135,10 @@ def _mean(values: Sequence[float]) -> float:
 def _share(layers: Sequence[LayerStep], what: str, of: str) -> float:
     total = sum(getattr(layer, of) for layer in layers)
     return sum(getattr(layer, what) for layer in layers) / total if total else 0.0
+
+
+def _weighted(shares: Sequence[float], layers: Sequence[LayerStep]) -> float:
+    """The share of all entries, from that of each layer."""
+    total = sum(layer.entries for layer in layers)
+    each = zip(shares, layers, strict=True)
+    return sum(share * layer.entries for share, layer in each) / max(total, 1)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.codes import count_ends
 from hf_relopt.backends.part import Direct, Part
+from hf_relopt.lns.tensor import LNSTensor, plain
 from hf_relopt.rules.rule import no_bound
 from hf_relopt.sharding.layout import Layout
 from hf_relopt.sharding.reduce import all_reduced
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from hf_relopt.step.bundle import Bundle
 
 # Columns of what is read: |dW|^2, |W|^2 before and after, entries that changed, share at the bound,
-# entries that the step was to change, those of them that it did not, and was the slot stepped?
-_COLUMNS = 8
+# entries that the step was to change, those of them that it did not, of codes entries at the
+# smallest level and zeros, and was the slot stepped?
+_COLUMNS = 10
+_COUNTS = 6
 
 
 @dataclass
@@ -39,8 +43,9 @@ class Seen:
         learn: [T], whether a slot's gradient was usable.
         squares: |dW|^2, |W|^2 before and after. Of each slice; of rows, which no two ranks share,
             those of a slot are added up: their number differs from rank to rank.
-        counts: [T, 4]: changed entries, entries at a bound of their own, or in rows that are;
-            entries that were to change, those of them that did not.
+        counts: [T, 6]: changed entries, entries at a bound of their own, or in rows that are;
+            entries that were to change, those of them that did not; of weights in codes entries at
+            the smallest level, and zeros.
         owner: int64 [S]: each slice's slot, where it is not the only one.
         bound: [S], |W| at which a slice is held; None for rows, which are counted already.
     """
@@ -61,7 +66,7 @@ class Seen:
         """[T, _COLUMNS] of the sums over all ranks, as they were flattened."""
         size = len(self.slots)
         squares = whole[: self.squares.numel()].view(-1, 3)
-        counts = whole[self.squares.numel() :].view(size, 4)
+        counts = whole[self.squares.numel() :].view(size, _COUNTS)
         numels = [max(1, slot.layout.shape.numel()) for slot in self.slots]
         held = counts[:, 1] / _on(counts, numels)
         if self.bound is not None:
@@ -71,7 +76,7 @@ class Seen:
             held = torch.maximum(held, per_slot / slices)
             squares = _add_up(squares, self.owner, size)
         learn = self.learn.to(held.dtype)
-        columns = [*squares.unbind(1), counts[:, 0], held, counts[:, 2], counts[:, 3], learn]
+        columns = [*squares.unbind(1), counts[:, 0], held, *counts[:, 2:].unbind(1), learn]
         return torch.stack(columns, dim=1)
 
 
@@ -107,7 +112,7 @@ class Measurement:
         for first, last in _at_once(bundle):
             count = sum(map(len, bundle.views[first:last]))
             own = parts[at : at + count]
-            before = Before(own)
+            before = Before(_in_numbers(own))
             update(own)
             begin, end = (bundle.numbers.first[bundle.begin + place] for place in (first, last))
             anchors = bundle.numbers.anchor_norm[begin:end]
@@ -210,20 +215,29 @@ def _seen(
     if method.rule.anchored:
         bound = method.rule.largest_norm(anchors, method.options)
     squares = torch.zeros(end - begin, 3, dtype=wide, device=device)
-    counts = torch.zeros(len(slots), 4, dtype=wide, device=device)
+    counts = torch.zeros(len(slots), _COUNTS, dtype=wide, device=device)
     if parts:
         views = [len(own) for own in bundle.views[first:last]]
         entry_bound = None
         if method.rule.largest_entry is not no_bound:
             entry_bound = _entry_bounds(bundle, slots, anchors)
-        squares, counts = changes(parts, before, move, anchors, entry_bound)
-        squares, counts = squares.to(wide), _per_slot(counts.to(wide), views)
+        found = changes(_in_numbers(parts), before, move, anchors, entry_bound)
+        squares, counts[:, :4] = found[0].to(wide), _per_slot(found[1].to(wide), views)
+        if method.in_codes:
+            weights = [part.weight for part in parts if isinstance(part.weight, LNSTensor)]
+            ends = torch.stack(list(map(count_ends, weights))).to(wide)
+            counts[:, 1], counts[:, 4:] = ends[:, 0], ends[:, 1:]
     if method.scale != "row":
         return Seen(slots, learn, squares, counts, owner, bound)
     lengths = numbers.numel[begin:end]
     held = (squares[:, 2].sqrt() >= NEARLY * bound) * lengths
     counts[:, 1] = _add_up(held.to(wide).unsqueeze(1), owner, len(slots))[:, 0]
     return Seen(slots, learn, _add_up(squares, owner, len(slots)), counts, None, None)
+
+
+def _in_numbers(parts: Sequence[Part]) -> list[Part]:
+    """Parts whose weights are numbers: codes are decoded."""
+    return [part._replace(weight=plain(part.weight)) for part in parts]
 
 
 def _entry_bounds(bundle: Bundle, slots: Sequence[Slot], anchors: Tensor) -> Tensor:
@@ -255,7 +269,9 @@ def _on(like: Tensor, numbers: Sequence[int]) -> Tensor:
 
 def _layer(slot: Slot, row: Sequence[float] | None, skipped: int) -> LayerStep:
     """A slot's numbers in words; of one that took no part, nothing but its name."""
-    moved, before, after, changed, at_bound, wanted, stuck, stepped = row or [0.0] * _COLUMNS
+    own = row or [0.0] * _COLUMNS
+    moved, before, after, changed, at_bound, wanted, stuck, smallest, zero, stepped = own
+    entries = max(1, slot.layout.shape.numel())
     return LayerStep(
         slot=slot,
         measured=row is not None,
@@ -268,4 +284,6 @@ def _layer(slot: Slot, row: Sequence[float] | None, skipped: int) -> LayerStep:
         followed=wanted,
         unchanged=stuck,
         skipped=skipped,
+        at_smallest=smallest / entries,
+        at_zero=zero / entries,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hf_relopt.lns.tensor import lns_of
 from hf_relopt.plans.plan import followed_lr
 from hf_relopt.rules.rounding import ROUNDED_DTYPES
 from hf_relopt.step.measured import LayerStep, Measured
@@ -25,6 +26,8 @@ _MANY_STUCK, _MOST_STUCK = 0.75, 0.5
 _FAR_BELOW = 1e-4
 _GROWN = 2.0
 _MOST_HELD, _IN_A_ROW = 0.5, 3
+# Of entries in codes: at conversion half a percent of a trained model's are there in 8 bits.
+_MOST_SMALLEST = 0.1
 _NAMED = 3
 
 
@@ -54,6 +57,7 @@ class Advice:
         yield from self._stalled(measured.layers, step, since)
         yield from self._growth(found)
         yield from self._bounds(found)
+        yield from self._ends(found)
         yield from self._not_finite(found, measured)
 
     def _once(self, cause: str) -> bool:
@@ -145,6 +149,24 @@ class Advice:
                 "Raise p_scale, or lower lr."
             )
 
+    def _ends(self, found: Mapping[int, LayerStep]) -> Iterator[str]:
+        """Weights in codes that their format has no more room for, on either side."""
+        own = [found[layer.number] for layer in self.layers if layer.number in found]
+        codes = [layer for layer in own if layer.is_in_codes and layer.measured]
+        entries = max(1, sum(layer.entries for layer in codes))
+        names = sorted({_format_of(layer) for layer in codes})
+        for cause, most, word, way in (
+            ("at_smallest", _MOST_SMALLEST, "smallest", "smaller"),
+            ("at_bound", _MOST_HELD, "largest", "larger"),
+        ):
+            share = sum(getattr(layer, cause) * layer.entries for layer in codes) / entries
+            if self._in_a_row(f"codes {cause}", share > most):
+                yield (
+                    f"{share:.0%} of the entries in codes ({', '.join(names)}) are at the {word} "
+                    f"level of their format: they cannot become {way}. A format of more bits "
+                    "reaches further, and a lower lr moves fewer of them there."
+                )
+
     def _in_a_row(self, cause: str, holds: bool) -> bool:
         self._held[cause] = self._held.get(cause, 0) + 1 if holds else 0
         return self._held[cause] == _IN_A_ROW and self._once(cause)
@@ -162,6 +184,11 @@ class Advice:
             f"weights were left as they were ({_names(names)}). Look at the loss, at the data, or "
             "lower lr; under float16, at the loss scale."
         )
+
+
+def _format_of(layer: LayerStep) -> str:
+    codes = lns_of(layer.slot.param)
+    return "" if codes is None else codes.form.name
 
 
 def _groups(layers: Sequence[Layer]) -> list[dict[str, Any]]:

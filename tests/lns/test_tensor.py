@@ -173,7 +173,7 @@ def test_the_same_numbers_may_be_copied_into_it(pair):
 def test_codes_of_another_format_or_shape_are_refused(form):
     weight = LNSTensor.from_float(torch.randn(4, 8), form)
     other = LNSFormat("other", 8, 0.07)
-    with pytest.raises(ConfigError, match="is stored in .*other"):
+    with pytest.raises(ConfigError, match=r"is stored in .*other"):
         LNSTensor.from_float(torch.randn(4, 8), other).copy_(weight)
     with pytest.raises(ConfigError, match="cannot be copied"):
         weight.copy_(LNSTensor.from_float(torch.randn(2, 8), form))

@@ -176,7 +176,7 @@ def test_a_checkpoint_with_another_second_moment_is_refused():
     run(optimizer, param, range(1))
     state = optimizer.state_dict()
     state["param_groups"][0]["second_moment"] = "float32"
-    with pytest.raises(ConfigError, match="second_moment has dtype torch.uint8"):
+    with pytest.raises(ConfigError, match=r"second_moment has dtype torch\.uint8"):
         IntegerMadam([param]).load_state_dict(state)
 
 
@@ -209,7 +209,7 @@ def test_models_without_codes_and_codes_without_it_are_refused():
     with pytest.raises(ConfigError, match=r"hf_relopt.compress\(model"):
         create_optimizer(model, "integer_madam")
     convert(model)
-    with pytest.raises(ConfigError, match="transformer.wte.weight .* is stored in lns8"):
+    with pytest.raises(ConfigError, match=r"transformer\.wte\.weight .* is stored in lns8"):
         create_optimizer(model, "fromage")
 
 
@@ -258,6 +258,20 @@ def test_a_step_is_measured():
     assert metrics is not None
     assert 0.005 < metrics["relative_update/matrix"] < 0.05
     assert 0 < metrics["changed_entries"] < 1
+
+
+def test_what_is_at_the_ends_of_the_range_is_told():
+    rows = torch.full((4, 10), 0.1)
+    rows[0, :3], rows[1, :2] = 1e-6, 0.0
+    param = nn.Parameter(LNSTensor.from_float(rows, FORM, headroom=0.0))
+    optimizer = IntegerMadam([param], lr=1e-6)
+    param.grad = torch.ones(4, 10)
+    optimizer.measure_next_step()
+    optimizer.step()
+    metrics = optimizer.take_measurement()
+    assert metrics["at_bound"] == pytest.approx(35 / 40)
+    assert metrics["at_smallest_level"] == pytest.approx(3 / 40)
+    assert metrics["at_zero"] == pytest.approx(2 / 40)
 
 
 def test_the_plan_says_who_is_in_codes():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_relopt import Fromage, Madam, create_optimizer
+from hf_relopt import Fromage, IntegerMadam, Madam, create_optimizer
+from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.telemetry.advice import Advice, _one_digit_up
 from hf_relopt.telemetry.network import layers_of, norms_of
 from hf_relopt.telemetry.snapshots import Since
@@ -167,6 +168,20 @@ def test_entries_that_stay_at_p_scale_are_told():
     job = Job(lambda params: Madam(params, lr=0.3, p_scale=0.3))
     (said,) = job.run(9, grad=outwards)
     assert "% of the entries under Madam are held at p_scale (0.3)" in said
+
+
+@pytest.mark.parametrize(("way", "word"), [(1, "smallest"), (-1, "largest")])
+def test_codes_at_the_ends_of_their_range_are_told(way, word):
+    def make(params):
+        codes = [(name, nn.Parameter(LNSTensor.from_float(p.detach()))) for name, p in params]
+        return IntegerMadam(codes, lr=0.5)
+
+    job = Job(make)
+    job.params = job.optimizer.param_groups[0]["params"]
+    said = job.run(14, grad=lambda number, param, own: way * param.detach().sign())
+    told = [line for line in said if "of the entries in codes" in line]
+    assert len(told) == 1
+    assert f"(lns8) are at the {word} level of their format" in told[0]
 
 
 def test_gradients_that_are_not_finite_are_told_by_name_and_when_they_are_twice_as_many():

@@ -1,0 +1,224 @@
+"""The hub's door: from_pretrained and save_pretrained of weights in codes; Trainers over them."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2LMHeadModel,
+    Trainer,
+)
+
+from hf_relopt import ConfigError, FormatError, LNSConfig, RelOptTrainer, UnsupportedSetup, compress
+from hf_relopt.lns.format import FORMATS
+from hf_relopt.lns.tensor import LNSTensor
+from tests.hf.tiny import arguments, gpt2, python, rows
+
+
+@contextmanager
+def captured() -> Iterator[io.StringIO]:
+    """What Transformers says to its log."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        yield text
+    finally:
+        logger.removeHandler(handler)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert type(a) is type(b), name
+        assert torch.equal(a.packed, b.packed) if isinstance(a, LNSTensor) else torch.equal(a, b)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model.eval()(input_ids=rows(2)[1]["input_ids"][None]).logits
+    return out
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    gpt2().save_pretrained(tmp_path / "numbers")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_converted_saved_and_loaded_it_is_the_same_to_the_bit(name, folder):
+    config = LNSConfig(name)
+    model = AutoModelForCausalLM.from_pretrained(folder / "numbers", quantization_config=config)
+    weight = model.transformer.wte.weight
+    assert isinstance(weight, LNSTensor) and weight.requires_grad
+    assert model.lm_head.weight is weight
+    same(model, compress(gpt2(), name))
+    model.save_pretrained(folder / name)
+    file = load_file(folder / name / "model.safetensors")
+    assert "lm_head.weight" not in file
+    codes = sum(value.nbytes for key, value in file.items() if value.dtype is torch.uint8)
+    count = sum(p.numel() for p in model.parameters() if isinstance(p, LNSTensor))
+    assert codes == pytest.approx(count * FORMATS[name].bits / 8, rel=0.02)
+    said = json.loads((folder / name / "config.json").read_text())["quantization_config"]
+    assert (said["quant_method"], said["format"], said["bits"]) == ("lns", name, config.bits)
+    loaded = AutoModelForCausalLM.from_pretrained(folder / name)
+    same(loaded, model)
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.save_pretrained(folder / "again")
+    again = load_file(folder / "again" / "model.safetensors")
+    assert again.keys() == file.keys()
+    assert all(torch.equal(again[key], file[key]) for key in file)
+
+
+def test_the_dtype_is_that_of_what_is_seen(folder):
+    compress(gpt2(), "lns12").save_pretrained(folder / "codes")
+    model = AutoModelForCausalLM.from_pretrained(folder / "codes", dtype=torch.bfloat16)
+    weight = model.transformer.wte.weight
+    assert weight.dtype is torch.bfloat16 and weight.scale.dtype is torch.float32
+    assert model.transformer.ln_f.weight.dtype is torch.bfloat16
+    assert torch.equal(weight.packed, compress(gpt2(), "lns12").transformer.wte.weight.packed)
+    ids = torch.tensor([[1, 2, 3]])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3)
+    assert out.shape == (1, 6)
+
+
+def test_device_maps_are_honoured_but_for_the_disk(folder):
+    compress(gpt2()).save_pretrained(folder / "codes")
+    model = AutoModelForCausalLM.from_pretrained(folder / "codes", device_map={"": "cpu"})
+    same(model, compress(gpt2()))
+    with pytest.raises(UnsupportedSetup, match="on disk"):
+        AutoModelForCausalLM.from_pretrained(
+            folder / "codes", device_map={"transformer": "cpu", "lm_head": "disk"}
+        )
+
+
+def test_dequantize_gives_numbers_that_anyone_loads(folder):
+    model = compress(gpt2(), "lns8")
+    expected = logits(model)
+    model.dequantize().save_pretrained(folder / "back")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder / "back")), expected)
+    assert "quantization_config" not in json.loads((folder / "back" / "config.json").read_text())
+
+
+def test_new_heads_are_converted_as_well(folder):
+    config = LNSConfig("lns8", skip=["embedding"])
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder / "numbers", quantization_config=config, num_labels=3
+    )
+    assert isinstance(model.score.weight, LNSTensor)
+    assert type(model.transformer.wte.weight) is torch.nn.Parameter
+
+
+def test_without_the_package_a_packed_file_does_not_load(folder):
+    """It says so; it is not loaded as noise."""
+    compress(gpt2()).save_pretrained(folder / "codes")
+    done = python(
+        """
+        import sys
+        from transformers import GPT2LMHeadModel
+        assert "hf_relopt" not in sys.modules
+        GPT2LMHeadModel.from_pretrained(sys.argv[1])
+        """,
+        str(folder / "codes"),
+    )
+    assert done.returncode != 0 and "mismatch" in done.stderr.lower()
+
+
+def test_with_it_the_import_is_all_that_is_needed(folder):
+    compress(gpt2()).save_pretrained(folder / "codes")
+    done = python(
+        """
+        import sys
+        import hf_relopt
+        from transformers import AutoModelForCausalLM
+        model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+        print(type(model.lm_head.weight).__name__)
+        """,
+        str(folder / "codes"),
+    )
+    assert done.stdout.strip() == "LNSTensor", done.stderr
+
+
+@pytest.mark.parametrize("fault", ["cut", "version", "scales"])
+def test_damaged_folders_are_refused(fault, folder):
+    path = folder / "codes"
+    compress(gpt2()).save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    name = "transformer.wpe.weight"
+    if fault == "cut":
+        tensors[name] = tensors[name][:-3].clone()
+    elif fault == "scales":
+        tensors[name + "_lns_scales"] = tensors[name + "_lns_scales"] * -1
+    else:
+        config = json.loads((path / "config.json").read_text())
+        config["quantization_config"]["version"] = 99
+        (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    # Transformers collects what goes wrong with each weight in a report, and ends with that.
+    words = {"cut": "is cut off", "scales": "are not all positive", "version": "version 99"}
+    with pytest.raises((RuntimeError, FormatError)) as caught, captured() as report:
+        AutoModelForCausalLM.from_pretrained(path)
+    assert words[fault] in report.getvalue() + str(caught.value)
+
+
+def trained(
+    kind: type, folder: Path, model: Any, resume: str | None = None, **given: Any
+) -> Trainer:
+    args = arguments(
+        folder, optim="integer_madam", learning_rate=0.02, save_strategy="steps", save_steps=2
+    )
+    made = kind(model=model, args=args, train_dataset=rows(), **given)
+    made.train(resume_from_checkpoint=resume)
+    return made
+
+
+@pytest.mark.parametrize("kind", [Trainer, RelOptTrainer])
+def test_a_run_that_is_resumed_ends_with_the_same_bits(kind, tmp_path):
+    whole = trained(kind, tmp_path, compress(gpt2(), "lns10"))
+    halfway = str(tmp_path / "checkpoint-2")
+    resumed = trained(kind, tmp_path, compress(gpt2(seed=1), "lns10"), halfway)
+    same(whole.model, resumed.model)
+    weight = whole.model.transformer.wte.weight
+    assert not torch.equal(weight.packed, compress(gpt2(), "lns10").transformer.wte.weight.packed)
+    same(AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4"), whole.model)
+
+
+def test_relopt_trainer_converts_when_asked(tmp_path):
+    made = trained(RelOptTrainer, tmp_path, gpt2(), lns_format="lns8")
+    logged = made.state.log_history[0]
+    assert logged["at_smallest_level"] < 0.1 and logged["at_zero"] == 0
+    assert math.isfinite(logged["loss"])
+    model_init = trained(
+        RelOptTrainer, tmp_path / "init", None, model_init=lambda: gpt2(), lns_format="lns8"
+    )
+    assert isinstance(model_init.model.transformer.wte.weight, LNSTensor)
+    with pytest.raises(ConfigError, match="format is 'lns9'"):
+        RelOptTrainer(gpt2(), arguments(tmp_path), lns_format="lns9")
+
+
+@pytest.mark.parametrize("kind", [Trainer, RelOptTrainer])
+def test_nobody_else_converts(kind, tmp_path):
+    with pytest.raises(ConfigError, match=r"hf_relopt\.compress\(model, .*LNSConfig"):
+        trained(kind, tmp_path, gpt2())
+
+
+def test_other_optimizers_are_refused_before_a_code_is_lost(tmp_path):
+    model = compress(gpt2())
+    args = arguments(tmp_path, optim="madam", learning_rate=0.02)
+    with pytest.raises(ConfigError, match="is stored in lns8, whose codes madam cannot step"):
+        Trainer(model=model, args=args, train_dataset=rows()).train()
+    same(model, compress(gpt2()))
+    assert isinstance(model, GPT2LMHeadModel)
