@@ -64,8 +64,9 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-# Of weights in codes, whatever the backend of those in numbers.
-OF_CODES = Backend(sums.sums, codes.update)
+# Of weights in codes, which have no kernels in Triton: eager code steps them on a GPU.
+_OF_CODES = Backend(sums.sums, codes.update)
+_OF_CODES_COMPILED = Backend(sums.sums, codes.update_compiled)
 
 # Entries that are stepped on a CPU, those of all steps together, until a compilation has been paid
 # for: foreach takes 2 ns more for each, and compiling five to thirty seconds.
@@ -92,6 +93,16 @@ def backend_of(
             "at 'auto'."
         )
     return BACKENDS[name]
+
+
+def backend_of_codes(name: str, paid: bool = False) -> Backend:
+    """The backend that a ``backend`` option names, for weights that are stored in codes.
+
+    Args:
+        paid: as for ``backend_of``.
+    """
+    is_compiled = name == "compiled" or (name == "auto" and paid and compiles())
+    return _OF_CODES_COMPILED if is_compiled else _OF_CODES
 
 
 @cache

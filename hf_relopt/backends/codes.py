@@ -6,64 +6,120 @@ more than these pieces in numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_relopt.backends.compiled import compile_once
 from hf_relopt.backends.part import Decision, Equation, Part, piece_size
+from hf_relopt.lns.format import LNSFormat
 from hf_relopt.lns.packing import pack_rows, unpack_rows
 from hf_relopt.lns.squares import decode_squares, encode_squares
 from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.rules.rounding import two_noises
 
+# (packed, second moment, grad, decided, origin) -> packed, new second moment, noise for it
+Move = Callable[[Tensor, list[Tensor], Tensor, Decision, Tensor], tuple[Tensor, Tensor, Tensor]]
+# (second moment and perhaps its tops, new second moment, noise, learn) -> what is to be there
+Keep = Callable[[list[Tensor], Tensor, Tensor, Tensor], list[Tensor]]
+
 
 def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     """Step every part in place: codes, and the second moment in float32 or in codes of its own."""
     for part in parts:
-        weight = part.weight
-        assert isinstance(weight, LNSTensor)
-        rows = max(1, piece_size(weight.device) // max(1, weight.columns))
-        decided = decision.shaped(part.view.first, 1, 2)
-        for begin in range(0, len(weight.packed), rows):
-            _step_rows(part, weight, slice(begin, begin + rows), equation, decided)
+        _step(part, decision, _move(equation, _codes_of(part).form), _keep)
 
 
-def _step_rows(
-    part: Part, weight: LNSTensor, rows: slice, equation: Equation, decided: Decision
-) -> None:
-    form, columns, packed = weight.form, weight.columns, weight.packed[rows]
-    codes = unpack_rows(packed, form.bits, columns)
-    shape = codes.shape
-    grad = part.source.reshape(-1, columns)[rows].to(torch.float32)
-    if equation.maximize:
-        grad = -grad
+def update_compiled(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
+    """The same through torch.compile, in two programs: rows are read twice to be encoded."""
+    constants = tuple(equation.constants.items())
+    for part in parts:
+        form = _codes_of(part).form
+        move = _compiled_move(equation.update, constants, equation.maximize, form)
+        _step(part, decision, move, _compiled_keep())
+
+
+def _step(part: Part, decision: Decision, move: Move, keep: Keep) -> None:
+    """Step one weight, a few rows at a time."""
+    weight, columns = _codes_of(part), _codes_of(part).columns
+    decided = decision.shaped(part.view.first, 1, 2)
+    grad = part.source.reshape(-1, columns)
     kept, *top = part.buffers
-    kept = kept.view(-1, columns)[rows]
-    own_top = top[0].view(-1, 1)[rows] if top else None
-    second_moment = kept if own_top is None else decode_squares(kept, own_top)
-    assert decided.keys is not None
-    for_weight, for_moment = two_noises(decided.keys, _positions(part, rows, shape))
-    level = codes & form.levels
-    new, new_moment = equation.update(
-        level,
-        grad,
-        second_moment,
-        is_negative=(codes & form.sign_bit) != 0,
-        bits=for_weight,
-        spacing=form.spacing,
-        levels=form.levels,
-        **decided.coefficients,
-        **equation.constants,
-    )
-    new_packed = pack_rows(codes - level + new, form.bits)
-    packed.copy_(torch.where(decided.move, new_packed, packed))
-    if own_top is None:
-        kept.copy_(torch.where(decided.learn, new_moment, kept))
-        return
-    new_kept, new_top = encode_squares(new_moment, for_moment)
-    kept.copy_(torch.where(decided.learn, new_kept, kept))
-    own_top.copy_(torch.where(decided.learn, new_top, own_top))
+    state = [kept.view(-1, columns), *[each.view(-1, 1) for each in top]]
+    step = max(1, piece_size(weight.device) // max(1, columns))
+    for begin in range(0, len(weight.packed), step):
+        rows = slice(begin, begin + step)
+        packed, old = weight.packed[rows], [each[rows] for each in state]
+        origin = _origin(part.view.origin + begin * columns, grad.device)
+        moved, moment, noise = move(packed, old, grad[rows], decided, origin)
+        for target, result in zip(old, keep(old, moment, noise, decided.learn), strict=True):
+            target.copy_(result)
+        packed.copy_(moved)
+
+
+def _codes_of(part: Part) -> LNSTensor:
+    assert isinstance(part.weight, LNSTensor)
+    return part.weight
+
+
+def _move(equation: Equation, form: LNSFormat) -> Move:
+    """What steps packed codes [rows, bytes] by gradients [rows, columns] of a float dtype.
+
+    The origin is int32, the position of the first entry in the whole weight (wrapping).
+    """
+
+    def move(
+        packed: Tensor, state: list[Tensor], grad: Tensor, decided: Decision, origin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # A compiler makes no vectors of int16.
+        codes = packed if form.bits == 8 else unpack_rows(packed, form.bits, grad.shape[1])
+        codes = codes.to(torch.int32)
+        gradient = grad.to(torch.float32)
+        if equation.maximize:
+            gradient = -gradient
+        kept, *top = state
+        second_moment = decode_squares(kept, top[0]) if top else kept
+        assert decided.keys is not None
+        place = torch.arange(grad.numel(), dtype=torch.int32, device=grad.device)
+        for_weight, for_moment = two_noises(decided.keys, place.view(grad.shape) + origin)
+        level = codes & form.levels
+        new, new_moment = equation.update(
+            level,
+            gradient,
+            second_moment,
+            is_negative=(codes & form.sign_bit) != 0,
+            bits=for_weight,
+            spacing=form.spacing,
+            levels=form.levels,
+            **decided.coefficients,
+            **equation.constants,
+        )
+        moved = torch.where(decided.move, pack_rows(codes - level + new, form.bits), packed)
+        return moved, new_moment, for_moment
+
+    return move
+
+
+def _keep(state: list[Tensor], moment: Tensor, noise: Tensor, learn: Tensor) -> list[Tensor]:
+    new = encode_squares(moment, noise) if len(state) > 1 else (moment,)
+    return [torch.where(learn, now, old) for now, old in zip(new, state, strict=True)]
+
+
+@cache
+def _compiled_move(
+    update: Any, constants: tuple[tuple[str, Any], ...], maximize: bool, form: LNSFormat
+) -> Move:
+    made: Move = compile_once(_move(Equation(update, dict(constants), maximize), form))
+    return made
+
+
+@cache
+def _compiled_keep() -> Keep:
+    made: Keep = compile_once(_keep)
+    return made
 
 
 def count_ends(weight: LNSTensor) -> Tensor:
@@ -76,8 +132,7 @@ def count_ends(weight: LNSTensor) -> Tensor:
     return found
 
 
-def _positions(part: Part, rows: slice, shape: torch.Size) -> Tensor:
-    """Each entry's place in the whole weight, int32 (wrapping beyond 2^32)."""
-    begin = part.view.origin + rows.start * shape[1]
-    positions = torch.arange(begin, begin + shape.numel(), device=part.source.device)
-    return positions.to(torch.int32).view(shape)
+def _origin(position: int, device: torch.device) -> Tensor:
+    """A position as int32, wrapping."""
+    signed = (position + 2**31) % 2**32 - 2**31
+    return torch.tensor(signed, dtype=torch.int32).to(device, non_blocking=True)

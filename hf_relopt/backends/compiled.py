@@ -33,7 +33,7 @@ _SMALLEST = 2**14
 def fault() -> str | None:
     """Compile next to nothing; what is in the way, a missing C++ compiler for example, or None."""
     try:
-        if _compile(_is_compiled)(torch.zeros(2, device="cpu")).any():
+        if compile_once(_is_compiled)(torch.zeros(2, device="cpu")).any():
             return None
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -175,7 +175,7 @@ def _sums_kernel(dtype: torch.dtype, what: Sums) -> Callable[[Tensor, Tensor], T
     def squares(param: Tensor, grad: Tensor) -> Tensor:
         return _sums(param, grad, what)
 
-    return _compile(squares)
+    return compile_once(squares)
 
 
 def _step(
@@ -206,7 +206,7 @@ def _step_kernel(
     *,
     rows: bool,
 ) -> Callable[..., None]:
-    return _compile(_step(update, constants, maximize, noisy))
+    return compile_once(_step(update, constants, maximize, noisy))
 
 
 @cache
@@ -241,7 +241,7 @@ def _whole_kernel(
         )
         step(tensors, decided, None)
 
-    return _compile(whole)
+    return compile_once(whole)
 
 
 def _stored(value: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def _stored(value: Tensor) -> Tensor:
     return torch.as_strided(value.clone(), (), ())
 
 
-def _compile(function: Any) -> Callable[..., Any]:
+def compile_once(function: Any) -> Callable[..., Any]:
     """torch.compile with a code object of its own.
 
     torch counts recompilations per code object and falls back to eager mode after eight: rules,

@@ -44,7 +44,7 @@ def decode(
     is_traced = type(codes) is not Tensor
     levels = levels_in_graph(form, codes.device) if is_traced else levels_of(form, codes.device)
     found = levels.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
-    return (found * scale).to(dtype)
+    return found.mul_(scale).to(dtype)
 
 
 def _encode(weight: Tensor, scale: Tensor, form: LNSFormat, bits: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.backend import OF_CODES, Backend, backend_of
+from hf_relopt.backends.backend import Backend, backend_of, backend_of_codes
 from hf_relopt.backends.part import Equation, Part, View
 from hf_relopt.options.method import Method
 from hf_relopt.plans.roles import is_vector
@@ -66,9 +66,9 @@ class Bundle:
     @cached_property
     def backend(self) -> Backend:
         """What runs their arithmetic."""
-        if self.method.in_codes:
-            return OF_CODES
         name, paid = self.method.options["backend"], self.paid and self.method.direct
+        if self.method.in_codes:
+            return backend_of_codes(name, paid)
         return backend_of(name, self.first.device, self.first.dtype, paid)
 
     @cached_property

@@ -56,3 +56,12 @@ def test_the_backend_of_numbers_says_nothing_of_codes():
     each = [stepped(FORMATS["lns10"], backend=name)[0] for name in ("loop", "foreach", "auto")]
     assert torch.equal(each[0].packed, each[1].packed)
     assert torch.equal(each[0].packed, each[2].packed)
+
+
+@pytest.mark.parametrize("second_moment", ["lns8", "float32"])
+@pytest.mark.parametrize("name", ["lns8", "lns12"])
+def test_compiled_it_is_the_same(name, second_moment):
+    """Last digits of roots and logarithms differ, which a noise seldom tells."""
+    plain, _ = stepped(FORMATS[name], second_moment=second_moment)
+    compiled, _ = stepped(FORMATS[name], second_moment=second_moment, backend="compiled")
+    assert float((plain.packed != compiled.packed).double().mean()) < 0.02

@@ -77,7 +77,7 @@ def test_what_is_in_the_way_of_a_compilation_is_told(monkeypatch: pytest.MonkeyP
     def fails(function):  # type: ignore[no-untyped-def]
         raise RuntimeError("no compiler\nand more of it")
 
-    monkeypatch.setattr(compiled, "_compile", fails)
+    monkeypatch.setattr(compiled, "compile_once", fails)
     assert compiled.fault() == "RuntimeError: no compiler"
-    monkeypatch.setattr(compiled, "_compile", lambda function: function)
+    monkeypatch.setattr(compiled, "compile_once", lambda function: function)
     assert compiled.fault() == "it is switched off"
