@@ -129,12 +129,15 @@ def build_optimizer(
 
 
 def _store_in_codes(model: torch.nn.Module, options: dict[str, Any]) -> None:
-    """Take `format`, `headroom` and `skip` out of `options`, and convert the model."""
+    """Take `format`, `spacing`, `headroom` and `skip` out of `options`, and convert the model."""
+    from hf_relopt.lns.format import LNSFormat, format_of
     from hf_relopt.lns.scale import HEADROOM
     from hf_relopt.nn.compression import convert
 
-    form, skip = options.pop("format", "lns8"), options.pop("skip", None)
-    headroom = options.pop("headroom", HEADROOM)
+    form, skip = format_of(options.pop("format", "lns8")), options.pop("skip", None)
+    spacing, headroom = options.pop("spacing", None), options.pop("headroom", HEADROOM)
+    if spacing is not None:
+        form = LNSFormat("tried", form.bits, spacing)
     convert(model, form, [] if skip is None else str(skip).split("+"), headroom)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from hf_relopt.cli.card import card
 from hf_relopt.cli.compare import compare
+from hf_relopt.cli.compress import compress
 from hf_relopt.cli.distance import distance
 from hf_relopt.cli.recipes import recipes_app
 from hf_relopt.cli.report import report
@@ -182,6 +183,7 @@ app.command()(distance)
 app.command()(report)
 app.command()(compare)
 app.command()(card)
+app.command()(compress)
 
 
 def main() -> None:

@@ -9,12 +9,19 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hf_relopt.lns.format import LNSFormat, format_of
+from hf_relopt.lns.scale import HEADROOM
 from hf_relopt.nn.compression import convert, restore
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def compress(model: Model, format: str | LNSFormat = "lns8", *, skip: Iterable[str] = ()) -> Model:
+def compress(
+    model: Model,
+    format: str | LNSFormat = "lns8",
+    *,
+    skip: Iterable[str] = (),
+    headroom: float = HEADROOM,
+) -> Model:
     """Store a model's matrices and embeddings in codes of 8 to 16 bits, in place.
 
     IntegerMadam trains such weights as they are. Norms and biases stay numbers. Optimizers that
@@ -25,6 +32,8 @@ def compress(model: Model, format: str | LNSFormat = "lns8", *, skip: Iterable[s
         model: any torch module, with its weights loaded and not sharded yet.
         format: "lns8", "lns10", "lns12", "lns16", or an LNSFormat.
         skip: roles ("head", "embedding", ...) and patterns over names that stay numbers.
+        headroom: how far weights can grow: the scale of a row is at least so many times its root
+            mean square, and its largest entry. 5 suits training from scratch, as Madam's p_scale.
 
     Returns: the model.
 
@@ -33,12 +42,12 @@ def compress(model: Model, format: str | LNSFormat = "lns8", *, skip: Iterable[s
             changed then.
     """
     form, skip = format_of(format), [skip] if isinstance(skip, str) else list(skip)
-    convert(model, form, skip)
+    convert(model, form, skip, headroom)
     if _is_of_transformers(model):
         from hf_relopt.hf.lns_config import LNSConfig
         from hf_relopt.hf.lns_quantizer import attach
 
-        attach(model, LNSConfig(form, skip))
+        attach(model, LNSConfig(form, skip, headroom=headroom))
     else:
         from hf_relopt.hf.lns_files import read_bytes_into
 

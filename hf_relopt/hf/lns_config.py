@@ -9,6 +9,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_relopt.errors import ConfigError, FormatError
 from hf_relopt.lns.format import FORMATS, LNSFormat, format_of
+from hf_relopt.lns.scale import HEADROOM, check_headroom
 
 METHOD = "lns"
 # Of the files: raised when older versions could not read them.
@@ -25,6 +26,7 @@ class LNSConfig(QuantizationConfigMixin):
     Args:
         format: "lns8", "lns10", "lns12", "lns16", or a format of one's own (LNSFormat).
         skip: roles ("head", "embedding", ...), and patterns over names, that stay numbers.
+        headroom: how far weights can grow when they are converted, see ``compress``.
         bits, spacing, scale: of a format of one's own, as files have them.
         version: of the file.
 
@@ -38,6 +40,7 @@ class LNSConfig(QuantizationConfigMixin):
         format: str | LNSFormat = "lns8",
         skip: Iterable[str] = (),
         *,
+        headroom: float = HEADROOM,
         bits: int | None = None,
         spacing: float | None = None,
         scale: Any = None,
@@ -55,6 +58,8 @@ class LNSConfig(QuantizationConfigMixin):
         form = _format(format, bits, spacing, scale)
         self.format, self.bits, self.spacing = form.name, form.bits, form.spacing
         self.scale = form.scale
+        check_headroom(headroom)
+        self.headroom = headroom
         self.skip = [skip] if isinstance(skip, str) else list(skip)
 
     @property

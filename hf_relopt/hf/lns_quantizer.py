@@ -64,11 +64,12 @@ class LNSQuantizer(HfQuantizer):
         ]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        # Saving would run them backwards, over what is written by get_state_dict_and_metadata.
-        conversions = getattr(model, "_weight_conversions", None) or []
-        model._weight_conversions = [each for each in conversions if not _is_ours(each)] or None
+        # Saving runs them backwards over what get_state_dict_and_metadata writes, and would take
+        # bytes for the weights of experts, say. Files in codes have the model's own names.
+        model._weight_conversions = []
         # Heads that are new, and not in the file.
-        convert(model, self.quantization_config.form, self.quantization_config.skip)
+        config = self.quantization_config
+        convert(model, config.form, config.skip, config.headroom)
         read_bytes_into(model)
         return model
 
@@ -78,6 +79,7 @@ class LNSQuantizer(HfQuantizer):
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         restore(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        model._weight_conversions = None  # those of its type again
         return model
 
     def is_serializable(self) -> bool:
@@ -108,8 +110,8 @@ class _Encode(ConversionOps):
 
     @torch.no_grad()
     def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        form = self.hf_quantizer.quantization_config.form
-        return {name: _encoded(_one(value), form) for name, value in input_dict.items()}
+        config = self.hf_quantizer.quantization_config
+        return {name: _encoded(_one(value), config) for name, value in input_dict.items()}
 
 
 class _PutTogether(ConversionOps):
@@ -144,20 +146,18 @@ def detach(model: Any) -> None:
     """The reverse, for ``decompress``."""
     if isinstance(getattr(model, "hf_quantizer", None), LNSQuantizer):
         model.hf_quantizer.remove_quantization_config(model)
+        model._weight_conversions = None
 
 
-def _encoded(value: Tensor, form: Any) -> Tensor:
+def _encoded(value: Tensor, config: LNSConfig) -> Tensor:
     # Of zeros alone no training comes, see convert.
-    return nn.Parameter(LNSTensor.from_float(value, form) if value.count_nonzero() else value)
+    if not value.count_nonzero():
+        return nn.Parameter(value)
+    return nn.Parameter(LNSTensor.from_float(value, config.form, config.headroom))
 
 
 def _one(value: Any) -> Tensor:
     return value[0] if isinstance(value, list) else value
-
-
-def _is_ours(conversion: Any) -> bool:
-    operations = getattr(conversion, "operations", ())
-    return any(isinstance(each, _PutTogether) for each in operations)
 
 
 def _all_names(model: nn.Module, skip: Any) -> list[str]:

@@ -28,11 +28,7 @@ def scale_of(weight: Tensor, form: LNSFormat, headroom: float = HEADROOM) -> Ten
     Raises:
         ConfigError: an entry is not finite, or the headroom is none.
     """
-    if not 0 <= headroom < float("inf"):
-        raise ConfigError(
-            f"headroom is {headroom!r}; it is a factor of the root mean square, such as "
-            f"{HEADROOM:g}, and 0 leaves room for the weights as they are."
-        )
+    check_headroom(headroom)
     shape = scale_shape(weight.shape, form)
     if weight.numel() == 0:
         return torch.full(shape, SMALLEST_SCALE, dtype=torch.float32, device=weight.device)
@@ -46,6 +42,15 @@ def scale_of(weight: Tensor, form: LNSFormat, headroom: float = HEADROOM) -> Ten
     rms = unit.square().mean(dim=dims, keepdim=by_row).sqrt()
     found = largest * (headroom * rms).clamp(min=1.0)
     return found.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max)
+
+
+def check_headroom(headroom: float) -> None:
+    """Raise ConfigError for what is no factor of a root mean square."""
+    if not isinstance(headroom, int | float) or not 0 <= headroom < float("inf"):
+        raise ConfigError(
+            f"headroom is {headroom!r}; it is a factor of the root mean square, such as "
+            f"{HEADROOM:g}, and 0 leaves room for the weights as they are."
+        )
 
 
 def require_finite(numbers: Tensor, shape: torch.Size) -> None:

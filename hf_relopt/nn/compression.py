@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.lns.format import LNSFormat, format_of
-from hf_relopt.lns.scale import HEADROOM
+from hf_relopt.lns.scale import HEADROOM, check_headroom
 from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.plans.roles import ROLES, home_of, is_vector, role_of
 
@@ -40,6 +40,7 @@ def convert(
             in another format; nothing is changed then.
     """
     form, skip = format_of(form), _checked(skip)
+    check_headroom(headroom)
     chosen = to_convert(model, skip)
     made: dict[str, nn.Parameter] = {}
     for name, param in chosen.items():
@@ -57,7 +58,7 @@ def convert(
             )
         if bool(param.count_nonzero()):
             # Zeros alone never come back, and would never be trained.
-            made[name] = _in_place_of(param, LNSTensor.from_float(param.detach(), form, headroom))
+            made[name] = _in_place_of(param, _encoded(name, param, form, headroom))
     found = [name for name, param in chosen.items() if name in made or isinstance(param, LNSTensor)]
     if not found:
         raise ConfigError(
@@ -119,6 +120,13 @@ def replace_weights(model: nn.Module, new: Mapping[int, nn.Parameter]) -> None:
         for name, param in list(module._parameters.items()):
             if param is not None and id(param) in new:
                 setattr(module, name, new[id(param)])
+
+
+def _encoded(name: str, param: Tensor, form: LNSFormat, headroom: float) -> LNSTensor:
+    try:
+        return LNSTensor.from_float(param.detach(), form, headroom)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _in_place_of(old: Tensor, new: Tensor) -> nn.Parameter:

@@ -18,6 +18,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     Trainer,
 )
 
@@ -150,6 +152,20 @@ def test_with_it_the_import_is_all_that_is_needed(folder):
         str(folder / "codes"),
     )
     assert done.stdout.strip() == "LNSTensor", done.stderr
+
+
+def test_experts_are_saved_and_loaded_as_they_are(tmp_path):
+    """Transformers would cut them apart for the file, as those of the hub are."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=50, **sizes, **heads))
+    compress(model, "lns10").save_pretrained(tmp_path / "codes")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "codes")
+    same(loaded, model)
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.dequantize().save_pretrained(tmp_path / "numbers")
+    numbers = AutoModelForCausalLM.from_pretrained(tmp_path / "numbers")
+    assert torch.equal(logits(numbers), logits(model))
 
 
 @pytest.mark.parametrize("fault", ["cut", "version", "scales"])
