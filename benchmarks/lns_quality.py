@@ -75,7 +75,7 @@ def run_missing(args: argparse.Namespace, log: RunLog) -> None:
                     state = round(done.state_bytes_per_weight, 4)
                     log.append(key, {**figures, "state_bytes_per_weight": state})
             if name == "text" and not args.optim:
-                compress_afterwards(task, seed, log)
+                compress_afterwards(task, seed, STEPS["text"], log)
 
 
 def _tasks(args: argparse.Namespace) -> dict[str, Task]:
@@ -95,7 +95,7 @@ def _tasks(args: argparse.Namespace) -> dict[str, Task]:
     return found
 
 
-def compress_afterwards(task: Task, seed: int, log: RunLog, steps: int = STEPS["text"]) -> None:
+def compress_afterwards(task: Task, seed: int, steps: int, log: RunLog) -> None:
     """Train by Madam in float32, once, and measure the model in each format."""
     ways = {"float32": lambda model: None, **{name: _into(name) for name in FORMATS}}
     if (int8 := _torchao_int8()) is not None:

@@ -99,7 +99,8 @@ def examine(
         "memory": None,
     }
     if model is None:
-        facts["memory"] = _memory(facts, said, _dtype(launch, dtype, "float32", notes))
+        bits = 8 if optim == "integer_madam" else None
+        facts["memory"] = _memory(facts, said, _dtype(launch, dtype, "float32", notes), bits)
     else:
         _add_model(facts, model, said, launch, dtype, notes)
     facts.update(_installation(launch))
@@ -116,19 +117,42 @@ def _add_model(
     from hf_relopt.optim.footprint import footprint
 
     built = build_on_meta(model)
+    bits = _store_in_codes(built, facts["optim"], notes)
     chosen = plan(built, facts["optim"], said.lr, overrides=said.overrides, **said.options)
     facts["plan"] = _plan_facts(model, built, chosen, said.lr is None)
     facts["plan"]["weights"] = "not read" if may_have_weights(model) else "not there"
     own = dtype_of(built)
-    if getattr(built.config, "quantization_config", None) is not None:
+    if bits is None and getattr(built.config, "quantization_config", None) is not None:
         notes.append("The weights are quantized; the bytes are those of unquantized weights.")
     chosen_dtype = _dtype(launch, dtype, own if own in ITEMSIZES else "float32", notes)
     itemsize = ITEMSIZES[chosen_dtype]
     if launch.refusal is not None:
         notes.append("This launch is refused; the bytes per rank are those of DDP or one device.")
     taken = footprint(built.parameters(), chosen, itemsize=itemsize, ranks=launch.shard_ranks)
-    facts["memory"] = {**_memory(facts, said, chosen_dtype), "per_rank": asdict(taken)}
+    facts["memory"] = {**_memory(facts, said, chosen_dtype, bits), "per_rank": asdict(taken)}
     facts["memory"]["fits"] = _fits(asdict(taken), facts["plan"]["model_parameters"])
+
+
+def _store_in_codes(built: Any, optim: str, notes: list[str]) -> int | None:
+    """Store weights as the folder does, or as integer_madam needs them; return their bits."""
+    from hf_relopt.nn.compression import convert_shapes
+
+    config = getattr(built.config, "quantization_config", None)
+    given = config if isinstance(config, dict) else config.to_dict() if config else {}
+    if given.get("quant_method") == "lns":
+        from hf_relopt.hf.lns_config import LNSConfig
+
+        own = LNSConfig.from_dict(given)
+        convert_shapes(built, own.form, own.skip)
+        return own.form.bits
+    if optim == "integer_madam" and not given:
+        convert_shapes(built)
+        notes.append(
+            "The weights are numbers; plan and bytes are those of the model in lns8. integer_madam "
+            "needs it so: hf-relopt compress, LNSConfig, or RelOptTrainer(lns_format=...)."
+        )
+        return 8
+    return None
 
 
 def _plan_facts(name: str, model: Any, chosen: Plan, assumed: bool) -> Facts:
@@ -168,7 +192,7 @@ def _fits(taken: dict[str, int], parameters: int) -> Facts:
     }
 
 
-def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
+def _memory(facts: Facts, said: OptimArgs, dtype: str, bits: int | None) -> Facts:
     """Bytes per parameter of a matrix, and what there is on top of that; no totals."""
     from hf_relopt.optim.footprint import STATE_BYTES, state_of_matrix
 
@@ -178,7 +202,7 @@ def _memory(facts: Facts, said: OptimArgs, dtype: str) -> Facts:
     return {
         "dtype": dtype,
         "per_parameter": {
-            "weights": itemsize,
+            "weights": itemsize if bits is None else bits / 8,
             "gradients": 0 if passing else itemsize,
             "state": state.entry,
             "adamw_state": 2 * itemsize,

@@ -32,6 +32,7 @@ from hf_relopt.distance.weights import (
     of_state_dict,
 )
 from hf_relopt.errors import FormatError, one_line
+from hf_relopt.lns.packing import SCALES
 from hf_relopt.sharding.layout import Layout
 
 ADAPTER = "adapter_config.json"
@@ -100,6 +101,12 @@ class FileWeights:
             # safetensors' save_model notes there which tied names it has left out.
             noted = opened.metadata() or {}
             self.aliases.update({name: own for name, own in noted.items() if own in stored})
+            if packed := next((name for name in stored if name.endswith(SCALES)), None):
+                raise FormatError(
+                    f"{file} holds {packed.removesuffix(SCALES)} in codes, which are compared as "
+                    "models: network_distance(AutoModel.from_pretrained(BASE), "
+                    "AutoModel.from_pretrained(FOLDER)), after `import hf_relopt`."
+                )
             for name, own in zip(common_names(stored), stored, strict=True):
                 piece = opened.get_slice(own)
                 dtype = _DTYPES.get(piece.get_dtype())

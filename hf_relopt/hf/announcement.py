@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from hf_relopt.hf import learning_rate
 from hf_relopt.hf.learning_rate import Choice
 from hf_relopt.hf.log import logger
+from hf_relopt.lns.tensor import LNSTensor, lns_of
 from hf_relopt.optim.base import RelativeOptimizer
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.plan import Plan, peak_lr
@@ -110,4 +111,7 @@ def in_force(chosen: Plan, groups: list[dict[str, Any]]) -> Plan:
 
 
 def _shape_of(param: torch.Tensor) -> torch.Tensor:
+    codes = lns_of(param)
+    if codes is not None:
+        return LNSTensor.without_values(param.shape, codes.form, param.dtype)
     return torch.empty(param.shape, dtype=param.dtype, device="meta")

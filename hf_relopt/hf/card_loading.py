@@ -177,7 +177,9 @@ def _joined(
     processor = task.processor if task and facts.has_processor else None
     names = ", ".join(sorted(filter(None, (auto, processor))))
     word = "tokenizer" if processor == _TEXT else "processor"
-    found = [f"from transformers import {names}", ""] if names else []
+    codes = facts.part("model").get("codes")
+    found = [f"import hf_relopt  # knows weights in {codes}"] if codes else []
+    found += [f"from transformers import {names}", ""] if names else []
     found += [home] if home else []
     found += [f'{word} = {processor}.from_pretrained("{place}")'] if processor else []
     uses = _USES.get(task.name, ()) if task and processor == _TEXT else ()

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import FormatError, UnsupportedSetup
 from hf_relopt.lns.format import LNSFormat
-from hf_relopt.lns.packing import row_bytes
+from hf_relopt.lns.packing import SCALES, row_bytes
 from hf_relopt.lns.scale import scale_shape
 from hf_relopt.lns.tensor import LNSTensor, is_lns
-
-SCALES = "_lns_scales"
 
 
 def flattened(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from hf_relopt.errors import UnsupportedSetup
 from hf_relopt.hf.lns_config import METHOD, LNSConfig
-from hf_relopt.hf.lns_files import SCALES, flattened, read_bytes_into, restored
+from hf_relopt.hf.lns_files import flattened, read_bytes_into, restored
+from hf_relopt.lns.packing import SCALES
 from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.nn.compression import convert, restore, to_convert
 

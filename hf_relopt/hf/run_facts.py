@@ -20,6 +20,7 @@ from hf_relopt.hf.optimizer_words import (
     rule_words,
     rules_in_use,
 )
+from hf_relopt.lns.tensor import lns_of
 from hf_relopt.plans.defaults import look_at
 from hf_relopt.plans.plan import followed_lr, follows
 from hf_relopt.sharding.layout import is_sharded
@@ -104,6 +105,7 @@ def _model(model: nn.Module) -> dict[str, Any]:
         "trainable": trainable,
         "library": _library(model, inner),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "codes": _codes(inner),
         "labels": getattr(config, "num_labels", None) if _classifies(inner) else None,
         "adapter": [
             str(getattr(each.peft_type, "value", each.peft_type)) for each in adapters.values()
@@ -209,7 +211,16 @@ def _schedule(args: Any, lr_scheduler: Any) -> str:
     return named if from_arguments or stock else type(inner).__name__
 
 
+def _codes(model: nn.Module) -> str | None:
+    """The format of weights in codes; None if there are none."""
+    found = (lns_of(param) for param in model.parameters())
+    return next((codes.form.name for codes in found if codes is not None), None)
+
+
 def _precision(args: Any, model: nn.Module) -> str:
     weights = str(next(model.parameters()).dtype).removeprefix("torch.")
+    codes = _codes(model)
+    if codes is not None:
+        weights = f"{codes}, beside {weights}"
     mixed = "bf16" if args.bf16 else "fp16" if args.fp16 else ""
     return f"{weights} weights, {mixed} mixed precision" if mixed else weights

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from hf_relopt.errors import FormatError
 
+# What the name of a weight's scales ends with in files, beside the weight itself.
+SCALES = "_lns_scales"
+
 
 def group_of(bits: int) -> tuple[int, int]:
     """The codes and the bytes of the smallest group that is full."""

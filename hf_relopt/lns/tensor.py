@@ -16,8 +16,9 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.lns.format import LNSFormat, format_of
 from hf_relopt.lns.in_codes import InCodes
 from hf_relopt.lns.operators import run
+from hf_relopt.lns.packing import row_bytes
 from hf_relopt.lns.rows import encoded_rows
-from hf_relopt.lns.scale import HEADROOM
+from hf_relopt.lns.scale import HEADROOM, scale_shape
 
 
 class LNSTensor(InCodes):
@@ -51,6 +52,18 @@ class LNSTensor(InCodes):
         rows = weight.detach().reshape(len(weight), -1)
         packed, scale = encoded_rows(rows, form, headroom)
         return cls(packed, scale, form, rows.shape[1], weight.shape, dtype=weight.dtype)
+
+    @classmethod
+    def without_values(
+        cls, shape: torch.Size, form: LNSFormat, dtype: torch.dtype = torch.float32
+    ) -> LNSTensor:
+        """A weight of this shape in codes on meta: what it is, and how many bytes it has."""
+        rows, columns = shape[0], shape[1:].numel()
+        packed = torch.empty(
+            rows, row_bytes(columns, form.bits), dtype=torch.uint8, device=torch.device("meta")
+        )
+        scale = torch.empty(scale_shape(shape, form)[:1], device=torch.device("meta"))
+        return cls(packed, scale, form, columns, shape, dtype=dtype)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

@@ -70,6 +70,20 @@ def convert(
     return found
 
 
+def convert_shapes(
+    model: nn.Module, form: str | LNSFormat = "lns8", skip: Iterable[str] = ()
+) -> None:
+    """The same of a model on meta, which has no values: for its plan and its memory."""
+    form = format_of(form)
+    made = {
+        id(param): nn.Parameter(
+            LNSTensor.without_values(param.shape, form, param.dtype), param.requires_grad
+        )
+        for param in to_convert(model, skip).values()
+    }
+    replace_weights(model, made)
+
+
 def restore(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
     """Make numbers of all codes, in place; return the names of the weights that had some.
 

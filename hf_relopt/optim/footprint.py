@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_relopt.lns.format import FORMATS
+from hf_relopt.lns.tensor import LNSTensor, lns_of
 from hf_relopt.options.method import Method, method_of
 from hf_relopt.options.tables import OPTIONS
 from hf_relopt.plans.entries import preset_of, rule_of_name
@@ -57,7 +59,7 @@ def footprint(params: Iterable[Tensor], plan: Plan, *, itemsize: int, ranks: int
         trained.append((state_of_weight(options, entry.param, ranks), numel))
         (passing if options.get("step_in_backward") else kept).append(numel)
     return Footprint(
-        weights=itemsize * sum(held(param, ranks) for param in params),
+        weights=sum(_bytes(param, itemsize, ranks) for param in params),
         gradients=itemsize * (sum(kept) + max(passing, default=0)),
         all_gradients=itemsize * (sum(kept) + sum(passing)),
         state=sum(per_entry * numel + few for (per_entry, few), numel in trained),
@@ -87,6 +89,8 @@ def state_of_matrix(optim: str, options: Mapping[str, Any]) -> MatrixState:
     given = {**(preset.others if preset else {}), **options, "rule": rule_of_name(optim)}
     whole = {name: value for name, value in given.items() if name not in CUTTING}
     matrix = torch.empty(2, 2, device="meta")
+    if given["rule"] == "integer_madam":
+        matrix = LNSTensor.without_values(matrix.shape, FORMATS["lns8"])
     method = _method(whole, matrix)
     factors = factor_forms(method, matrix.shape)
     entry, few = state_of_weight(whole, matrix)
@@ -108,6 +112,14 @@ def state_of_weight(given: Mapping[str, Any], param: Tensor, ranks: int = 1) -> 
         cut = ranks if 0 in dims else 1
         few += STATE_BYTES * held(torch.empty(shape, device="meta"), cut)
     return per_entry, few
+
+
+def _bytes(param: Tensor, itemsize: int, ranks: int) -> int:
+    """Of a weight on a rank."""
+    codes = lns_of(param)
+    if codes is None:
+        return itemsize * held(param, ranks)
+    return held(codes.packed, ranks) + STATE_BYTES * held(codes.scale, ranks)
 
 
 def _method(given: Mapping[str, Any], param: Tensor) -> Method:

@@ -8,8 +8,9 @@ from torch import nn
 
 from hf_relopt import FormatError
 from hf_relopt.hf.compression import compress, decompress
-from hf_relopt.hf.lns_files import SCALES, flattened, restored
+from hf_relopt.hf.lns_files import flattened, restored
 from hf_relopt.lns.format import FORMATS
+from hf_relopt.lns.packing import SCALES
 from hf_relopt.lns.tensor import LNSTensor
 
 

@@ -23,7 +23,15 @@ from transformers import (
     Trainer,
 )
 
-from hf_relopt import ConfigError, FormatError, LNSConfig, RelOptTrainer, UnsupportedSetup, compress
+from hf_relopt import (
+    ConfigError,
+    FormatError,
+    LNSConfig,
+    RelOptTrainer,
+    UnsupportedSetup,
+    compress,
+    network_distance,
+)
 from hf_relopt.lns.format import FORMATS
 from hf_relopt.lns.tensor import LNSTensor
 from tests.hf.tiny import arguments, gpt2, python, rows
@@ -238,3 +246,21 @@ def test_other_optimizers_are_refused_before_a_code_is_lost(tmp_path):
         Trainer(model=model, args=args, train_dataset=rows()).train()
     same(model, compress(gpt2()))
     assert isinstance(model, GPT2LMHeadModel)
+
+
+def test_the_plan_and_the_card_say_how_weights_are_stored(tmp_path, caplog):
+    with caplog.at_level("INFO", "hf_relopt"):
+        made = trained(RelOptTrainer, tmp_path, gpt2(), lns_format="lns10")
+    made.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "import hf_relopt  # knows weights in lns10\n" in card
+    assert "| precision | lns10, beside float32 |" in card
+    assert "| matrix | integer_madam, lns10 |" in card
+    assert "integer_madam, lns10" in caplog.text
+
+
+def test_files_in_codes_are_not_compared_as_if_they_were_nothing(folder):
+    compress(gpt2()).save_pretrained(folder / "codes")
+    with pytest.raises(FormatError, match=r"c_attn\.weight in codes, which are compared as models"):
+        network_distance(folder / "numbers", folder / "codes")
+    assert 0 < network_distance(gpt2(), compress(gpt2(), "lns12")).drt < 0.1

@@ -8,7 +8,9 @@ from torch import nn
 
 from hf_relopt.errors import ConfigError
 from hf_relopt.lns.tensor import LNSTensor
-from hf_relopt.nn.compression import convert, restore
+from hf_relopt.nn.compression import convert, convert_shapes, restore
+from hf_relopt.optim.create import plan
+from hf_relopt.optim.footprint import footprint
 from tests.hf.tiny import gpt2
 
 MATRICES = [f"transformer.h.0.{name}.weight" for name in (
@@ -78,3 +80,20 @@ def test_bad_input_changes_nothing():
         convert(nn.Linear(3, 3, device="meta"))
     with pytest.raises(ConfigError, match="no weight to store"):
         convert(nn.LayerNorm(4))
+
+
+def test_shapes_alone_have_a_plan_and_bytes():
+    with torch.device("meta"):
+        model = gpt2()
+    convert_shapes(model, "lns8")
+    chosen = plan(model, "integer_madam", 0.01)
+    assert "integer_madam, lns8" in str(chosen)
+    taken = footprint(model.parameters(), chosen, itemsize=4)
+    real = gpt2()
+    convert(real, "lns8")
+    held = [
+        each
+        for p in real.parameters()
+        for each in (getattr(p, "packed", p), getattr(p, "scale", None))
+    ]
+    assert taken.weights == sum(tensor.nbytes for tensor in held if tensor is not None)
