@@ -51,9 +51,8 @@ GRID = {
         "adamw:lr=6e-3,weights=bfloat16",
     ],
     "sst2": [
-        "madam:lr=1e-3",
-        *[f"integer_madam:format={name},lr=1e-3" for name in ("lns12", "lns8")],
-        "adamw:lr=1e-4",
+        "madam:lr=3e-3",
+        *[f"integer_madam:format={name},lr=3e-3" for name in ("lns12", "lns8")],
         "adamw:lr=2e-4",
     ],
 }

@@ -103,9 +103,10 @@ SMALLEST_SCALE = 2.0**-60
 _LOG_RANGE = 60 * math.log(2)
 _LEAST_SPACING = 2.0**-20
 
-# Spacings by measurement: benchmarks/results/lns_formats_cpu_202611.md.
+# Spacings by measurement: benchmarks/results/lns_formats_cpu_202611.md, and those of 8 bits by what
+# training ends with as well, lns_quality_cpu_202611.md.
 FORMATS: dict[str, LNSFormat] = {
-    "lns8": LNSFormat("lns8", 8, 0.05),
+    "lns8": LNSFormat("lns8", 8, 0.04),
     "lns10": LNSFormat("lns10", 10, 0.013),
     "lns12": LNSFormat("lns12", 12, 0.004),
     "lns16": LNSFormat("lns16", 16, 0.0003),

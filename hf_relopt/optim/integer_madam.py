@@ -40,7 +40,7 @@ class IntegerMadam(RelativeOptimizer):
     Args:
         params: tensors, named tensors or param groups; at least one of them in codes.
         lr: learning rate: the typical relative change of an entry per step, 0 <= lr < 1; a float
-            or a tensor of one number. Levels are ``spacing`` apart (0.05 in "lns8"), and a step of
+            or a tensor of one number. Levels are ``spacing`` apart (0.04 in "lns8"), and a step of
             lr / spacing levels is rounded to a whole number stochastically.
         beta: decay of the second moment, in [0, 1).
         g_bound: largest normalised gradient, > 0: an entry changes by exp(lr * g_bound) at most.

@@ -26,7 +26,7 @@ _MANY_STUCK, _MOST_STUCK = 0.75, 0.5
 _FAR_BELOW = 1e-4
 _GROWN = 2.0
 _MOST_HELD, _IN_A_ROW = 0.5, 3
-# Of entries in codes: at conversion half a percent of a trained model's are there in 8 bits.
+# Of entries in codes: at conversion two percent of a trained model's are there in 8 bits.
 _MOST_SMALLEST = 0.1
 _NAMED = 3
 
