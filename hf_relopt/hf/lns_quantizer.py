@@ -44,7 +44,9 @@ class LNSQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        self._chosen = frozenset(_all_names(model, self.quantization_config.skip))
+        # A body without its head, say, has not all that was skipped in the file.
+        skip, strict = self.quantization_config.skip, not self.pre_quantized
+        self._chosen = frozenset(_all_names(model, skip, strict))
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Says whether a weight is to be in codes."""
@@ -70,7 +72,8 @@ class LNSQuantizer(HfQuantizer):
         model._weight_conversions = []
         # Heads that are new, and not in the file.
         config = self.quantization_config
-        convert(model, config.form, config.skip, config.headroom)
+        strict = not self.pre_quantized
+        convert(model, config.form, config.skip, config.headroom, strict=strict)
         read_bytes_into(model)
         return model
 
@@ -161,9 +164,9 @@ def _one(value: Any) -> Tensor:
     return value[0] if isinstance(value, list) else value
 
 
-def _all_names(model: nn.Module, skip: Any) -> list[str]:
+def _all_names(model: nn.Module, skip: Any, strict: bool) -> list[str]:
     """The names of the weights to be in codes, tied ones with all of theirs."""
-    chosen = {id(param) for param in to_convert(model, skip).values()}
+    chosen = {id(param) for param in to_convert(model, skip, strict=strict).values()}
     every = model.named_parameters(remove_duplicate=False)
     return [name for name, param in every if id(param) in chosen]
 

@@ -25,6 +25,8 @@ def convert(
     form: str | LNSFormat = "lns8",
     skip: Iterable[str] = (),
     headroom: float = HEADROOM,
+    *,
+    strict: bool = True,
 ) -> list[str]:
     """Store a model's matrices and embeddings in codes, in place.
 
@@ -32,6 +34,7 @@ def convert(
         form: the format, or its name.
         skip: roles, and patterns over names such as ``lm_head.*``, that stay numbers.
         headroom: room for weights to grow in, see ``scale_of``.
+        strict: is it an error if something to skip is not there? A part of a model may lack it.
 
     Returns: the names of the weights in codes, tied ones once.
 
@@ -41,7 +44,7 @@ def convert(
     """
     form, skip = format_of(form), _checked(skip)
     check_headroom(headroom)
-    chosen = to_convert(model, skip)
+    chosen = to_convert(model, skip, strict=strict)
     made: dict[str, nn.Parameter] = {}
     for name, param in chosen.items():
         if isinstance(param, LNSTensor):
@@ -99,7 +102,9 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
     return list(found)
 
 
-def to_convert(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, Tensor]:
+def to_convert(
+    model: nn.Module, skip: Iterable[str] = (), *, strict: bool = True
+) -> dict[str, Tensor]:
     """The weights that are stored in codes, by name, tied ones once. They may be on meta.
 
     Raises:
@@ -120,7 +125,7 @@ def to_convert(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, Tensor]:
         unused -= fits
         if role in CONVERTED and not fits and not is_lazy(param) and not is_vector(param):
             chosen[name] = param
-    if unused:
+    if unused and strict:
         raise ConfigError(
             f"skip has {sorted(unused)[0]!r}, which is in no weight's name and no role. Roles are "
             f"{', '.join(ROLES)}; patterns are over names such as {next(iter(names.values()))[0]}."

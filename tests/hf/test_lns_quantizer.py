@@ -15,8 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
@@ -160,6 +163,17 @@ def test_with_it_the_import_is_all_that_is_needed(folder):
         str(folder / "codes"),
     )
     assert done.stdout.strip() == "LNSTensor", done.stderr
+
+
+def test_a_part_of_a_model_loads_whatever_its_head_was(folder):
+    name = "distilbert"
+    config = DistilBertConfig(vocab_size=50, dim=16, n_heads=2, hidden_dim=32, n_layers=1)
+    model = DistilBertForSequenceClassification(config)
+    compress(model, skip=["classifier.*", "pre_classifier.*"]).save_pretrained(folder / name)
+    body = AutoModel.from_pretrained(folder / name)
+    same(body, model.distilbert)
+    again = AutoModelForSequenceClassification.from_pretrained(folder / name)
+    same(again, model)
 
 
 def test_experts_are_saved_and_loaded_as_they_are(tmp_path):
