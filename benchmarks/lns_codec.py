@@ -26,6 +26,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def codec(args: argparse.Namespace, wait: Wait) -> dict[str, dict[str, Any]]:
     }
     for name, form in FORMATS.items():
         scale, codes = scale_of(weight, form), LNSTensor.from_float(weight, form)
-        work[f"{name}, encode"] = lambda scale=scale, form=form: encode(weight, scale, form)
+        work[f"{name}, encode"] = partial(encode, weight, scale, form)
         work[f"{name}, decode"] = codes.dequantize
     ways = {name: _timed(each, wait) for name, each in work.items()}
     found = _summary(interleaved(ways, args.rounds), "codec")
@@ -115,7 +116,7 @@ def linear(args: argparse.Namespace, wait: Wait) -> dict[str, dict[str, Any]]:
         coded = copy.deepcopy(layer)
         codes = LNSTensor.from_float(layer.weight, name)
         coded.weight = nn.Parameter(codes, requires_grad=False)
-        work[name] = lambda coded=coded: coded(inputs)
+        work[name] = partial(coded, inputs)
     version = int8_weights(quantized := copy.deepcopy(layer))
     if version:
         work[INT8] = lambda: quantized(inputs)

@@ -42,6 +42,7 @@ FLOORS = {
 }
 # Who may import from its own floor: (importer, imported).
 ASIDE = {
+    ("lns", "rules"),
     ("options", "plans"),
     ("options", "backends"),
     ("optim", "step"),

@@ -35,11 +35,13 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
 
 def update_compiled(parts: Sequence[Part], equation: Equation, decision: Decision) -> None:
     """The same through torch.compile, in two programs: rows are read twice to be encoded."""
-    constants = tuple(equation.constants.items())
+    rule = equation.update, tuple(equation.constants.items()), equation.maximize
     for part in parts:
-        form = _codes_of(part).form
-        move = _compiled_move(equation.update, constants, equation.maximize, form)
-        _step(part, decision, move, _compiled_keep())
+        weight, grad = _codes_of(part), part.source
+        move, keep = _compiled(
+            rule, weight.form, weight.columns, len(part.buffers), grad.dtype, grad.device.type
+        )
+        _step(part, decision, move, keep)
 
 
 def _step(part: Part, decision: Decision, move: Move, keep: Keep) -> None:
@@ -58,6 +60,8 @@ def _step(part: Part, decision: Decision, move: Move, keep: Keep) -> None:
         for target, result in zip(old, keep(old, moment, noise, decided.learn), strict=True):
             target.copy_(result)
         packed.copy_(moved)
+    # Autograd looks at the weight, and not at what it is made of.
+    torch.autograd.graph.increment_version(weight)
 
 
 def _codes_of(part: Part) -> LNSTensor:
@@ -109,17 +113,40 @@ def _keep(state: list[Tensor], moment: Tensor, noise: Tensor, learn: Tensor) -> 
 
 
 @cache
-def _compiled_move(
-    update: Any, constants: tuple[tuple[str, Any], ...], maximize: bool, form: LNSFormat
-) -> Move:
-    made: Move = compile_once(_move(Equation(update, dict(constants), maximize), form))
-    return made
+def _compiled(
+    rule: tuple[Any, tuple[tuple[str, Any], ...], bool],
+    form: LNSFormat,
+    columns: int,
+    buffers: int,
+    dtype: torch.dtype,
+    device: str,
+) -> tuple[Move, Keep]:
+    """Programs of their own for each kind of rows.
 
+    With rows of unknown length, packing codes that are no bytes takes ten times as long; and torch
+    counts the kinds that one program has met, and stops at eight.
+    """
+    update, constants, maximize = rule
+    move = compile_once(_move(Equation(update, dict(constants), maximize), form))
+    keep = compile_once(_keep)
 
-@cache
-def _compiled_keep() -> Keep:
-    made: Keep = compile_once(_keep)
-    return made
+    def of_any_number(
+        packed: Tensor, state: list[Tensor], grad: Tensor, decided: Decision, origin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        for tensor in (packed, grad, *state):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        found: tuple[Tensor, Tensor, Tensor] = move(packed, state, grad, decided, origin)
+        return found
+
+    def kept_of_any_number(
+        state: list[Tensor], moment: Tensor, noise: Tensor, learn: Tensor
+    ) -> list[Tensor]:
+        for tensor in (moment, noise, *state):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        found: list[Tensor] = keep(state, moment, noise, learn)
+        return found
+
+    return of_any_number, kept_of_any_number
 
 
 def count_ends(weight: LNSTensor) -> Tensor:

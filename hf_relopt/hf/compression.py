@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from hf_relopt.hf.lns_files import read_bytes_into
 from hf_relopt.lns.format import LNSFormat, format_of
 from hf_relopt.lns.scale import HEADROOM
 from hf_relopt.nn.compression import convert, restore
@@ -43,28 +44,28 @@ def compress(
     """
     form, skip = format_of(format), [skip] if isinstance(skip, str) else list(skip)
     convert(model, form, skip, headroom)
-    if _is_of_transformers(model):
+    for part in _of_transformers(model):
         from hf_relopt.hf.lns_config import LNSConfig
         from hf_relopt.hf.lns_quantizer import attach
 
-        attach(model, LNSConfig(form, skip, headroom=headroom))
-    else:
-        from hf_relopt.hf.lns_files import read_bytes_into
-
-        read_bytes_into(model)
+        attach(part, LNSConfig(form, skip, headroom=headroom))
+    read_bytes_into(model)
     return model
 
 
 def decompress(model: Model) -> Model:
     """Make numbers of all weights in codes, in place; return the model."""
     restore(model)
-    if _is_of_transformers(model):
+    for part in _of_transformers(model):
         from hf_relopt.hf.lns_quantizer import detach
 
-        detach(model)
+        detach(part)
     return model
 
 
-def _is_of_transformers(model: Any) -> bool:
+def _of_transformers(model: nn.Module) -> list[Any]:
+    """The models of Transformers in it, itself perhaps: each can be saved alone."""
     modeling = sys.modules.get("transformers.modeling_utils")
-    return modeling is not None and isinstance(model, modeling.PreTrainedModel)
+    if modeling is None:
+        return []
+    return [part for part in model.modules() if isinstance(part, modeling.PreTrainedModel)]

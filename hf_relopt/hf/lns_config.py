@@ -62,6 +62,10 @@ class LNSConfig(QuantizationConfigMixin):
         self.headroom = headroom
         self.skip = [skip] if isinstance(skip, str) else list(skip)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A value by its name, as of the dict that a configuration holds of others."""
+        return self.to_dict().get(name, default)
+
     @property
     def form(self) -> LNSFormat:
         """The format."""

@@ -13,7 +13,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from hf_relopt.errors import UnsupportedSetup
+from hf_relopt.errors import FormatError, UnsupportedSetup
 from hf_relopt.hf.lns_config import METHOD, LNSConfig
 from hf_relopt.hf.lns_files import flattened, read_bytes_into, restored
 from hf_relopt.lns.packing import SCALES
@@ -28,6 +28,11 @@ class LNSQuantizer(HfQuantizer):
     requires_calibration = False
     # Names of the weights that are to be in codes.
     _chosen: frozenset[str] = frozenset()
+
+    def __init__(self, quantization_config: LNSConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        # Names of weights that the file has as numbers.
+        self.numbers: set[str] = set()
 
     @property
     def quantized_element_size(self) -> float:
@@ -49,8 +54,13 @@ class LNSQuantizer(HfQuantizer):
         self._chosen = frozenset(_all_names(model, skip, strict))
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        """Says whether a weight is to be in codes."""
-        return param_name in self._chosen
+        """Says whether numbers of the file are to be codes."""
+        return not self.pre_quantized and param_name in self._chosen
+
+    def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
+        """Bytes per entry of a weight, for ``device_map``."""
+        in_codes = param_name in self._chosen
+        return self.quantized_element_size if in_codes else float(param.element_size())
 
     def get_quantize_ops(self) -> ConversionOps:
         """Numbers of a file to codes."""
@@ -70,10 +80,10 @@ class LNSQuantizer(HfQuantizer):
         # Saving runs them backwards over what get_state_dict_and_metadata writes, and would take
         # bytes for the weights of experts, say. Files in codes have the model's own names.
         model._weight_conversions = []
-        # Heads that are new, and not in the file.
         config = self.quantization_config
-        strict = not self.pre_quantized
-        convert(model, config.form, config.skip, config.headroom, strict=strict)
+        # Heads that are new, and not in the file; what is a number there stays one.
+        skip = [*config.skip, *sorted(self.numbers)]
+        convert(model, config.form, skip, config.headroom, strict=not self.pre_quantized)
         read_bytes_into(model)
         return model
 
@@ -124,6 +134,10 @@ class _PutTogether(ConversionOps):
     def __init__(self, hf_quantizer: LNSQuantizer) -> None:
         self.hf_quantizer = hf_quantizer
 
+    def __deepcopy__(self, memo: Any) -> _PutTogether:
+        # Transformers has a copy for each weight, and each tells the same quantizer.
+        return self
+
     @torch.no_grad()
     def convert(
         self, input_dict: dict[str, Any], *, model: Any, full_layer_name: str, **kwargs: Any
@@ -131,7 +145,16 @@ class _PutTogether(ConversionOps):
         like = model.get_parameter_or_buffer(full_layer_name)
         given = {pattern.endswith(f"{SCALES}$"): _one(each) for pattern, each in input_dict.items()}
         if True not in given:
+            if given[False].dtype is torch.uint8:
+                raise FormatError(
+                    f"{full_layer_name} is in codes, but its scales are not in the file. It is "
+                    "damaged: write or download it again."
+                )
+            self.hf_quantizer.numbers.add(full_layer_name)
             return {full_layer_name: given[False].to(like.dtype)}
+        if False in given and given[True].dim() and len(given[True]) != len(like):
+            # Of another head, say: Transformers knows what to do with a wrong shape.
+            return {full_layer_name: like.new_empty((len(given[True]),), device="meta")}
         form = self.hf_quantizer.quantization_config.form
         made = restored(given[False], given[True], form, like.shape, like.dtype, full_layer_name)
         return {full_layer_name: nn.Parameter(made)}
@@ -139,11 +162,11 @@ class _PutTogether(ConversionOps):
 
 def attach(model: Any, config: LNSConfig) -> None:
     """Make a Transformers model that ``compress`` has converted one that was loaded so."""
-    quantizer = LNSQuantizer(config, pre_quantized=True)
-    quantizer._process_model_before_weight_loading(model)
-    model.hf_quantizer = quantizer
+    model.hf_quantizer = LNSQuantizer(config, pre_quantized=True)
     model.is_quantized, model.quantization_method = True, METHOD
-    quantizer.postprocess_model(model)
+    model.config.quantization_config, model.config._is_quantized = config, True
+    model._weight_conversions = []
+    read_bytes_into(model)
 
 
 def detach(model: Any) -> None:

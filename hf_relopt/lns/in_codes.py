@@ -89,7 +89,8 @@ class InCodes(Tensor):
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         """The inner tensors, and what else there is."""
-        return ["packed", "scale"], (self.form, self.columns, self.dtype, self.shard)
+        offset = int(self.storage_offset())
+        return ["packed", "scale"], (self.form, self.columns, self.dtype, self.shard, offset)
 
     def _stable_hash_for_caching(self) -> str:
         """What torch.compile's cache knows it by, beside its inner tensors."""
@@ -100,9 +101,9 @@ class InCodes(Tensor):
         cls, inner: dict[str, Tensor], meta: Any, outer_size: Any, outer_stride: Any
     ) -> InCodes:
         """Put together what ``__tensor_flatten__`` has taken apart."""
-        form, columns, dtype, shard = meta
-        packed, scale = inner["packed"], inner["scale"]
-        return cls(packed, scale, form, columns, outer_size, outer_stride, dtype=dtype, shard=shard)
+        form, columns, dtype, shard, offset = meta
+        own, view = (inner["packed"], inner["scale"]), (outer_size, outer_stride, offset)
+        return cls(*own, form, columns, *view, dtype=dtype, shard=shard)
 
     def fsdp_pre_all_gather(self, mesh: Any) -> tuple[tuple[Tensor, ...], Any]:
         """What FSDP2 gathers: bytes and scales, filled up to the size of a full shard.

@@ -68,8 +68,9 @@ def _refuse_write(what: Any, weight: InCodes) -> NoReturn:
     raise ConfigError(
         f"{what} would write numbers into a weight of shape {tuple(weight.shape)} that is stored "
         f"in {weight.form.name}, where they would be rounded without a word. IntegerMadam steps "
-        "such weights. To initialize or load numbers, do so before hf_relopt.compress; "
-        "hf_relopt.decompress makes numbers of them again."
+        "such weights. What initializes, loads, resizes, averages or merges weights needs numbers: "
+        "do so before hf_relopt.compress(model), or after hf_relopt.decompress(model); a copy in "
+        "numbers is weight.dequantize()."
     )
 
 
@@ -100,6 +101,8 @@ def _viewed(func: Any, source: InCodes, *args: Any, **kwargs: Any) -> Any:
     twin = whole.as_strided(source.shape, source.stride(), source.storage_offset())
     found = func(twin, *args, **kwargs)
     if isinstance(found, Tensor):
+        if found.dtype is not source.dtype:  # other numbers of the same bits
+            return func(source.dequantize(), *args, **kwargs)
         return _alias(source, found)
     return type(found)([_alias(source, each) for each in found])
 
@@ -185,6 +188,20 @@ def _copy_codes(target: InCodes, source: InCodes, non_blocking: bool) -> None:
         )
     target.packed.copy_(source.packed, non_blocking=non_blocking)
     target.scale.copy_(source.scale, non_blocking=non_blocking)
+    torch.autograd.graph.increment_version(target)
+
+
+def take_over(target: InCodes, value: Any) -> None:
+    """What ``target.data = value`` does: other codes of the same format, of whatever shape.
+
+    Raises:
+        ConfigError: they are numbers, or of another format.
+    """
+    if not isinstance(value, InCodes) or value.form != target.form:
+        _refuse_write("An assignment to .data", target)
+    torch.Tensor.data.__set__(target, value)  # type: ignore[attr-defined]
+    target.packed, target.scale = value.packed, value.scale
+    target.columns, target.shard = value.columns, value.shard
 
 
 def _has_numbers(target: InCodes, source: Tensor) -> bool:
@@ -234,7 +251,8 @@ def _made_like(func: Any, source: InCodes, *args: Any, **kwargs: Any) -> Any:
 @_handles(aten.embedding.default)
 def _embedding(func: Any, weight: Any, indices: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Only the rows that occur are decoded."""
-    if not isinstance(weight, InCodes) or weight.dim() != 2 or not weight.is_canonical:
+    is_table = isinstance(weight, InCodes) and weight.is_canonical
+    if not is_table or weight.shape != (len(weight.packed), weight.columns):
         return func(*_plain((weight, indices)), *args, **kwargs)
     flat = indices.reshape(-1)
     scale = weight.scale.index_select(0, flat) if weight.scale.dim() else weight.scale

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from hf_relopt.rules.elementwise import exp, log
+
 # Levels reach over exp(254 * delta) = 8e9, roots of squares over 9e4. They are rounded
 # stochastically, which makes a noise of its own, and that grows only with the root of the spacing.
 SPACING = 0.09
@@ -31,7 +33,7 @@ def decode_squares(codes: Tensor, top: Tensor) -> Tensor:
         codes: uint8 [rows, columns].
         top: float32 [rows, 1].
     """
-    size = torch.exp((codes.to(torch.float32) + (top - LEVELS)) * SPACING)
+    size = exp((codes.to(torch.float32) + (top - LEVELS)) * SPACING)
     return torch.where(codes == 0, 0.0, size)
 
 
@@ -43,7 +45,7 @@ def encode_squares(squares: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         bits: int32 in [0, 65536) of the same shape, see rules/rounding.py.
     """
     # Levels above that of 1, of which zero has none.
-    place = torch.log(squares) * (1 / SPACING)
+    place = log(squares) * (1 / SPACING)
     if not squares.shape[1]:
         return squares.to(torch.uint8), squares.new_zeros(len(squares), 1)
     top = torch.ceil(place.amax(dim=1, keepdim=True) - _SAME).clamp(_LEAST, _MOST)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_relopt.errors import ConfigError
 from hf_relopt.lns.format import LNSFormat, format_of
 from hf_relopt.lns.in_codes import InCodes
-from hf_relopt.lns.operators import run
+from hf_relopt.lns.operators import run, take_over
 from hf_relopt.lns.packing import row_bytes
 from hf_relopt.lns.rows import encoded_rows
 from hf_relopt.lns.scale import HEADROOM, scale_shape
@@ -64,6 +64,26 @@ class LNSTensor(InCodes):
         )
         scale = torch.empty(scale_shape(shape, form)[:1], device=torch.device("meta"))
         return cls(packed, scale, form, columns, shape, dtype=dtype)
+
+    @property
+    def data(self) -> Tensor:
+        """An alias without a history."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """Take other codes of the same format over; numbers are refused, as by ``copy_``."""
+        take_over(self, value)
+
+    def share_memory_(self) -> LNSTensor:
+        """Move the bytes to shared memory, in place."""
+        self.packed.share_memory_()
+        self.scale.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """True if the bytes are in shared memory."""
+        return self.packed.is_shared()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

@@ -63,7 +63,7 @@ def convert(
             # Zeros alone never come back, and would never be trained.
             made[name] = _in_place_of(param, _encoded(name, param, form, headroom))
     found = [name for name, param in chosen.items() if name in made or isinstance(param, LNSTensor)]
-    if not found:
+    if not found and strict:
         raise ConfigError(
             f"{type(model).__name__} has no weight to store in {form.name}: matrices, embeddings, "
             "heads and kernels of convolutions are, unless they are zero"

@@ -48,7 +48,7 @@ class IntegerMadam(RelativeOptimizer):
             "float32", four.
         p_scale, min_scale, rounding: of the weights in plain numbers, see Madam.
         seed: seed of the rounding noise.
-        backend: of the weights in plain numbers; codes have one way to be stepped.
+        backend: see Madam; codes are stepped by eager code, or compiled, on any device.
         maximize: ascend instead of descend.
         step_in_backward: step each weight inside ``backward()``, see Madam.
 

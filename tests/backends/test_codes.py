@@ -62,6 +62,8 @@ def test_the_backend_of_numbers_says_nothing_of_codes():
 @pytest.mark.parametrize("name", ["lns8", "lns12"])
 def test_compiled_it_is_the_same(name, second_moment):
     """Last digits of roots and logarithms differ, which a noise seldom tells."""
-    plain, _ = stepped(FORMATS[name], second_moment=second_moment)
-    compiled, _ = stepped(FORMATS[name], second_moment=second_moment, backend="compiled")
-    assert float((plain.packed != compiled.packed).double().mean()) < 0.02
+    for dtype in (torch.float32, torch.bfloat16):
+        how = {"second_moment": second_moment, "dtype": dtype}
+        plain, _ = stepped(FORMATS[name], **how)
+        compiled, _ = stepped(FORMATS[name], **how, backend="compiled")
+        assert float((plain.packed != compiled.packed).double().mean()) < 0.02

@@ -176,6 +176,48 @@ def test_a_part_of_a_model_loads_whatever_its_head_was(folder):
     same(again, model)
 
 
+def test_what_the_file_has_in_numbers_stays_numbers(folder):
+    """A weight that started at zero, say, or a model that was made with the config of another."""
+    model = gpt2()
+    proj = model.transformer.h[0].mlp.c_proj.weight
+    torch.nn.init.zeros_(proj)
+    compress(model)
+    torch.nn.init.normal_(proj)
+    model.save_pretrained(folder / "codes")
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "codes")
+    same(loaded, model)
+    GPT2LMHeadModel(model.config).save_pretrained(folder / "of_config")
+    plain = AutoModelForCausalLM.from_pretrained(folder / "of_config")
+    assert not any(isinstance(param, LNSTensor) for param in plain.parameters())
+
+
+def test_a_head_of_another_size_is_transformers_matter(folder):
+    config = DistilBertConfig(vocab_size=50, dim=16, n_heads=2, hidden_dim=32, n_layers=1)
+    compress(DistilBertForSequenceClassification(config)).save_pretrained(folder / "codes")
+    kind = AutoModelForSequenceClassification
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        kind.from_pretrained(folder / "codes", num_labels=5)
+    found = kind.from_pretrained(folder / "codes", num_labels=5, ignore_mismatched_sizes=True)
+    assert found.classifier.weight.shape == (5, 16)
+
+
+def test_a_part_can_be_saved_alone(folder):
+    model = compress(gpt2())
+    model.transformer.save_pretrained(folder / "body")
+    same(AutoModel.from_pretrained(folder / "body"), model.transformer)
+
+
+def test_a_config_with_codes_can_be_given(folder):
+    model = compress(gpt2(), "lns12")
+    model.save_pretrained(folder / "codes")
+    same(AutoModelForCausalLM.from_pretrained(folder / "codes", config=model.config), model)
+
+
+def test_resizing_is_refused_with_what_to_do():
+    with pytest.raises(ConfigError, match=r"resizes.*hf_relopt\.decompress\(model\)"):
+        compress(gpt2()).resize_token_embeddings(60)
+
+
 def test_experts_are_saved_and_loaded_as_they_are(tmp_path):
     """Transformers would cut them apart for the file, as those of the hub are."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
@@ -190,7 +232,7 @@ def test_experts_are_saved_and_loaded_as_they_are(tmp_path):
     assert torch.equal(logits(numbers), logits(model))
 
 
-@pytest.mark.parametrize("fault", ["cut", "version", "scales"])
+@pytest.mark.parametrize("fault", ["cut", "version", "scales", "no scales"])
 def test_damaged_folders_are_refused(fault, folder):
     path = folder / "codes"
     compress(gpt2()).save_pretrained(path)
@@ -200,13 +242,20 @@ def test_damaged_folders_are_refused(fault, folder):
         tensors[name] = tensors[name][:-3].clone()
     elif fault == "scales":
         tensors[name + "_lns_scales"] = tensors[name + "_lns_scales"] * -1
+    elif fault == "no scales":
+        del tensors[name + "_lns_scales"]
     else:
         config = json.loads((path / "config.json").read_text())
         config["quantization_config"]["version"] = 99
         (path / "config.json").write_text(json.dumps(config))
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     # Transformers collects what goes wrong with each weight in a report, and ends with that.
-    words = {"cut": "is cut off", "scales": "are not all positive", "version": "version 99"}
+    words = {
+        "cut": "is cut off",
+        "scales": "are not all positive",
+        "version": "version 99",
+        "no scales": "its scales are not in the file",
+    }
     with pytest.raises((RuntimeError, FormatError)) as caught, captured() as report:
         AutoModelForCausalLM.from_pretrained(path)
     assert words[fault] in report.getvalue() + str(caught.value)

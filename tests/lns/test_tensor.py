@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hf_relopt.errors import ConfigError
 from hf_relopt.lns.format import LNSFormat
 from hf_relopt.lns.tensor import LNSTensor, is_lns, lns_of, plain
+from hf_relopt.optim.integer_madam import IntegerMadam
 
 ROWS, COLUMNS = 7, 13  # full groups of no format
 
@@ -213,3 +214,50 @@ def test_a_compiled_module_has_the_same_results(pair):
     found = torch.compile(module, backend="aot_eager", fullgraph=True)(x)
     found.square().sum().backward()
     assert torch.equal(found, expected) and torch.equal(module.weight.grad, grad)
+
+
+def test_data_is_an_alias_and_takes_codes_alone(pair, form):
+    codes, numbers = pair
+    assert type(codes.data) is LNSTensor and not codes.data.requires_grad
+    assert codes.data.packed.data_ptr() == codes.packed.data_ptr()
+    other = LNSTensor.from_float(torch.ones(3, COLUMNS + 1), form)
+    codes.data = other
+    assert codes.shape == (3, COLUMNS + 1) and codes.requires_grad
+    same(codes.dequantize(), other.dequantize())
+    for wrong in (numbers, LNSTensor.from_float(torch.ones(2, 2), LNSFormat("other", 8, 0.07))):
+        with pytest.raises(ConfigError, match=r"An assignment to \.data would write numbers"):
+            codes.data = wrong
+
+
+def test_a_graph_that_a_step_has_overtaken_is_refused(form):
+    """As torch does for numbers, and for the same reason."""
+    weight = nn.Parameter(LNSTensor.from_float(torch.randn(4, 4), form))
+    x = torch.randn(2, 4, requires_grad=True)
+    loss = F.linear(x, weight).square().sum()
+    loss.backward(retain_graph=True)
+    IntegerMadam([weight], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_tables_that_are_views_and_other_dtypes_of_the_same_bits_are_decoded(form):
+    weight = LNSTensor.from_float(torch.randn(6, 8), form)
+    ids = torch.tensor([0, 5, 11])
+    same(F.embedding(ids, weight.view(12, 4)), F.embedding(ids, weight.dequantize().view(12, 4)))
+    same(weight.view(torch.int32), weight.dequantize().view(torch.int32))
+
+
+def test_bytes_can_be_shared(form):
+    module = nn.Linear(4, 4)
+    module.weight = nn.Parameter(LNSTensor.from_float(module.weight.detach(), form))
+    module.share_memory()
+    assert module.weight.is_shared() and module.weight.packed.is_shared()
+
+
+def test_a_view_is_taken_apart_with_its_offset(form):
+    weight = LNSTensor.from_float(torch.randn(6, 8), form)
+    part = weight[:, 2:5]
+    names, meta = part.__tensor_flatten__()
+    inner = {name: getattr(part, name) for name in names}
+    again = LNSTensor.__tensor_unflatten__(inner, meta, part.shape, part.stride())
+    same(again.dequantize(), part.dequantize())

@@ -1,11 +1,11 @@
-"""The compiled exp against float64, and signs down to the sign of zero."""
+"""The compiled exp and log against float64, and signs down to the sign of zero."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hf_relopt.rules.elementwise import exp, times_sign
+from hf_relopt.rules.elementwise import exp, log, times_sign
 
 
 def _relative_error(found: torch.Tensor, x: torch.Tensor) -> float:
@@ -16,6 +16,7 @@ def _relative_error(found: torch.Tensor, x: torch.Tensor) -> float:
 # One program for one length.
 LENGTH = 20_001
 compiled_exp = torch.compile(exp, fullgraph=True)
+compiled_log = torch.compile(log, fullgraph=True)
 
 
 @pytest.mark.parametrize(("reach", "error"), [(0.3, 1.2e-7), (10.0, 7e-7), (80.0, 5e-6)])
@@ -35,6 +36,16 @@ def test_compiled_exp_has_no_bias_that_adds_up() -> None:
 
 def test_exp_of_zero_is_one() -> None:
     assert set(compiled_exp(torch.zeros(LENGTH)).tolist()) == {1.0}
+
+
+def test_compiled_log_is_near_and_zero_is_far_below() -> None:
+    for x in (torch.logspace(-37.9, 38.4, LENGTH), torch.linspace(0.5, 2, LENGTH)):
+        exact = torch.log(x.double())
+        compiled = compiled_log(x)
+        assert not torch.equal(compiled, torch.log(x)), "the polynomial did not run"
+        assert float((compiled.double() - exact).abs().max()) < 1e-5
+        assert float((log(x).double() - exact).abs().max()) < 1e-5
+    assert float(compiled_log(torch.zeros(LENGTH)).max()) < -87
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
