@@ -98,7 +98,10 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        self._fire_missed()
+        # Not while a module of ours is looked for: a callback may import the same one, and whoever
+        # looks for it would then load it a second time.
+        if name.partition(".")[0] != "hf_relopt":
+            self._fire_missed()
         active: set[str] = _searching.__dict__.setdefault("names", set())
         if name not in _waiting or name in active:
             return None

@@ -13,7 +13,7 @@ from tests.cases import Case
 
 Optimizer = torch.optim.Optimizer
 SHAPE = (4, 3)
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # relative size of one unit in the last place
 ULP = {
     torch.bfloat16: 2.0**-7,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json  # noqa: F401  (a module that is loaded)
 import subprocess
 import sys
 import textwrap
@@ -271,6 +272,15 @@ def test_threads_that_import_at_once_get_one_call(hook, package):
     assert seen == [1]
     assert found == [sys.modules["shared"]] * 4
     assert hook._FINDER not in sys.meta_path
+
+
+def test_nothing_is_called_while_a_module_of_ours_is_looked_for(hook):
+    """A callback may import the same one: whoever looks for it would load it a second time."""
+    found = []
+    hook.call_when_imported("never_imported", found.append)  # so that the finder is at work
+    hook._waiting["json"] = {"key": found.append}
+    assert hook._FINDER.find_spec("hf_relopt.hf.registration") is None and not found
+    assert hook._FINDER.find_spec("something_else") is None and found == [sys.modules["json"]]
 
 
 def test_the_file_needs_only_the_standard_library():

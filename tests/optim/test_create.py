@@ -54,7 +54,10 @@ def test_rate_may_be_a_tensor_that_a_schedule_changes_in_place():
     ("call", "named"),
     [
         (lambda m: plan(m, "fromagee"), ["'fromagee'", "Did you mean fromage?"]),
-        (lambda m: plan(m, "adamw"), ["'adamw'", "fromage, madam, fromage_spectral"]),
+        (
+            lambda m: plan(m, "adamw"),
+            ["'adamw'", "fromage, madam, integer_madam, fromage_spectral"],
+        ),
         (lambda m: plan(m, "fromage", p_scale=3.0), ["p_scale", "belongs to madam"]),
         (lambda m: plan(m, "madam", pscale=3.0), ["'pscale'", "Did you mean p_scale?"]),
         (lambda m: plan(m, "fromage", weight_decay=0.1), ["weight_decay"]),

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_relopt import ConfigError, Fromage, create_optimizer
+from hf_relopt.nn.compression import convert
 from hf_relopt.plans.entries import OPTIMIZERS
 from tests.tensors import same_bits
 
@@ -55,6 +56,8 @@ def trained(
     optim: str, in_backward: bool, make: Callable[[], nn.Module] = Tied, steps: int = 6, **how: Any
 ) -> tuple[nn.Module, Fromage]:
     model = make()
+    if optim == "integer_madam":
+        convert(model)
     optimizer = create_optimizer(model, optim, 0.02, step_in_backward=in_backward, **how)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=steps)
     for step in range(steps):
