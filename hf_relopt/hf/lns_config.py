@@ -27,7 +27,9 @@ class LNSConfig(QuantizationConfigMixin):
         format: "lns8", "lns10", "lns12", "lns16", or a format of one's own (LNSFormat).
         skip: roles ("head", "embedding", ...), and patterns over names, that stay numbers.
         headroom: how far weights can grow when they are converted, see ``compress``.
-        bits, spacing, scale: of a format of one's own, as files have them.
+        bits: of a format of one's own, as files have it.
+        spacing: the same.
+        scale: the same.
         version: of the file.
 
     Raises:

@@ -46,7 +46,9 @@ class IntegerMadam(RelativeOptimizer):
         g_bound: largest normalised gradient, > 0: an entry changes by exp(lr * g_bound) at most.
         second_moment: how that of weights in codes is kept: "lns8", one byte per weight, or
             "float32", four.
-        p_scale, min_scale, rounding: of the weights in plain numbers, see Madam.
+        p_scale: of the weights in plain numbers, see Madam.
+        min_scale: the same.
+        rounding: the same.
         seed: seed of the rounding noise.
         backend: see Madam; codes are stepped by eager code, or compiled, on any device.
         maximize: ascend instead of descend.
