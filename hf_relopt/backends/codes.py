@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_relopt.backends.compiled import compile_once
+from hf_relopt.backends.compiled import compile_once, wrapped
 from hf_relopt.backends.part import Decision, Equation, Part, piece_size
 from hf_relopt.lns.format import LNSFormat
 from hf_relopt.lns.packing import pack_rows, unpack_rows
@@ -46,22 +46,27 @@ def update_compiled(parts: Sequence[Part], equation: Equation, decision: Decisio
 
 def _step(part: Part, decision: Decision, move: Move, keep: Keep) -> None:
     """Step one weight, a few rows at a time."""
-    weight, columns = _codes_of(part), _codes_of(part).columns
+    weight = _codes_of(part)
+    columns = weight.columns
     decided = decision.shaped(part.view.first, 1, 2)
     grad = part.source.reshape(-1, columns)
     kept, *top = part.buffers
     state = [kept.view(-1, columns), *[each.view(-1, 1) for each in top]]
-    step = max(1, piece_size(weight.device) // max(1, columns))
+    step = _rows_at_once(weight)
     for begin in range(0, len(weight.packed), step):
         rows = slice(begin, begin + step)
         packed, old = weight.packed[rows], [each[rows] for each in state]
-        origin = _origin(part.view.origin + begin * columns, grad.device)
+        origin = wrapped(part.view.origin + begin * columns, grad.device)
         moved, moment, noise = move(packed, old, grad[rows], decided, origin)
         for target, result in zip(old, keep(old, moment, noise, decided.learn), strict=True):
             target.copy_(result)
         packed.copy_(moved)
     # Autograd looks at the weight, and not at what it is made of.
     torch.autograd.graph.increment_version(weight)
+
+
+def _rows_at_once(weight: LNSTensor) -> int:
+    return max(1, piece_size(weight.device) // max(1, weight.columns))
 
 
 def _codes_of(part: Part) -> LNSTensor:
@@ -151,15 +156,9 @@ def _compiled(
 
 def count_ends(weight: LNSTensor) -> Tensor:
     """How many entries are at the largest level, at the smallest, and zero: int64 [3]."""
-    form, rows = weight.form, max(1, piece_size(weight.device) // max(1, weight.columns))
+    form = weight.form
     found = torch.zeros(3, dtype=torch.int64, device=weight.device)
-    for packed in weight.packed.split(rows):
+    for packed in weight.packed.split(_rows_at_once(weight)):
         level = unpack_rows(packed, form.bits, weight.columns) & form.levels
         found += torch.stack([torch.count_nonzero(level == q) for q in (form.levels, 1, 0)])
     return found
-
-
-def _origin(position: int, device: torch.device) -> Tensor:
-    """A position as int32, wrapping."""
-    signed = (position + 2**31) % 2**32 - 2**31
-    return torch.tensor(signed, dtype=torch.int32).to(device, non_blocking=True)

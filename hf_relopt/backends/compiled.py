@@ -86,7 +86,7 @@ def update(parts: Sequence[Part], equation: Equation, decision: Decision) -> Non
         if not _is_worthwhile(*part.tensors) or (noisy and not view.in_one_run):
             left.append(part)
             continue
-        origin = _origin(view, part.weight.device) if noisy else None
+        origin = wrapped(view.origin, part.weight.device) if noisy else None
         if view.count == 1:
             step(tuple(map(_flat, part.tensors)), decision.shaped(view.first, 1, 1), origin)
         else:
@@ -106,9 +106,9 @@ def _key(equation: Equation) -> tuple[Any, tuple[tuple[str, Any], ...], bool]:
     return equation.update, tuple(equation.constants.items()), equation.maximize
 
 
-def _origin(view: View, device: torch.device) -> Tensor:
-    """int32: the position in the full tensor of the view's first entry (wrapping)."""
-    signed = (view.origin + 2**31) % 2**32 - 2**31
+def wrapped(position: int, device: torch.device) -> Tensor:
+    """A position in a full tensor as int32 (wrapping)."""
+    signed = (position + 2**31) % 2**32 - 2**31
     return torch.tensor(signed, dtype=torch.int32).to(device, non_blocking=True)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.lns.format import levels_of
-from hf_relopt.lns.rows import decoded_rows
+from hf_relopt.lns.rows import by_rows, decoded_rows
 from hf_relopt.lns.tensor import LNSTensor
 
 # Entries that are compared at once: a few numbers in float64 for each.
@@ -81,7 +81,7 @@ def coding_error(name: str, before: Tensor, after: LNSTensor) -> CodingError:
         pick = slice(begin, begin + step)
         scale = after.scale[pick] if after.scale.dim() else after.scale
         numbers = decoded_rows(after.packed[pick], scale, after.form, after.columns, torch.float32)
-        largest = scale.unsqueeze(1) if scale.dim() else scale
+        largest = by_rows(scale)
         wide = rows[pick].double()
         lost += float((numbers.to(after.dtype).double() - wide).square().sum())
         norm += float(wide.square().sum())

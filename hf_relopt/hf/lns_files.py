@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_relopt.errors import FormatError, UnsupportedSetup
 from hf_relopt.lns.format import LNSFormat
-from hf_relopt.lns.packing import SCALES, row_bytes
+from hf_relopt.lns.packing import SCALES, packed_size
 from hf_relopt.lns.scale import scale_shape
 from hf_relopt.lns.tensor import LNSTensor, is_lns
 
@@ -54,7 +54,7 @@ def restored(
         FormatError: they do not fit the format or the shape.
     """
     rows, columns = shape[0], shape[1:].numel()
-    each = row_bytes(columns, form.bits)
+    each = packed_size(columns, form.bits)
     expected = scale_shape(shape, form)[:1]
     if packed.dtype is not torch.uint8 or packed.numel() != rows * each:
         raise FormatError(

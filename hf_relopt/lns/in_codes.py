@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_relopt.lns.format import LNSFormat
-from hf_relopt.lns.rows import contiguous_stride, decoded_rows, filled_up
+from hf_relopt.lns.rows import by_rows, contiguous_stride, decoded_rows, filled_up
 
 
 class InCodes(Tensor):
@@ -76,7 +76,7 @@ class InCodes(Tensor):
     @property
     def by_rows(self) -> Tensor:
         """The scales, to meet [rows, columns]."""
-        return self.scale.unsqueeze(1) if self.scale.dim() else self.scale
+        return by_rows(self.scale)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         """What it is, without its numbers."""

@@ -96,13 +96,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes.view(-1)[:count]
 
 
-def row_bytes(columns: int, bits: int) -> int:
-    """The bytes of a row of codes that begins and ends at whole groups, see ``pack_rows``."""
-    return packed_size(columns, bits)
-
-
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
-    """Each row of codes [rows, columns] on its own, as uint8 [rows, row_bytes(columns, bits)].
+    """Each row of codes [rows, columns] on its own, as uint8 [rows, packed_size(columns, bits)].
 
     A last group is filled up with zeros, so that rows can be cut apart, sent and joined as bytes.
     """
@@ -111,7 +106,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     filled = -columns % length
     if filled:
         codes = torch.nn.functional.pad(codes, (0, filled))
-    return pack(codes, bits).view(rows, row_bytes(columns, bits))
+    return pack(codes, bits).view(rows, packed_size(columns, bits))
 
 
 def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
@@ -122,10 +117,10 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     """
     length, _ = group_of(bits)
     rows, filled = len(packed), columns + -columns % length
-    if packed.shape != (rows, row_bytes(columns, bits)):
+    size = packed_size(columns, bits)
+    if packed.shape != (rows, size):
         raise FormatError(
-            f"Rows of {columns:,} codes of {bits} bits are {row_bytes(columns, bits):,} bytes, but "
-            f"there are bytes of shape {tuple(packed.shape)}. The file may be cut off, or of "
-            "another format."
+            f"Rows of {columns:,} codes of {bits} bits are {size:,} bytes, but there are "
+            f"bytes of shape {tuple(packed.shape)}. The file may be cut off, or of another format."
         )
     return unpack(packed.reshape(-1), bits, rows * filled).view(rows, filled)[:, :columns]

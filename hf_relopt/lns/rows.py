@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_relopt.lns.codec import decode, encode
 from hf_relopt.lns.format import LNSFormat
-from hf_relopt.lns.packing import pack_rows, row_bytes, unpack_rows
+from hf_relopt.lns.packing import pack_rows, packed_size, unpack_rows
 from hf_relopt.lns.scale import scale_of
 
 # Entries that are encoded at once: the codec holds a few numbers for each.
@@ -26,7 +26,7 @@ def encoded_rows(weight: Tensor, form: LNSFormat, headroom: float) -> tuple[Tens
     """
     scale = scale_of(weight, form, headroom)
     rows, columns = weight.shape
-    shape = rows, row_bytes(columns, form.bits)
+    shape = rows, packed_size(columns, form.bits)
     packed = torch.empty(shape, dtype=torch.uint8, device=weight.device)
     step = max(1, _PIECE // max(1, columns))
     for begin in range(0, rows, step):
@@ -41,7 +41,12 @@ def decoded_rows(
 ) -> Tensor:
     """The numbers of packed rows, [rows, columns]."""
     codes = packed if form.bits == 8 else unpack_rows(packed, form.bits, columns)
-    return decode(codes, scale.unsqueeze(1) if scale.dim() else scale, form, dtype)
+    return decode(codes, by_rows(scale), form, dtype)
+
+
+def by_rows(scale: Tensor) -> Tensor:
+    """Scales [rows], or the one that there is, to meet [rows, columns]."""
+    return scale.unsqueeze(1) if scale.dim() else scale
 
 
 def filled_up(tensor: Tensor, rows: int) -> Tensor:

@@ -16,7 +16,7 @@ from hf_relopt.errors import ConfigError
 from hf_relopt.lns.format import LNSFormat, format_of
 from hf_relopt.lns.in_codes import InCodes
 from hf_relopt.lns.operators import run, take_over
-from hf_relopt.lns.packing import row_bytes
+from hf_relopt.lns.packing import packed_size
 from hf_relopt.lns.rows import encoded_rows
 from hf_relopt.lns.scale import HEADROOM, scale_shape
 
@@ -60,7 +60,7 @@ class LNSTensor(InCodes):
         """A weight of this shape in codes on meta: what it is, and how many bytes it has."""
         rows, columns = shape[0], shape[1:].numel()
         packed = torch.empty(
-            rows, row_bytes(columns, form.bits), dtype=torch.uint8, device=torch.device("meta")
+            rows, packed_size(columns, form.bits), dtype=torch.uint8, device=torch.device("meta")
         )
         scale = torch.empty(scale_shape(shape, form)[:1], device=torch.device("meta"))
         return cls(packed, scale, form, columns, shape, dtype=dtype)

@@ -93,7 +93,9 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
     Args:
         dtype: of the numbers; None for the one that they are seen in.
     """
-    found = {name: param for name, param in model.named_parameters() if _is_in_codes(param)}
+    found = {
+        name: param for name, param in model.named_parameters() if isinstance(param, LNSTensor)
+    }
     numbers = {
         id(param): _in_place_of(param, param.dequantize().to(dtype or param.dtype))
         for param in found.values()
@@ -154,10 +156,6 @@ def _in_place_of(old: Tensor, new: Tensor) -> nn.Parameter:
     own = {"packed", "scale", "form", "columns", "shard", "_is_param"}
     made.__dict__.update({k: v for k, v in old.__dict__.items() if k not in own})
     return made
-
-
-def _is_in_codes(param: Any) -> bool:
-    return isinstance(param, LNSTensor)
 
 
 def _role(model: nn.Module, name: str, tied: tuple[str, ...], param: Tensor) -> str:
