@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before anything imports the libraries that read these.
@@ -67,6 +68,15 @@ def pytest_collection_finish() -> None:
 def _same_seed_for_every_test() -> None:
     """No test depends on which tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _transformers_says_as_much_in_every_test() -> Iterator[None]:
+    """A test that quiets Transformers does not quiet those that read its log after it."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,13 @@ def captured() -> Iterator[io.StringIO]:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     logger = logging.getLogger("transformers")
+    level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
     try:
         yield text
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 
