@@ -21,7 +21,7 @@ from hf_relopt.lns.squares import decode_squares, encode_squares
 from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.rules.rounding import two_noises
 
-# (packed, second moment, grad, decided, origin) -> packed, new second moment, noise for it
+# (codes, second moment, grad, decided, origin) -> codes, new second moment, noise for it
 Move = Callable[[Tensor, list[Tensor], Tensor, Decision, Tensor], tuple[Tensor, Tensor, Tensor]]
 # (second moment and perhaps its tops, new second moment, noise, learn) -> what is to be there
 Keep = Callable[[list[Tensor], Tensor, Tensor, Tensor], list[Tensor]]
@@ -38,16 +38,14 @@ def update_compiled(parts: Sequence[Part], equation: Equation, decision: Decisio
     rule = equation.update, tuple(equation.constants.items()), equation.maximize
     for part in parts:
         weight, grad = _codes_of(part), part.source
-        move, keep = _compiled(
-            rule, weight.form, weight.columns, len(part.buffers), grad.dtype, grad.device.type
-        )
+        move, keep = _compiled(rule, weight.form, len(part.buffers), grad.dtype, grad.device.type)
         _step(part, decision, move, keep)
 
 
 def _step(part: Part, decision: Decision, move: Move, keep: Keep) -> None:
     """Step one weight, a few rows at a time."""
     weight = _codes_of(part)
-    columns = weight.columns
+    bits, columns = weight.form.bits, weight.columns
     decided = decision.shaped(part.view.first, 1, 2)
     grad = part.source.reshape(-1, columns)
     kept, *top = part.buffers
@@ -57,10 +55,13 @@ def _step(part: Part, decision: Decision, move: Move, keep: Keep) -> None:
         rows = slice(begin, begin + step)
         packed, old = weight.packed[rows], [each[rows] for each in state]
         origin = wrapped(part.view.origin + begin * columns, grad.device)
-        moved, moment, noise = move(packed, old, grad[rows], decided, origin)
+        # Outside of what is compiled: shifts of packed words beside floats leave a compiler without
+        # vectors. It makes none of int16 either.
+        codes = packed if bits == 8 else unpack_rows(packed, bits, columns).to(torch.int32)
+        moved, moment, noise = move(codes, old, grad[rows], decided, origin)
         for target, result in zip(old, keep(old, moment, noise, decided.learn), strict=True):
             target.copy_(result)
-        packed.copy_(moved)
+        packed.copy_(moved if bits == 8 else pack_rows(moved, bits))
     # Autograd looks at the weight, and not at what it is made of.
     torch.autograd.graph.increment_version(weight)
 
@@ -75,17 +76,16 @@ def _codes_of(part: Part) -> LNSTensor:
 
 
 def _move(equation: Equation, form: LNSFormat) -> Move:
-    """What steps packed codes [rows, bytes] by gradients [rows, columns] of a float dtype.
+    """What steps codes [rows, columns] by gradients of a float dtype.
 
-    The origin is int32, the position of the first entry in the whole weight (wrapping).
+    Codes are int32, or uint8 where they are bytes, which need no packing. The origin is int32, the
+    position of the first entry in the whole weight (wrapping).
     """
 
     def move(
-        packed: Tensor, state: list[Tensor], grad: Tensor, decided: Decision, origin: Tensor
+        old: Tensor, state: list[Tensor], grad: Tensor, decided: Decision, origin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # A compiler makes no vectors of int16.
-        codes = packed if form.bits == 8 else unpack_rows(packed, form.bits, grad.shape[1])
-        codes = codes.to(torch.int32)
+        codes = old.to(torch.int32)
         gradient = grad.to(torch.float32)
         if equation.maximize:
             gradient = -gradient
@@ -106,8 +106,8 @@ def _move(equation: Equation, form: LNSFormat) -> Move:
             **decided.coefficients,
             **equation.constants,
         )
-        moved = torch.where(decided.move, pack_rows(codes - level + new, form.bits), packed)
-        return moved, new_moment, for_moment
+        moved = torch.where(decided.move, codes - level + new, codes)
+        return moved.to(old.dtype), new_moment, for_moment
 
     return move
 
@@ -121,37 +121,35 @@ def _keep(state: list[Tensor], moment: Tensor, noise: Tensor, learn: Tensor) -> 
 def _compiled(
     rule: tuple[Any, tuple[tuple[str, Any], ...], bool],
     form: LNSFormat,
-    columns: int,
     buffers: int,
     dtype: torch.dtype,
     device: str,
 ) -> tuple[Move, Keep]:
-    """Programs of their own for each kind of rows.
+    """Two programs for rows of any number and length.
 
-    With rows of unknown length, packing codes that are no bytes takes ten times as long; and torch
-    counts the kinds that one program has met, and stops at eight.
+    They are kept here, since torch counts what one function was compiled for, and stops at eight.
     """
     update, constants, maximize = rule
     move = compile_once(_move(Equation(update, dict(constants), maximize), form))
     keep = compile_once(_keep)
 
-    def of_any_number(
-        packed: Tensor, state: list[Tensor], grad: Tensor, decided: Decision, origin: Tensor
+    def of_any_rows(
+        codes: Tensor, state: list[Tensor], grad: Tensor, decided: Decision, origin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        for tensor in (packed, grad, *state):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        found: tuple[Tensor, Tensor, Tensor] = move(packed, state, grad, decided, origin)
+        for tensor in (codes, grad, *state):
+            torch._dynamo.maybe_mark_dynamic(tensor, [0, 1])
+        found: tuple[Tensor, Tensor, Tensor] = move(codes, state, grad, decided, origin)
         return found
 
-    def kept_of_any_number(
+    def kept_of_any_rows(
         state: list[Tensor], moment: Tensor, noise: Tensor, learn: Tensor
     ) -> list[Tensor]:
         for tensor in (moment, noise, *state):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            torch._dynamo.maybe_mark_dynamic(tensor, [0, 1])
         found: list[Tensor] = keep(state, moment, noise, learn)
         return found
 
-    return of_any_number, kept_of_any_number
+    return of_any_rows, kept_of_any_rows
 
 
 def count_ends(weight: LNSTensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 The lowest bit of the first code is the lowest of the first byte, and so on: four codes of 10 bits
 are five bytes, two of 12 are three. A last group is filled up with zeros, so that any number of
-codes can be packed, and where a group begins both a code and a byte begin.
+codes can be packed, and where a group begins both a code and a byte begin. Bytes of a word are in
+the order of all machines that PyTorch is built for, the lowest first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hf_relopt.errors import FormatError
 
@@ -42,24 +44,18 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         codes: integers in [0, 2^bits).
     """
     flat = codes.reshape(-1)
+    count = flat.numel()
     if bits == 8:
         return flat.to(torch.uint8, copy=True)
-    length, size = group_of(bits)
-    groups = -(-flat.numel() // length)
-    if flat.numel() < groups * length:
-        flat = torch.nn.functional.pad(flat, (0, groups * length - flat.numel()))
-    columns = flat.view(groups, length).to(torch.int32).unbind(1)
-    packed = torch.empty(groups, size, dtype=torch.uint8, device=codes.device)
-    for place in range(size):
-        byte = None
-        for number, column in enumerate(columns):
-            shift = bits * number - 8 * place
-            if -bits < shift < 8:
-                part = column << shift if shift >= 0 else column >> -shift
-                byte = part if byte is None else byte | part
-        assert byte is not None
-        packed[:, place] = byte & 0xFF
-    return packed.view(-1)
+    # Four codes are a word of 64 bits, 16 for each, in which the last three move down. In a copy: a
+    # view may begin in the middle of a word.
+    words = _filled(flat.to(torch.int16, copy=True), 4).view(torch.int64)
+    joined = words & _low(bits)
+    for place in range(1, 4):
+        moved = words >> place * (16 - bits)
+        joined |= moved.bitwise_and_(_low(bits) << place * bits)
+    cut = joined.view(torch.uint8).view(-1, 8)[:, : bits // 2]
+    return cut.reshape(-1)[: packed_size(count, bits)]
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -77,23 +73,27 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             f"there are {packed.numel():,} in {packed.dtype}. The file may be cut off, or of "
             "another format."
         )
-    dtype = code_dtype(bits)
+    flat = packed.reshape(-1)
     if bits == 8:
-        return packed.reshape(-1).to(dtype)
-    length, size = group_of(bits)
-    columns = packed.reshape(-1, size).to(dtype).unbind(1)
-    codes = torch.empty(packed.numel() // size, length, dtype=dtype, device=packed.device)
-    mask = 2**bits - 1
-    for number in range(length):
-        code = None
-        for place, column in enumerate(columns):
-            shift = 8 * place - bits * number
-            if -8 < shift < bits:
-                part = column << shift if shift >= 0 else column >> -shift
-                code = part if code is None else code | part
-        assert code is not None
-        codes[:, number] = code & mask
-    return codes.view(-1)[:count]
+        return flat.to(torch.int16)
+    size = bits // 2
+    joined = pad(_filled(flat, size).view(-1, size), (0, 8 - size)).view(torch.int64).view(-1)
+    words = joined & _low(bits)
+    for place in range(1, 4):
+        moved = joined << place * (16 - bits)
+        words |= moved.bitwise_and_(_low(bits) << place * 16)
+    codes = words.view(torch.int16)[:count]
+    return codes if bits < 16 else codes.to(torch.int32) & _low(bits)
+
+
+def _filled(flat: Tensor, length: int) -> Tensor:
+    """With zeros at its end, so that it has a multiple of so many entries."""
+    missing = -flat.numel() % length
+    return pad(flat, (0, missing)) if missing else flat
+
+
+def _low(bits: int) -> int:
+    return int(2**bits - 1)
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
@@ -105,7 +105,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     length, _ = group_of(bits)
     filled = -columns % length
     if filled:
-        codes = torch.nn.functional.pad(codes, (0, filled))
+        codes = pad(codes, (0, filled))
     return pack(codes, bits).view(rows, packed_size(columns, bits))
 
 
