@@ -64,7 +64,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-# Of weights in codes, which have no kernels in Triton: eager code steps them on a GPU.
+# Of weights in codes, which have no kernels in Triton: eager code steps them under "auto".
 _OF_CODES = Backend(sums.sums, codes.update)
 _OF_CODES_COMPILED = Backend(sums.sums, codes.update_compiled)
 
@@ -100,7 +100,16 @@ def backend_of_codes(name: str, paid: bool = False) -> Backend:
 
     Args:
         paid: as for ``backend_of``.
+
+    Raises:
+        ConfigError: it is "triton".
     """
+    if name == "triton":
+        raise ConfigError(
+            "backend='triton' has no kernels for weights that are stored in codes. Leave backend at "
+            "'auto', under which the weights in plain numbers beside them are stepped by Triton "
+            "where it runs, or choose 'compiled'."
+        )
     is_compiled = name == "compiled" or (name == "auto" and paid and compiles())
     return _OF_CODES_COMPILED if is_compiled else _OF_CODES
 

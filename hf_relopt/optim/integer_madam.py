@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
+from hf_relopt.backends.backend import backend_of_codes
 from hf_relopt.errors import ConfigError
 from hf_relopt.lns.tensor import is_lns
 from hf_relopt.optim.base import RelativeOptimizer
@@ -50,14 +51,15 @@ class IntegerMadam(RelativeOptimizer):
         min_scale: the same.
         rounding: the same.
         seed: seed of the rounding noise.
-        backend: see Madam; codes are stepped by eager code, or compiled, on any device.
+        backend: see Madam; codes are stepped by eager code, or compiled, on any device, and
+            "triton" is refused.
         maximize: ascend instead of descend.
         step_in_backward: step each weight inside ``backward()``, see Madam.
 
     Entries that are exactly zero stay zero, and signs never change.
 
     Raises:
-        ConfigError: no weight is in codes; else as for Madam.
+        ConfigError: no weight is in codes, or the backend is "triton"; else as for Madam.
 
     Source: arXiv 2006.14560, section 4; docs/integer-madam.md says what is ours.
     """
@@ -76,3 +78,5 @@ class IntegerMadam(RelativeOptimizer):
                 'format="lns8") before making the optimizer, load the model with '
                 'quantization_config=hf_relopt.LNSConfig(format="lns8"), or use Madam.'
             )
+        for group in self.param_groups:
+            backend_of_codes(group["backend"])

@@ -205,6 +205,8 @@ def test_models_without_codes_and_codes_without_it_are_refused():
             make([weight()])
     with pytest.raises(ConfigError, match="second_moment is 'int8'"):
         IntegerMadam([weight()], second_moment="int8")
+    with pytest.raises(ConfigError, match=r"backend='triton' has no kernels .* in codes"):
+        IntegerMadam([weight()], backend="triton")
     model = gpt2()
     with pytest.raises(ConfigError, match=r"hf_relopt.compress\(model"):
         create_optimizer(model, "integer_madam")
