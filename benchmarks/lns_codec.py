@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchao_int8
 from optimizer_spec import OptimizerSpec, build_optimizer, optimizer_spec
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 from step_time import SIZES, Size, parameters
@@ -117,8 +118,9 @@ def linear(args: argparse.Namespace, wait: Wait) -> dict[str, dict[str, Any]]:
         codes = LNSTensor.from_float(layer.weight, name)
         coded.weight = nn.Parameter(codes, requires_grad=False)
         work[name] = partial(coded, inputs)
-    version = int8_weights(quantized := copy.deepcopy(layer))
+    version, quantized = torchao_int8.version(), nn.Sequential(copy.deepcopy(layer))
     if version:
+        torchao_int8.compress(quantized)
         work[INT8] = lambda: quantized(inputs)
     with torch.no_grad():
         ways = {name: _timed(each, wait) for name, each in work.items()}
@@ -126,17 +128,6 @@ def linear(args: argparse.Namespace, wait: Wait) -> dict[str, dict[str, Any]]:
     if version:
         found[INT8]["torchao"] = version
     return found
-
-
-def int8_weights(layer: nn.Module) -> str | None:
-    """Store a layer's weights in int8, in place; return torchao's version, None without it."""
-    try:
-        import torchao
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError:
-        return None
-    quantize_(layer, Int8WeightOnlyConfig())
-    return str(torchao.__version__)
 
 
 def training(args: argparse.Namespace, wait: Wait) -> dict[str, dict[str, Any]]:

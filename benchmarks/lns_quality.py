@@ -3,7 +3,7 @@
 Three comparisons at the same data, steps and seeds:
 
     text      nanoGPT's setting for a CPU from scratch: Madam in float32, Integer Madam in codes,
-              AdamW in float32 and over weights in bfloat16
+              AdamW in float32, over weights in bfloat16 and in torchao's int8
     sst2      MiniLM fine-tuned on SST-2: Integer Madam, Madam and AdamW
     after     the model of Madam in float32, compressed when it is trained, without another step:
               each format, and torchao's linear int8 if it is installed
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchao_int8
 from gpt2_text import Size, characters, text_task
 from optimizer_spec import build_optimizer, optimizer_spec, schedule
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
@@ -49,11 +50,13 @@ GRID = {
         *[f"integer_madam:format={name},{_INTEGER}" for name in ("lns12", "lns10", "lns8")],
         "adamw:lr=6e-3",
         "adamw:lr=6e-3,weights=bfloat16",
+        "adamw:lr=6e-3,weights=int8",
     ],
     "sst2": [
         "madam:lr=3e-3",
         *[f"integer_madam:format={name},lr=3e-3" for name in ("lns12", "lns8")],
         "adamw:lr=2e-4",
+        "adamw:lr=2e-4,weights=int8",
     ],
 }
 MEASURES = {"text": "validation_loss", "sst2": "accuracy", "after": "validation_loss"}
@@ -67,6 +70,9 @@ def run_missing(args: argparse.Namespace, log: RunLog) -> None:
         for seed in args.seeds:
             for text in args.optim or GRID[name]:
                 spec = optimizer_spec(text)
+                if dict(spec.options).get("weights") == "int8" and not torchao_int8.version():
+                    print(f"left out, since torchao is not installed: {spec}")
+                    continue
                 key = {"task": name, "steps": STEPS[name], "optim": str(spec), "seed": seed}
                 if log.finished(key) is None:
                     done = train(spec, task, STEPS[name], seed, glances=5)
@@ -97,8 +103,8 @@ def _tasks(args: argparse.Namespace) -> dict[str, Task]:
 def compress_afterwards(task: Task, seed: int, steps: int, log: RunLog) -> None:
     """Train by Madam in float32, once, and measure the model in each format."""
     ways = {"float32": lambda model: None, **{name: _into(name) for name in FORMATS}}
-    if (int8 := _torchao_int8()) is not None:
-        ways["int8"] = int8
+    if torchao_int8.version() is not None:
+        ways["int8"] = torchao_int8.compress
     keys = {name: {"task": "after", "steps": steps, "optim": name, "seed": seed} for name in ways}
     missing = [name for name in ways if log.finished(keys[name]) is None]
     if not missing:
@@ -132,33 +138,6 @@ def trained(task: Task, seed: int, steps: int) -> nn.Module:
 
 def _into(name: str) -> Callable[[nn.Module], Any]:
     return lambda model: convert(model, name)
-
-
-def _torchao_int8() -> Callable[[nn.Module], Any] | None:
-    """Linear layers and embeddings in torchao's int8, a scale for each row; None without it."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError:
-        return None
-    from transformers.pytorch_utils import Conv1D
-
-    def quantize(model: nn.Module) -> None:
-        # It knows torch's Linear; GPT-2's Conv1D is one that is transposed, and the head is tied.
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, Conv1D):
-                    setattr(module, name, _as_linear(child))
-        quantize_(model, Int8WeightOnlyConfig())
-
-    return quantize
-
-
-def _as_linear(conv: nn.Module) -> nn.Linear:
-    inputs, outputs = conv.weight.shape  # type: ignore[union-attr]
-    linear = nn.Linear(inputs, outputs)  # type: ignore[arg-type]
-    linear.weight = nn.Parameter(conv.weight.detach().t().contiguous())  # type: ignore[union-attr, operator]
-    linear.bias = conv.bias  # type: ignore[assignment]
-    return linear
 
 
 def write_page(out: Path, log: RunLog) -> None:

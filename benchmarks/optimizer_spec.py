@@ -123,8 +123,14 @@ def build_optimizer(
         return MadamWithMomentum(weights, **options)
     if spec.name == "sgd":
         return torch.optim.SGD(weights, momentum=options.pop("momentum", 0.9), **options)
-    if options.pop("weights", None) == "bfloat16":
-        model.to(torch.bfloat16)  # the same weights, in place
+    stored = options.pop("weights", "float32")
+    if stored == "int8":
+        from torchao_int8 import train_in_int8
+
+        return train_in_int8(model, **{**defaults, **options})
+    if stored not in ("float32", "bfloat16"):
+        raise SystemExit(f"weights={stored}: AdamW's are float32, bfloat16 or int8 (torchao's)")
+    model.to(getattr(torch, stored))  # the same weights, in place
     return torch.optim.AdamW(weights, fused=True, **{**defaults, **options})
 
 

@@ -106,8 +106,8 @@ def backend_of_codes(name: str, paid: bool = False) -> Backend:
     """
     if name == "triton":
         raise ConfigError(
-            "backend='triton' has no kernels for weights that are stored in codes. Leave backend at "
-            "'auto', under which the weights in plain numbers beside them are stepped by Triton "
+            "backend='triton' has no kernels for weights that are stored in codes. Leave backend "
+            "at 'auto', under which the weights in plain numbers beside them are stepped by Triton "
             "where it runs, or choose 'compiled'."
         )
     is_compiled = name == "compiled" or (name == "auto" and paid and compiles())

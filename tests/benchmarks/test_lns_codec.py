@@ -54,7 +54,8 @@ def test_torchao_has_a_row_where_it_is(
     load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = load("lns_codec")
-    monkeypatch.setattr(script, "int8_weights", lambda layer: "0.0")
+    monkeypatch.setattr(script.torchao_int8, "version", lambda: "0.0")
+    monkeypatch.setattr(script.torchao_int8, "compress", lambda layer: None)
     start(monkeypatch, script, *SMALL, "--part", "linear", "--out", tmp_path / "result")
     done = {r["key"]["way"]: r for r in records(tmp_path / "result.jsonl")}
     assert done["int8, torchao"]["torchao"] == "0.0"

@@ -11,17 +11,19 @@ from tests.benchmarks.test_quality import TEXT
 
 
 def test_it_trains_compresses_and_reports(
-    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = load("lns_quality")
     monkeypatch.setattr(script, "STEPS", {"text": 2, "sst2": 2})
-    monkeypatch.setattr(script, "_torchao_int8", lambda: None)  # it is no part of the extra dev
+    # It is no part of the extra dev.
+    monkeypatch.setattr(script.torchao_int8, "version", lambda: None)
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 60, encoding="utf-8")
-    grid = {"text": ["madam:lr=.05,p_scale=5", "integer_madam:format=lns8,lr=.05,headroom=5"]}
-    monkeypatch.setattr(script, "GRID", grid)
+    ours = ["madam:lr=.05,p_scale=5", "integer_madam:format=lns8,lr=.05,headroom=5"]
+    monkeypatch.setattr(script, "GRID", {"text": [*ours, "adamw:lr=.01,weights=int8"]})
     arguments = ["--text_file", text, "--batches", 1, "--out", tmp_path / "result"]
     start(monkeypatch, script, *arguments)
+    assert "torchao is not installed: adamw:lr=0.01,weights=int8" in capsys.readouterr().out
     done = records(tmp_path / "result.jsonl")
     assert [record["key"]["task"] for record in done] == ["text"] * 2 + ["after"] * 5
     losses = {record["key"]["optim"]: record["validation_loss"] for record in done[2:]}
@@ -42,6 +44,7 @@ def test_it_trains_compresses_and_reports(
         ("adamw:weights=bfloat16", 16),
         ("madam", 32),
         ("int8", 8),
+        ("adamw:weights=int8", 8),
     ],
 )
 def test_bits_are_those_of_the_name(load, optim: str, bits: int) -> None:
