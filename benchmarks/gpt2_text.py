@@ -50,12 +50,17 @@ def characters(text: str) -> Codes:
 
 
 def text_task(
-    size: Size, codes: Codes, batches: int, device: str = "cpu", compiled: bool = False
+    size: Size,
+    codes: Codes,
+    batches: int,
+    device: str = "cpu",
+    compiled: bool = False,
+    tied: bool = True,
 ) -> Task:
     """Train a GPT-2 of `size` on random windows; measure on `batches` batches of 32 windows.
 
     On a GPU passes are in bfloat16 (autocast), weights and steps in float32. `compiled`: the passes
-    of training go through torch.compile.
+    of training go through torch.compile. `tied`: the head is the table of tokens.
 
     Raises:
         SystemExit: a part of the text is shorter than two windows.
@@ -76,7 +81,7 @@ def text_task(
         return _evaluate(model, codes.valid, count, size.context)
 
     return Task(
-        make_model=lambda: make_model(size, codes.vocabulary),
+        make_model=lambda: make_model(size, codes.vocabulary, tied),
         batches=windows,
         loss=torch.compile(_loss) if compiled else _loss,
         evaluate=lambda model: {"validation_loss": measure(model, batches)},
@@ -87,8 +92,8 @@ def text_task(
     )
 
 
-def make_model(size: Size, vocabulary: int) -> GPT2LMHeadModel:
-    """Tied embeddings, no dropout, the library's own initialisation."""
+def make_model(size: Size, vocabulary: int, tied: bool = True) -> GPT2LMHeadModel:
+    """No dropout, the library's own initialisation, and perhaps one table for both ends."""
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=size.context,
@@ -101,6 +106,7 @@ def make_model(size: Size, vocabulary: int) -> GPT2LMHeadModel:
         # GPT-2's own "gelu_new" is this function in seven passes: the run takes a third longer.
         activation_function="gelu_pytorch_tanh",
         use_cache=False,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=None,
     )

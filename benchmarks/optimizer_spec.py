@@ -26,7 +26,9 @@ OURS = (
 )
 # Madam as the paper does not have it, to see whether it is missing anything.
 WITH_MOMENTUM = "madam_momentum"
-NAMES = (*OURS, WITH_MOMENTUM, "adamw", "muon", "sgd")
+# Of the package pytorch_optimizer, in the extra `bench`.
+OTHERS = {"lars": "LARS", "lamb": "Lamb", "lion": "Lion"}
+NAMES = (*OURS, WITH_MOMENTUM, "adamw", "muon", "sgd", *OTHERS)
 WARMUP = 100
 
 
@@ -123,6 +125,8 @@ def build_optimizer(
         return MadamWithMomentum(weights, **options)
     if spec.name == "sgd":
         return torch.optim.SGD(weights, momentum=options.pop("momentum", 0.9), **options)
+    if spec.name in OTHERS:
+        return _other(OTHERS[spec.name], weights, options)
     stored = options.pop("weights", "float32")
     if stored == "int8":
         from torchao_int8 import train_in_int8
@@ -132,6 +136,17 @@ def build_optimizer(
         raise SystemExit(f"weights={stored}: AdamW's are float32, bfloat16 or int8 (torchao's)")
     model.to(getattr(torch, stored))  # the same weights, in place
     return torch.optim.AdamW(weights, fused=True, **{**defaults, **options})
+
+
+def _other(
+    name: str, weights: list[torch.nn.Parameter], options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise SystemExit(f"{name} needs a package: pip install pytorch_optimizer") from error
+    made: torch.optim.Optimizer = getattr(pytorch_optimizer, name)(weights, **options)
+    return made
 
 
 def _store_in_codes(model: torch.nn.Module, options: dict[str, Any]) -> None:
@@ -192,7 +207,8 @@ def schedule(word: str, steps: int) -> Callable[[int], float]:
 
     Args:
         word: "linear": down to 0 at once; "cosine": up over 100 steps, a cosine down to a tenth;
-            "warmup_linear": up over 100 steps, then down to 0.
+            "warmup_linear": up over 100 steps, then down to 0; "exponential": by 5 % with every
+            hundredth of the run.
         steps: length of the run; a warm-up is a tenth of it at most.
     """
     warmup = min(WARMUP, max(1, steps // 10))
@@ -202,7 +218,9 @@ def schedule(word: str, steps: int) -> Callable[[int], float]:
         return warmup_cosine_to_tenth(steps, warmup)
     if word == "warmup_linear":
         return warmup_linear_to_zero(steps, warmup)
-    raise SystemExit(f"schedule is {word!r}; use linear, cosine or warmup_linear")
+    if word == "exponential":
+        return lambda step: 0.95 ** (100 * step // steps)
+    raise SystemExit(f"schedule is {word!r}; use linear, cosine, warmup_linear or exponential")
 
 
 def linear_to_zero(steps: int) -> Callable[[int], float]:

@@ -40,9 +40,11 @@ class Task:
         loss: (model, batch) -> mean loss.
         evaluate: (model) -> figures on the whole validation part.
         glance: (model) -> loss on a small part of it, the same in each run.
-        baseline_schedule: schedule of AdamW, Muon and SGD; the others decay linearly to 0.
+        baseline_schedule: of the learning rate of AdamW, Muon, SGD and other optimizers that are
+            not ours.
         defaults: options of AdamW and Muon (betas, weight_decay).
         device: where the model lies.
+        relative_schedule: that of ours.
     """
 
     make_model: Callable[[], nn.Module]
@@ -53,6 +55,7 @@ class Task:
     baseline_schedule: str
     defaults: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    relative_schedule: str = "linear"
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,15 @@ class Run:
 
     Attributes:
         lr: the rate of the first step, before the schedule.
-        losses: training loss of every step.
+        losses: training loss of every step that was made.
         glances: pairs of a step (from 1) and the loss at a glance after it; empty without glances.
         seconds: of the training, measuring left out: processor time on a CPU, the clock's on a GPU.
         options: numbers and words of each param group.
         state_bytes_per_weight: of the optimizer at the end.
         figures: what `Task.evaluate` gave at the end.
         peak_bytes: of a GPU's memory during the training, measuring left out; None on a CPU.
+        diverged_at: the step (from 1) whose loss was no finite number, with which the run ended;
+            None if there was none. On a GPU it is looked for a hundred times in a run.
     """
 
     lr: float
@@ -78,6 +83,7 @@ class Run:
     state_bytes_per_weight: float
     figures: dict[str, float]
     peak_bytes: int | None
+    diverged_at: int | None
 
 
 def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int = 0) -> Run:
@@ -96,12 +102,13 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
     model.train()
     optimizer = build_optimizer(spec.without("schedule"), model, **task.defaults)
     lr, options = rate_in_use(spec, optimizer), options_in_use(optimizer)
-    word = "linear" if spec.relative else task.baseline_schedule
+    word = task.relative_schedule if spec.relative else task.baseline_schedule
     factor = schedule(dict(spec.options).get("schedule", word), steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     looks = {math.ceil(steps * look / glances) for look in range(1, glances + 1)}
     losses, seen = torch.zeros(steps, device=task.device), []
+    diverged_at, is_checked = None, _checks(task, steps)
     _warm_up(model, task, steps, seed)
     set_seed(seed)
     clock = Clock(task.device)
@@ -113,6 +120,9 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         losses[done - 1] = loss.detach()
+        if is_checked(done) and not losses[:done].isfinite().all():
+            diverged_at = int((~losses[:done].isfinite()).nonzero()[0]) + 1
+            break
         if done in looks:
             with clock.stopped():
                 model.eval()
@@ -127,8 +137,22 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
     print(f"{spec} (lr {lr:g}) seed {seed}: {shown}", flush=True)
     state = state_bytes_per_weight(optimizer)
     return Run(
-        lr, losses.cpu(), seen, round(seconds, 1), options, state, figures, clock.peak_bytes()
+        lr,
+        losses[:diverged_at].cpu(),
+        seen,
+        round(seconds, 1),
+        options,
+        state,
+        figures,
+        clock.peak_bytes(),
+        diverged_at,
     )
+
+
+def _checks(task: Task, steps: int) -> Callable[[int], bool]:
+    """After which steps to see whether a run has diverged: a look makes a GPU wait."""
+    every = 1 if task.device == "cpu" else max(1, steps // 100)
+    return lambda done: done % every == 0 or done == steps
 
 
 def _warm_up(model: nn.Module, task: Task, steps: int, seed: int) -> None:

@@ -1,0 +1,224 @@
+"""The papers' experiments, beside what a user would pick instead.
+
+    depth      perceptrons of 1 to 50 hidden layers: which optimizer trains how deep a network?
+    pictures   a ResNet and a vision transformer: accuracy, and the loss on held-out pictures
+    words      the papers' word-level transformer
+    sizes      a GPT-2 of several depths and widths: how far does the best learning rate move?
+
+Every optimizer gets as many learning rates, which lie alike around the one that is recommended for
+it. So each experiment answers two questions: which is best, and what does it cost not to tune?
+
+    python benchmarks/evidence.py --size quick --jobs 2             # all of it, in 20 minutes
+    python benchmarks/evidence.py --experiment depth --jobs 2
+    python benchmarks/evidence.py --experiment words --data words=wikitext2-test.txt \\
+        --valid_text wikitext2-valid.txt
+    python benchmarks/evidence.py --experiment pictures --size full --device cuda \\
+        --data pictures=uoft-cs/cifar10
+    python benchmarks/evidence.py --experiment depth --optim lion --optim lamb
+    python benchmarks/evidence.py --experiment depth --report_only
+
+Finished runs are not repeated: kill it and start it again. A run that diverged is a result like any
+other. Tables and pictures are written at the end, from all runs of these sizes in the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence_depth import DEPTH
+from evidence_experiment import PASSES, Cell, Experiment, Options, without_rate
+from evidence_images import PICTURES
+from evidence_table import draw, tables
+from evidence_text import RATES, TEXT
+from optimizer_spec import NAMES, optimizer_spec
+from run_log import MONTH, RESULTS, RunLog, write_report
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "depth": DEPTH,
+    "pictures": PICTURES,
+    "words": TEXT,
+    "sizes": RATES,
+}
+
+
+def main() -> None:
+    """Do the missing runs of the command line; write tables and pictures."""
+    args = _read_command_line()
+    for name in args.experiment:
+        options = _options(name, args)
+        log = RunLog(args.out / f"evidence_{name}_{args.device}_{MONTH}.jsonl")
+        if not args.report_only:
+            _run_missing(name, options, args, log)
+        _report(name, options, log)
+
+
+def _run_missing(name: str, options: Options, args: argparse.Namespace, log: RunLog) -> None:
+    experiment = EXPERIMENTS[name]
+    cells = experiment.cells(args.size, args.seeds, args.optim)
+    done = {str(record["key"]) for record in log.records()}
+    missing = [cell for cell in cells if str(_key(name, cell, options)) not in done]
+    print(f"{name}: {len(missing)} of {len(cells)} runs are left", flush=True)
+    start = time.monotonic()
+    for number, (cell, figures) in enumerate(_runs(name, missing, options, args), start=1):
+        log.append(_key(name, cell, options), figures)
+        left = (time.monotonic() - start) / number * (len(missing) - number) / 60
+        print(
+            f"{name} {number} of {len(missing)}: {cell.setting} {cell.optim} seed {cell.seed}: "
+            f"{_said(figures, experiment)}; about {left:.0f} min left",
+            flush=True,
+        )
+
+
+def _runs(
+    name: str, cells: list[Cell], options: Options, args: argparse.Namespace
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each cell with its figures, in the order in which runs end."""
+    torch.set_num_threads(args.threads)
+    if args.jobs == 1:
+        for cell in cells:
+            yield cell, run(name, cell, options)
+        return
+    pool = ProcessPoolExecutor(
+        args.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (args.threads,)
+    )
+    with pool:
+        jobs: dict[Future[dict[str, Any]], Cell] = {
+            pool.submit(run, name, cell, options): cell for cell in cells
+        }
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def run(name: str, cell: Cell, options: Options) -> dict[str, Any]:
+    """One run's figures. Lines on its way are shown of the long runs alone."""
+    shown = sys.stdout if options.size == "full" else io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        return EXPERIMENTS[name].run(cell, options)
+
+
+def _said(figures: dict[str, Any], experiment: Experiment) -> str:
+    if "refused" in figures:
+        return f"refused: {figures['refused']}"
+    if figures["diverged_at"] is not None:
+        return f"diverged at step {figures['diverged_at']}"
+    shown = figures[experiment.measure]
+    return f"{experiment.measure} {shown:.{experiment.digits}f} ({figures['seconds']:.0f} s)"
+
+
+def _key(name: str, cell: Cell, options: Options) -> dict[str, Any]:
+    return {
+        "experiment": name,
+        "scale": "full" if options.size == "full" else "small",
+        "data": Path(options.data).name,
+        "setting": cell.setting,
+        "steps": cell.steps,
+        "optim": cell.optim,
+        "seed": cell.seed,
+    }
+
+
+def _options(name: str, args: argparse.Namespace) -> Options:
+    experiment = EXPERIMENTS[name]
+    own = experiment.full_data if args.size == "full" else ""
+    data = args.data.get(name, own or experiment.data)
+    return Options(args.size, data, args.valid_text, args.device)
+
+
+def _report(name: str, options: Options, log: RunLog) -> None:
+    """Write the page and the picture of all runs of this scale on this data."""
+    experiment = EXPERIMENTS[name]
+    scale = "full" if options.size == "full" else "small"
+    wanted = {"scale": scale, "data": Path(options.data).name}
+    records = [record for record in log.records() if wanted.items() <= record["key"].items()]
+    if not records:
+        raise SystemExit(f"{log.path.name} has no finished run of {name} with {wanted}")
+    shown = tables(records, experiment)
+    print(shown)
+    page, picture = log.path.with_suffix(".md"), log.path.with_suffix(".png")
+    draw(picture, records, experiment)
+    steps = ", ".join(f"{steps:,}" for steps in sorted({r["key"]["steps"] for r in records}))
+    setting = f"{experiment.about} Data: {wanted['data']}; {steps} steps.\n\n{_CAPTION}"
+    setting += f"\n\n![{experiment.title}]({picture.name})"
+    wheres = [record["where"] for record in records]
+    write_report(page, experiment.title, setting, shown, "Not read yet.", wheres)
+
+
+_CAPTION = (
+    "Every optimizer has as many learning rates; (edge): the best is the lowest or highest. "
+    "What diverged or was refused has no number. In the picture a ring is at the recommended rate."
+)
+
+
+def _read_command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--experiment", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS),
+        help="default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", choices=PASSES, default="here",
+        help="quick: 20 minutes for all; here: hours on a CPU; full: the papers' sizes, for a GPU "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=_source, action="append", metavar="EXPERIMENT=SOURCE",
+        help="what an experiment reads: digits, a path or a hub name; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--valid_text", type=Path, help="for words: a file to measure on")
+    parser.add_argument(
+        "--optim", type=_rival, action="append", metavar="NAME[:OPTION=VALUE,...]",
+        help=f"in place of the pass's optimizers, without a rate: {', '.join(NAMES)}",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (default: 1)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--report_only", action="store_true", help="write the pages again")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS,
+        help="folder of the results: evidence_*.jsonl, .md and .png (default: benchmarks/results)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    args.data = dict(args.data or ())
+    args.optim = args.optim or []
+    if args.jobs < 1 or args.threads < 1:
+        parser.error("--jobs and --threads are 1 at least")
+    if args.device == "cuda" and not torch.cuda.is_available() and not args.report_only:
+        parser.error("--device cuda needs a CUDA device, and torch sees none")
+    if args.valid_text is not None and not args.valid_text.is_file():
+        parser.error(f"--valid_text {args.valid_text}: no such file")
+    return args
+
+
+def _source(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if name not in EXPERIMENTS or not (equals and source):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no EXPERIMENT=SOURCE with one of {', '.join(EXPERIMENTS)}"
+        )
+    return name, source
+
+
+def _rival(text: str) -> str:
+    if optimizer_spec(text).lr is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} has a rate: rates follow from --size")
+    return without_rate(text)
+
+
+if __name__ == "__main__":
+    main()

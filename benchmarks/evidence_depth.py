@@ -1,0 +1,100 @@
+"""Depth: how many hidden layers does an optimizer train? Perceptrons in PyTorch's initialisation.
+
+Units of a hidden layer are as many as inputs. Its weights are drawn from +-1/sqrt(inputs), a third
+of the variance that keeps a signal alive through ReLUs, so that what arrives at the end of a deep
+network is nearly the same for every picture: a test of trainability, and not of accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+
+from evidence_experiment import Cell, Experiment, Options, trained
+from image_data import Split, measured, read_pictures
+from torch import Tensor, nn
+from torch.nn import functional as F
+from training import Task
+
+BATCH = 250
+# Every hundredth of a run, learning rates fall by 5 %, as in the paper.
+SCHEDULE = "exponential"
+_RIVALS = ("sgd", "adamw:weight_decay=0.0", "fromage", "madam", "adamh", "muon")
+
+
+def perceptron(inputs: int, hidden: int, classes: int) -> nn.Sequential:
+    """`hidden` layers of ReLU units, as many as inputs each, and one that reads out."""
+    layers: list[nn.Module] = []
+    for _ in range(hidden):
+        layers += [nn.Linear(inputs, inputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+def depth_task(data: Split, hidden: int, device: str) -> Task:
+    """Train on whole batches of random pictures; measure on all of them, and on the others."""
+
+    def batches(steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return data.train.batches(BATCH, steps, seed)
+
+    def logits(model: nn.Module, pictures: Tensor) -> Tensor:
+        found: Tensor = model(pictures.flatten(1).to(device))
+        return found
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(logits(model, batch[0]), batch[1].to(device))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        train, valid = (measured(partial(logits, model), part) for part in (data.train, data.valid))
+        return {
+            "train_accuracy": train["accuracy"],
+            "train_loss": train["loss"],
+            "accuracy": valid["accuracy"],
+            "valid_loss": valid["loss"],
+        }
+
+    return Task(
+        make_model=lambda: perceptron(data.train.shape.numel(), hidden, data.classes),
+        batches=batches,
+        loss=loss,
+        evaluate=evaluate,
+        glance=lambda model: measured(partial(logits, model), data.valid)["loss"],
+        baseline_schedule=SCHEDULE,
+        relative_schedule=SCHEDULE,
+        device=device,
+    )
+
+
+@cache
+def _data(source: str, side: int) -> Split:
+    return read_pictures(source, side, colors=1)
+
+
+def _run(cell: Cell, options: Options) -> dict[str, object]:
+    side = 28 if options.size == "full" else 8
+    data = _data(options.data, side)
+    return trained(depth_task(data, int(cell.setting), options.device), cell)
+
+
+DEPTH = Experiment(
+    title="Depth: how many layers does an optimizer train?",
+    about="Perceptrons of L hidden layers, as wide as their inputs, ReLU, PyTorch's own "
+    "initialisation; batches of 250, learning rates fall by 5 % every hundredth of the run for "
+    "everyone. The paper's claim: Fromage trains deeper than Adam, and Adam deeper than SGD.",
+    measure="train_accuracy",
+    rising=True,
+    digits=1,
+    rivals={
+        "quick": ("sgd", "adamw:weight_decay=0.0", "fromage", "madam"),
+        "here": _RIVALS,
+        "full": (*_RIVALS, "fromage_spectral", "muonh", "lamb", "lion"),
+    },
+    settings={
+        "quick": ("5", "20", "50"),
+        "here": ("1", "5", "10", "15", "20", "25", "30", "40", "50"),
+        "full": ("1", *map(str, range(3, 51, 2))),
+    },
+    steps={"quick": 600, "here": 600, "full": 24_000},
+    data="digits",
+    run=_run,
+    full_data="ylecun/mnist",
+)

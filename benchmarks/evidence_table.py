@@ -1,0 +1,205 @@
+"""Tables and pictures of evidence.py: the recommended rate, the best one, and what lies between."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence_experiment import Experiment, value_of, without_rate
+from run_log import markdown_table
+
+# Settings that are drawn beside each other at most.
+MOST_PANELS = 4
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One optimizer in one setting.
+
+    Attributes:
+        values: by learning rate, the mean over seeds; infinite where one of them has no number.
+        recommended: the rate a user begins with.
+        rising: is more of it better?
+        records: all of its runs.
+    """
+
+    values: dict[float, float]
+    recommended: float
+    rising: bool
+    records: list[dict[str, Any]]
+
+    @property
+    def at_recommended(self) -> float | None:
+        """What a user has who does not tune; None if that was not run."""
+        return self.values.get(self.recommended)
+
+    @property
+    def best_rate(self) -> float:
+        """The rate with the best mean."""
+        pick = max if self.rising else min
+        return pick(self.values, key=lambda rate: self.values[rate])
+
+    @property
+    def best(self) -> float:
+        """The best mean."""
+        return self.values[self.best_rate]
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Is the best rate the lowest or highest that was run? Then a better one may lie beyond."""
+        return len(self.values) > 1 and self.best_rate in (min(self.values), max(self.values))
+
+
+# Optimizer without a rate -> setting -> its sweep.
+Sweeps = dict[str, dict[str, Sweep]]
+
+
+def sweeps(records: list[dict[str, Any]], experiment: Experiment) -> Sweeps:
+    """Runs put together by optimizer and setting, in the order of the experiment's settings."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        key = without_rate(record["key"]["optim"]), record["key"]["setting"]
+        found.setdefault(key, []).append(record)
+    order = settings_of(records)
+    made: Sweeps = {}
+    for rival in sorted({name for name, _ in found}):
+        made[rival] = {
+            setting: _sweep(found[rival, setting], rival, experiment)
+            for setting in order
+            if (rival, setting) in found
+        }
+    return made
+
+
+def settings_of(records: list[dict[str, Any]]) -> list[str]:
+    """The settings of all runs; numbers by size."""
+    found = {record["key"]["setting"] for record in records}
+    return sorted(found, key=lambda text: (len(text), text) if text.isdigit() else (0, text))
+
+
+def _sweep(records: list[dict[str, Any]], rival: str, experiment: Experiment) -> Sweep:
+    by_rate: dict[float, list[float]] = {}
+    for record in records:
+        by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
+    values = {rate: statistics.mean(by_rate[rate]) for rate in sorted(by_rate)}
+    return Sweep(values, experiment.recommended_rate(rival), experiment.rising, records)
+
+
+def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
+    """At the recommended rate, at the best one, and the difference; a column for each setting."""
+    found = sweeps(records, experiment)
+    settings = settings_of(records)
+    measure = experiment.measure.replace("_", " ")
+
+    def number(value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value:.{experiment.digits}f}" if math.isfinite(value) else "diverged"
+
+    def best(sweep: Sweep) -> str:
+        if not math.isfinite(sweep.best):
+            return "diverged"
+        return f"{number(sweep.best)} at {sweep.best_rate:g}" + " (edge)" * sweep.is_at_edge
+
+    def cost(sweep: Sweep) -> str:
+        first = sweep.at_recommended
+        return "" if first is None or not math.isfinite(first) else number(abs(first - sweep.best))
+
+    kinds: dict[str, Callable[[Sweep], str]] = {
+        f"{measure} at the recommended rate": lambda sweep: number(sweep.at_recommended),
+        f"{measure} at the best rate": best,
+        "what tuning gains": cost,
+    }
+    shown = []
+    for title, cell in kinds.items():
+        rows = [
+            [
+                f"`{rival}`",
+                f"{experiment.recommended_rate(rival):g}",
+                *[cell(own[setting]) if setting in own else "" for setting in settings],
+            ]
+            for rival, own in found.items()
+        ]
+        header = ["optimizer", "recommended rate", *settings]
+        shown.append(f"**{title[0].upper()}{title[1:]}**\n\n{markdown_table(header, rows)}")
+    shown.append(_costs(found))
+    return "\n\n".join(shown)
+
+
+def _costs(found: Sweeps) -> str:
+    """What the optimizers hold and take."""
+    rows = []
+    for rival, own in found.items():
+        trained = [r for sweep in own.values() for r in sweep.records if "refused" not in r]
+        seeds = {record["key"]["seed"] for record in trained}
+        bad = sum(record["diverged_at"] is not None for record in trained)
+        state = max((record["state_bytes_per_weight"] for record in trained), default=math.nan)
+        rows.append([f"`{rival}`", len(trained), len(seeds), bad, f"{state:.2f}"])
+    header = ["optimizer", "runs", "seeds", "diverged", "state, bytes per weight"]
+    return markdown_table(header, rows)
+
+
+def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> None:
+    """The measure against the rate, a panel for each setting; where settings are numbers, against
+    them: at the recommended rate, and at the best one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found, settings = sweeps(records, experiment), settings_of(records)
+    by_number = len(settings) > 1 and all(setting.isdigit() for setting in settings)
+    titles = ["recommended rate", "best rate"] if by_number else settings[:MOST_PANELS]
+    figure, panels = pyplot.subplots(
+        1, len(titles), figsize=(5.5 * len(titles), 4.5), sharey=True, squeeze=False
+    )
+    for panel, title in zip(panels[0], titles, strict=True):
+        for number, (rival, own) in enumerate(found.items()):
+            style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+            if by_number:
+                points = _by_setting(own, best=title == "best rate")
+                panel.plot(*_finite(points), marker=".", label=rival, **style)
+            elif title in own:
+                sweep = own[title]
+                panel.plot(*_finite(sweep.values), marker=".", label=rival, **style)
+                first = sweep.at_recommended
+                if first is not None and math.isfinite(first):
+                    ring = {"marker": "o", "markersize": 9, "fillstyle": "none"}
+                    panel.plot(sweep.recommended, first, color=style["color"], **ring)
+        panel.set(title=title, xlabel="hidden layers" if by_number else "learning rate")
+        if not by_number:
+            panel.set_xscale("log")
+    _zoom(panels[0][0], found, experiment)
+    panels[0][0].set_ylabel(experiment.measure.replace("_", " "))
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _by_setting(own: dict[str, Sweep], best: bool) -> dict[float, float]:
+    points = {}
+    for setting, sweep in own.items():
+        value = sweep.best if best else sweep.at_recommended
+        if value is not None:
+            points[float(setting)] = value
+    return points
+
+
+def _finite(points: dict[float, float]) -> tuple[list[float], list[float]]:
+    kept = [(x, y) for x, y in points.items() if math.isfinite(y)]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _zoom(panel: Any, found: Sweeps, experiment: Experiment) -> None:
+    """Leave the worst runs out of the picture: one loss of a thousand makes all others a line."""
+    every = [value for own in found.values() for sweep in own.values() for value in
+             sweep.values.values() if math.isfinite(value)]  # fmt: skip
+    if experiment.rising or len(every) < 4:
+        return
+    least, middle = min(every), statistics.median(every)
+    panel.set_ylim(least - 0.05 * (middle - least), least + 2.5 * (middle - least))
