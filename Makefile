@@ -41,10 +41,10 @@ GIVEN = $(foreach name,PYTHON VENV TRANSFORMERS,$(if \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check style bench docs clean
+.PHONY: help setup demo test check style bench evidence evidence-quick docs clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP)  ## train a small GPT-2 with fromage_spectral on the text of Python's standard library (3 to 10 minutes)
 	$(SAY) "Training; everything goes to runs/demo. Interrupted, the same command resumes."
@@ -74,6 +74,14 @@ style: $(STAMP)  ## format the code and mend what ruff can mend
 bench: $(STAMP)  ## time a step of each optimizer (prints a table of ratios)
 	$(SAY) "Timing optimizer steps; leave the machine alone meanwhile"
 	@$(OFFLINE) $(BIN)/python benchmarks/step_time.py $(ARGS)
+
+evidence-quick: $(STAMP)  ## a first look at the papers' experiments beside AdamW and SGD (20 minutes on 2 cores)
+	$(SAY) "Results go to runs/evidence. Interrupted, the same command goes on."
+	@$(OFFLINE) $(BIN)/python benchmarks/evidence.py --size quick --jobs $(CORES) --out runs/evidence $(ARGS)
+
+evidence: $(STAMP)  ## the same with more optimizers, learning rates and sizes (hours)
+	$(SAY) "Results go to runs/evidence. Interrupted, the same command goes on."
+	@$(OFFLINE) $(BIN)/python benchmarks/evidence.py --jobs $(CORES) --out runs/evidence $(ARGS)
 
 docs: $(DOCS)/.installed  ## build the site from docs/ and the docstrings, strictly, into site/
 	@# Not --quiet: it would hide warnings from --strict, too.

@@ -2,7 +2,9 @@
 
     depth      perceptrons of 1 to 50 hidden layers: which optimizer trains how deep a network?
     pictures   a ResNet and a vision transformer: accuracy, and the loss on held-out pictures
+    gan        a class-conditional GAN: two networks that train against each other
     words      the papers' word-level transformer
+    squad      question answering, fine-tuned
     sizes      a GPT-2 of several depths and widths: how far does the best learning rate move?
 
 Every optimizer gets as many learning rates, which lie alike around the one that is recommended for
@@ -15,7 +17,7 @@ it. So each experiment answers two questions: which is best, and what does it co
     python benchmarks/evidence.py --experiment pictures --size full --device cuda \\
         --data pictures=uoft-cs/cifar10
     python benchmarks/evidence.py --experiment depth --optim lion --optim lamb
-    python benchmarks/evidence.py --experiment depth --report_only
+    python benchmarks/evidence.py --experiment depth gan --report_only
 
 Finished runs are not repeated: kill it and start it again. A run that diverged is a result like any
 other. Tables and pictures are written at the end, from all runs of these sizes in the files.
@@ -37,7 +39,9 @@ from typing import Any
 import torch
 from evidence_depth import DEPTH
 from evidence_experiment import PASSES, Cell, Experiment, Options, without_rate
+from evidence_gan import GAN
 from evidence_images import PICTURES
+from evidence_squad import SQUAD
 from evidence_table import draw, tables
 from evidence_text import RATES, TEXT
 from optimizer_spec import NAMES, optimizer_spec
@@ -46,7 +50,9 @@ from run_log import MONTH, RESULTS, RunLog, write_report
 EXPERIMENTS: dict[str, Experiment] = {
     "depth": DEPTH,
     "pictures": PICTURES,
+    "gan": GAN,
     "words": TEXT,
+    "squad": SQUAD,
     "sizes": RATES,
 }
 

@@ -81,6 +81,7 @@ class Experiment:
         full_data: the same at full size; "" for no other.
         recommended: learning rates by the name of an optimizer, where a user begins with others
             than from scratch.
+        powers: by pass, where POWERS have too many or too far ones.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Experiment:
     run: Callable[[Cell, Options], dict[str, Any]]
     full_data: str = ""
     recommended: Mapping[str, float] = field(default_factory=dict)
+    powers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def cells(self, size: str, seeds: Sequence[int], rivals: Sequence[str] = ()) -> list[Cell]:
         """All runs of a pass: the recommended rates of every setting first.
@@ -105,7 +107,7 @@ class Experiment:
         return [
             Cell(setting, str(self.with_rate(rival, power)), self.steps[size], seed)
             for seed in seeds
-            for power in sorted(POWERS[size], key=abs)
+            for power in sorted(self.powers.get(size, POWERS[size]), key=abs)
             for setting in self.settings[size]
             for rival in rivals or self.rivals[size]
         ]
@@ -149,9 +151,14 @@ def trained(task: Task, cell: Cell, glances: int = 0) -> dict[str, Any]:
     What an optimizer refuses to run is recorded with its words, as `refused`.
     """
     spec = optimizer_spec(cell.optim)
-    if spec.relative and (spec.lr or 0.0) >= 1.0:
-        return {"lr": spec.lr, "refused": "a relative step of 1 or more leaves nothing of a weight"}
-    return figures_of(train(spec, task, cell.steps, cell.seed, glances))
+    return refusal(spec) or figures_of(train(spec, task, cell.steps, cell.seed, glances))
+
+
+def refusal(spec: OptimizerSpec) -> dict[str, Any] | None:
+    """The record of a run that an optimizer refuses; None where it can begin."""
+    if not spec.relative or (spec.lr or 0.0) < 1.0:
+        return None
+    return {"lr": spec.lr, "refused": "a relative step of 1 or more leaves nothing of a weight"}
 
 
 def figures_of(run: Run) -> dict[str, Any]:

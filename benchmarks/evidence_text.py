@@ -60,14 +60,16 @@ def _characters(source: str) -> Codes:
 
 def _run_words(cell: Cell, options: Options) -> dict[str, Any]:
     codes = _words(options.data, options.valid_file, MOST_WORDS[options.size])
-    task = text_task(WORDS, codes, BATCHES[options.size], options.device, tied=False)
-    return trained(task, cell)
+    batches = BATCHES[options.size]
+    return trained(text_task(WORDS, codes, batches, options.device, tied=False), cell)
 
 
 def _run_characters(cell: Cell, options: Options) -> dict[str, Any]:
     layers, width = map(int, cell.setting.split("x"))
     size = Size(layers, width, width // 32)
-    return trained(text_task(size, _characters(options.data), 20, options.device), cell)
+    return trained(
+        text_task(size, _characters(options.data), BATCHES[options.size], options.device), cell
+    )
 
 
 TEXT = Experiment(

@@ -82,7 +82,7 @@ def test_wheel_says_what_it_is(wheel):
     assert message["License-Expression"] == "Apache-2.0"
     assert message["Requires-Python"] == ">=3.10"
     extras = set(message.get_all("Provides-Extra"))
-    assert extras == {"bench", "deepspeed", "dev", "docs", "peft", "tracking", "trl"}
+    assert extras == {"bench", "deepspeed", "dev", "docs", "gan", "peft", "tracking", "trl"}
     needs = [line for line in message.get_all("Requires-Dist") if "extra ==" not in line]
     assert {"torch>=2.6", "transformers>=5.4", "accelerate>=1.11"} <= set(needs)
     assert len(needs) == 10

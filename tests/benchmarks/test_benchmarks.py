@@ -36,7 +36,7 @@ def test_a_name_with_a_dot_is_for_one_role(load) -> None:
     assert (options[4, 4]["beta"], options[4, 4]["p_bound"]) == (0.95, None)
 
 
-@pytest.mark.parametrize("text", ["lion:lr=.1", "adamw:lr", "adamw:lr=", "adamw:=1"])
+@pytest.mark.parametrize("text", ["lookahead:lr=.1", "adamw:lr", "adamw:lr=", "adamw:=1"])
 def test_a_malformed_spec_is_refused(load, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         load("optimizer_spec").optimizer_spec(text)

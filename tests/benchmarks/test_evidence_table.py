@@ -1,0 +1,62 @@
+"""Tables of evidence.py: the recommended rate, the best one, and edges, from runs made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+
+def run(optim: str, value: float, setting: str = "1", seed: int = 0, **more: Any) -> dict[str, Any]:
+    lr = float(optim.rpartition("lr=")[2])
+    key = {"setting": setting, "optim": optim, "seed": seed}
+    figures = {"valid_loss": value, "diverged_at": None, "state_bytes_per_weight": 4.0}
+    return {"key": key, "lr": lr, **figures, **more}
+
+
+@pytest.fixture
+def experiment(load):
+    return dataclasses.replace(load("evidence_images").PICTURES, digits=2)
+
+
+def test_the_best_of_the_rates_is_over_seeds(load, experiment) -> None:
+    table = load("evidence_table")
+    runs = [
+        run("sgd:lr=0.01", 1.0),
+        run("sgd:lr=0.1", 0.5),
+        run("sgd:lr=0.1", 0.7, seed=1),
+        run("sgd:lr=1", 0.4, diverged_at=7),
+    ]
+    sweep = table.sweeps(runs, experiment)["sgd"]["1"]
+    assert (sweep.best_rate, sweep.best) == (0.1, pytest.approx(0.6))
+    assert sweep.at_recommended == sweep.best and not sweep.is_at_edge
+    page = table.tables(runs, experiment)
+    assert "| `sgd` | 0.1 | 0.60 |" in page and "| `sgd` | 0.1 | 0.60 at 0.1 |" in page
+    assert "| `sgd` | 0.1 | 0.00 |" in page and "| `sgd` | 4 | 2 | 1 | 4.00 |" in page
+
+
+def test_edges_gaps_and_what_never_trains(load, experiment) -> None:
+    table = load("evidence_table")
+    runs = [
+        run("adamw:lr=0.0001", 0.3),
+        run("adamw:lr=0.001", 0.5),
+        run("sgd:lr=0.1", 0.5, setting="2", diverged_at=1),
+    ]
+    page = table.tables(runs, experiment)
+    assert "| `adamw` | 0.001 | 0.30 at 0.0001 (edge) |  |" in page
+    assert "| `adamw` | 0.001 | 0.20 |  |" in page
+    assert "| `sgd` | 0.1 |  | diverged |" in page
+
+
+def test_settings_that_are_numbers_are_in_their_order(load) -> None:
+    table = load("evidence_table")
+    runs = [run("sgd:lr=1", 1.0, setting=text) for text in ("20", "5", "100")]
+    assert table.settings_of(runs) == ["5", "20", "100"]
+
+
+def test_more_is_better_where_it_is(load, experiment) -> None:
+    table = load("evidence_table")
+    rising = dataclasses.replace(experiment, rising=True)
+    runs = [run("sgd:lr=0.1", 1.0), run("sgd:lr=1", 2.0), run("sgd:lr=10", 9.0, diverged_at=1)]
+    assert table.sweeps(runs, rising)["sgd"]["1"].best_rate == 1.0
