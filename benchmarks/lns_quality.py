@@ -55,8 +55,8 @@ GRID = {
     "sst2": [
         "madam:lr=3e-3",
         *[f"integer_madam:format={name},lr=3e-3" for name in ("lns12", "lns8")],
+        # Not over int8: torchao 0.18 stops in BERT's backward pass, at gradients that have strides.
         "adamw:lr=2e-4",
-        "adamw:lr=2e-4,weights=int8",
     ],
 }
 MEASURES = {"text": "validation_loss", "sst2": "accuracy", "after": "validation_loss"}
