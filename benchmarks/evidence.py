@@ -150,7 +150,8 @@ def _report(name: str, options: Options, log: RunLog) -> None:
     wanted = {"scale": scale, "data": Path(options.data).name}
     records = [record for record in log.records() if wanted.items() <= record["key"].items()]
     if not records:
-        raise SystemExit(f"{log.path.name} has no finished run of {name} with {wanted}")
+        print(f"{log.path.name} has no finished run of {name} on {wanted['data']}, {scale} scale")
+        return
     shown = tables(records, experiment)
     print(shown)
     page, picture = log.path.with_suffix(".md"), log.path.with_suffix(".png")
