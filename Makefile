@@ -2,12 +2,14 @@
 # Another Python:        make test PYTHON=python3.12
 # Other versions:        make test TRANSFORMERS=5.4.0 ACCELERATE=1.11.0 VENV=.venv-oldest
 # A part of the tests:   make test ARGS="tests/test_import_hook.py -k thread"
+# More runs at a time:   make evidence JOBS=8
 
 PYTHON ?= python3
 VENV ?= .venv
 TRANSFORMERS ?=
 ACCELERATE ?=
 WORKERS ?= 2
+JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -77,11 +79,11 @@ bench: $(STAMP)  ## time a step of each optimizer (prints a table of ratios)
 
 evidence-quick: $(STAMP)  ## a first look at the papers' experiments beside AdamW and SGD (20 minutes on 2 cores)
 	$(SAY) "Results go to runs/evidence. Interrupted, the same command goes on."
-	@$(OFFLINE) $(BIN)/python benchmarks/evidence.py --size quick --jobs $(CORES) --out runs/evidence $(ARGS)
+	@TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/evidence.py --size quick --jobs $(JOBS) --out runs/evidence $(ARGS)
 
 evidence: $(STAMP)  ## the same with more optimizers, learning rates and sizes (hours)
 	$(SAY) "Results go to runs/evidence. Interrupted, the same command goes on."
-	@$(OFFLINE) $(BIN)/python benchmarks/evidence.py --jobs $(CORES) --out runs/evidence $(ARGS)
+	@TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/evidence.py --jobs $(JOBS) --out runs/evidence $(ARGS)
 
 docs: $(DOCS)/.installed  ## build the site from docs/ and the docstrings, strictly, into site/
 	@# Not --quiet: it would hide warnings from --strict, too.

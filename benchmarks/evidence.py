@@ -28,23 +28,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from evidence_depth import DEPTH
-from evidence_experiment import PASSES, Cell, Experiment, Options, without_rate
+from evidence_experiment import (
+    PASSES,
+    RECOMMENDED,
+    Cell,
+    Experiment,
+    Options,
+    run_or_refusal,
+    without_rate,
+)
 from evidence_gan import GAN
 from evidence_images import PICTURES
 from evidence_squad import SQUAD
 from evidence_table import draw, tables
 from evidence_text import RATES, TEXT
-from optimizer_spec import NAMES, optimizer_spec
+from optimizer_spec import OURS, optimizer_spec
+from parallel_runs import run_all
 from run_log import MONTH, RESULTS, RunLog, write_report
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -57,15 +65,27 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
+RIVALS = (*OURS, *RECOMMENDED)
+
+
 def main() -> None:
     """Do the missing runs of the command line; write tables and pictures."""
     args = _read_command_line()
+    # Before a log notes how many there are.
+    torch.set_num_threads(args.threads)
     for name in args.experiment:
         options = _options(name, args)
-        log = RunLog(args.out / f"evidence_{name}_{args.device}_{MONTH}.jsonl")
+        log = RunLog(_file(name, options, args.out))
         if not args.report_only:
             _run_missing(name, options, args, log)
         _report(name, options, log)
+
+
+def _file(name: str, options: Options, folder: Path) -> Path:
+    """Where runs of an experiment are: the newest such file, or one of this month."""
+    stem = f"evidence_{name}_{'full_' * (options.size == 'full')}{options.device}_"
+    there = sorted(folder.glob(f"{stem}[0-9]*.jsonl"))
+    return there[-1] if there else folder / f"{stem}{MONTH}.jsonl"
 
 
 def _run_missing(name: str, options: Options, args: argparse.Namespace, log: RunLog) -> None:
@@ -75,7 +95,8 @@ def _run_missing(name: str, options: Options, args: argparse.Namespace, log: Run
     missing = [cell for cell in cells if str(_key(name, cell, options)) not in done]
     print(f"{name}: {len(missing)} of {len(cells)} runs are left", flush=True)
     start = time.monotonic()
-    for number, (cell, figures) in enumerate(_runs(name, missing, options, args), start=1):
+    runs = run_all(partial(run, name, options=options), missing, args.jobs, args.threads)
+    for number, (cell, figures) in enumerate(runs, start=1):
         log.append(_key(name, cell, options), figures)
         left = (time.monotonic() - start) / number * (len(missing) - number) / 60
         print(
@@ -85,34 +106,11 @@ def _run_missing(name: str, options: Options, args: argparse.Namespace, log: Run
         )
 
 
-def _runs(
-    name: str, cells: list[Cell], options: Options, args: argparse.Namespace
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its figures, in the order in which runs end."""
-    torch.set_num_threads(args.threads)
-    if args.jobs == 1:
-        for cell in cells:
-            yield cell, run(name, cell, options)
-        return
-    pool = ProcessPoolExecutor(
-        args.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (args.threads,)
-    )
-    with pool:
-        jobs: dict[Future[dict[str, Any]], Cell] = {
-            pool.submit(run, name, cell, options): cell for cell in cells
-        }
-        try:
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def run(name: str, cell: Cell, options: Options) -> dict[str, Any]:
     """One run's figures. Lines on its way are shown of the long runs alone."""
     shown = sys.stdout if options.size == "full" else io.StringIO()
     with contextlib.redirect_stdout(shown):
-        return EXPERIMENTS[name].run(cell, options)
+        return run_or_refusal(EXPERIMENTS[name], cell, options)
 
 
 def _said(figures: dict[str, Any], experiment: Experiment) -> str:
@@ -127,8 +125,7 @@ def _said(figures: dict[str, Any], experiment: Experiment) -> str:
 def _key(name: str, cell: Cell, options: Options) -> dict[str, Any]:
     return {
         "experiment": name,
-        "scale": "full" if options.size == "full" else "small",
-        "data": Path(options.data).name,
+        **_source_key(options),
         "setting": cell.setting,
         "steps": cell.steps,
         "optim": cell.optim,
@@ -136,28 +133,43 @@ def _key(name: str, cell: Cell, options: Options) -> dict[str, Any]:
     }
 
 
+def _source_key(options: Options) -> dict[str, Any]:
+    """What is trained on, and at which scale; a file by its name and what is in it."""
+    found = {"scale": "full" if options.size == "full" else "small"}
+    found["data"] = _named(options.data)
+    if options.valid_file is not None:
+        found["valid"] = _named(str(options.valid_file))
+    return found
+
+
+def _named(source: str) -> str:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return f"{path.name} ({zlib.crc32(path.read_bytes()):08x})"
+    return path.name if path.is_dir() or path.is_absolute() else source
+
+
 def _options(name: str, args: argparse.Namespace) -> Options:
     experiment = EXPERIMENTS[name]
     own = experiment.full_data if args.size == "full" else ""
     data = args.data.get(name, own or experiment.data)
-    return Options(args.size, data, args.valid_text, args.device)
+    return Options(args.size, data, args.valid_text if name == "words" else None, args.device)
 
 
 def _report(name: str, options: Options, log: RunLog) -> None:
-    """Write the page and the picture of all runs of this scale on this data."""
+    """Write the page and the picture of all runs of this length and scale on this data."""
     experiment = EXPERIMENTS[name]
-    scale = "full" if options.size == "full" else "small"
-    wanted = {"scale": scale, "data": Path(options.data).name}
+    wanted = {**_source_key(options), "steps": experiment.steps[options.size]}
     records = [record for record in log.records() if wanted.items() <= record["key"].items()]
     if not records:
-        print(f"{log.path.name} has no finished run of {name} on {wanted['data']}, {scale} scale")
+        print(f"{log.path.name} has no finished run of {name} with {wanted}")
         return
     shown = tables(records, experiment)
     print(shown)
     page, picture = log.path.with_suffix(".md"), log.path.with_suffix(".png")
     draw(picture, records, experiment)
-    steps = ", ".join(f"{steps:,}" for steps in sorted({r["key"]["steps"] for r in records}))
-    setting = f"{experiment.about} Data: {wanted['data']}; {steps} steps.\n\n{_CAPTION}"
+    data = " and ".join(str(wanted[name]) for name in ("data", "valid") if name in wanted)
+    setting = f"{experiment.about} Data: {data}; {wanted['steps']:,} steps.\n\n{_CAPTION}"
     setting += f"\n\n![{experiment.title}]({picture.name})"
     wheres = [record["where"] for record in records]
     write_report(page, experiment.title, setting, shown, "Not read yet.", wheres)
@@ -184,12 +196,17 @@ def _read_command_line() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--data", type=_source, action="append", metavar="EXPERIMENT=SOURCE",
-        help="what an experiment reads: digits, a path or a hub name; may be given several times",
+        help="what an experiment reads: digits, python, a path or a hub name; of pictures on disk "
+        "the first 10,000, a fifth of them to measure on; may be given several times",
     )  # fmt: skip
-    parser.add_argument("--valid_text", type=Path, help="for words: a file to measure on")
+    parser.add_argument(
+        "--valid_text",
+        type=Path,
+        help="for words: a file to measure on (default: the last tenth of the text)",
+    )
     parser.add_argument(
         "--optim", type=_rival, action="append", metavar="NAME[:OPTION=VALUE,...]",
-        help=f"in place of the pass's optimizers, without a rate: {', '.join(NAMES)}",
+        help=f"in place of the pass's optimizers, without a rate: {', '.join(RIVALS)}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -222,8 +239,13 @@ def _source(text: str) -> tuple[str, str]:
 
 
 def _rival(text: str) -> str:
-    if optimizer_spec(text).lr is not None:
+    spec = optimizer_spec(text)
+    if spec.lr is not None:
         raise argparse.ArgumentTypeError(f"{text!r} has a rate: rates follow from --size")
+    if spec.name not in RIVALS:
+        raise argparse.ArgumentTypeError(
+            f"{spec.name} has no recommended rate; use one of {RIVALS}"
+        )
     return without_rate(text)
 
 

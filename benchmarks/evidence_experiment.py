@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from muon import NoHiddenMatrices
 from optimizer_spec import OURS, OptimizerSpec, optimizer_spec
 from training import Run, Task, curve, train
 
@@ -146,19 +147,24 @@ def without_rate(optim: str) -> str:
 
 
 def trained(task: Task, cell: Cell, glances: int = 0) -> dict[str, Any]:
-    """The figures of one run by the loop that all benchmarks share.
-
-    What an optimizer refuses to run is recorded with its words, as `refused`.
-    """
+    """The figures of one run by the loop that all benchmarks share."""
     spec = optimizer_spec(cell.optim)
-    return refusal(spec) or figures_of(train(spec, task, cell.steps, cell.seed, glances))
+    return figures_of(train(spec, task, cell.steps, cell.seed, glances))
 
 
-def refusal(spec: OptimizerSpec) -> dict[str, Any] | None:
-    """The record of a run that an optimizer refuses; None where it can begin."""
-    if not spec.relative or (spec.lr or 0.0) < 1.0:
-        return None
-    return {"lr": spec.lr, "refused": "a relative step of 1 or more leaves nothing of a weight"}
+def run_or_refusal(experiment: Experiment, cell: Cell, options: Options) -> dict[str, Any]:
+    """One run's figures; what an optimizer refuses is recorded with its words, as `refused`."""
+    spec = optimizer_spec(cell.optim)
+    if spec.relative and (spec.lr or 0.0) >= 1.0:
+        return _refused(spec, "a relative step of 1 or more leaves nothing of a weight")
+    try:
+        return experiment.run(cell, options)
+    except NoHiddenMatrices as error:
+        return _refused(spec, str(error))
+
+
+def _refused(spec: OptimizerSpec, reason: str) -> dict[str, Any]:
+    return {"lr": spec.lr, "refused": reason}
 
 
 def figures_of(run: Run) -> dict[str, Any]:

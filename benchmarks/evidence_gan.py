@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from clock import Clock
-from evidence_experiment import Cell, Experiment, Options, recommended, refusal
+from evidence_experiment import Cell, Experiment, Options, recommended
 from frechet import PictureDistance, classifier_distance, inception_distance
 from gan_networks import Discriminator, GanSize, Generator
 from image_data import DIGITS, Split, read_pictures
@@ -249,9 +249,6 @@ def _distance(source: str, side: int, colors: int, inception: bool, device: str)
 
 
 def _run(cell: Cell, options: Options) -> dict[str, Any]:
-    refused = refusal(optimizer_spec(cell.optim))
-    if refused is not None:
-        return refused
     full = options.size == "full"
     side = 32 if full else 8 if options.data == DIGITS else 28
     source = (options.data, side, 3 if full else 1)

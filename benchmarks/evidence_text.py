@@ -17,7 +17,7 @@ from local_text import PYTHON, text_of
 
 # The papers' transformer: two layers of 200 units, with tables of their own at both ends; 13.8
 # million weights with WikiText-2's 33,278 words.
-WORDS = Size(layers=2, width=200, heads=2, context=35, batch=20)
+WORDS = Size(layers=2, width=200, heads=2, context=35, batch=20, inner=200)
 MOST_WORDS = {"quick": 4_096, "here": 4_096, "full": 33_278}
 BATCHES = {"quick": 20, "here": 20, "full": 100}
 _RIVALS = (
@@ -50,12 +50,14 @@ def _split(text: str) -> list[str]:
 
 @cache
 def _words(source: str, valid_file: Path | None, most: int) -> Codes:
-    return words(text_of(source, "train"), text_of(str(valid_file or source), "validation"), most)
+    if valid_file is None:
+        return words(text_of(source, "train"), text_of(source, "validation"), most)
+    return words(text_of(source), text_of(str(valid_file)), most)
 
 
 @cache
 def _characters(source: str) -> Codes:
-    return characters(text_of(source, "train"))
+    return characters(text_of(source))
 
 
 def _run_words(cell: Cell, options: Options) -> dict[str, Any]:
@@ -76,7 +78,8 @@ TEXT = Experiment(
     title="Words: the papers' transformer on WikiText-2",
     about="Two layers, 200 wide, context of 35 words, batches of 20; tables of words of their own "
     "at both ends. Ours decay linearly to 0, the others warm up and follow a cosine to a tenth; "
-    "gradients are clipped to norm 1 for everyone.",
+    "gradients are clipped to norm 1 for everyone. AdamW and Muon have a weight decay of .1, the "
+    "others none, and SGD a momentum of .9.",
     measure="validation_loss",
     rising=False,
     digits=3,
@@ -95,7 +98,7 @@ TEXT = Experiment(
 RATES = Experiment(
     title="Sizes: how far does the best learning rate move?",
     about="A GPT-2 of L layers and a width on the characters of a text, context 64, batches of 12, "
-    "schedules as for words.",
+    "schedules, clipping and weight decay as for words.",
     measure="validation_loss",
     rising=False,
     digits=3,
@@ -112,5 +115,4 @@ RATES = Experiment(
     steps={"quick": 300, "here": 300, "full": 2_000},
     data=PYTHON,
     run=_run_characters,
-    full_data="karpathy/tiny_shakespeare",
 )

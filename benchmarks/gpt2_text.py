@@ -21,7 +21,8 @@ GLANCE_BATCHES = 8
 class Size:
     """A GPT-2's dimensions, and the batch it is trained with.
 
-    The default is nanoGPT's setting for a CPU.
+    The default is nanoGPT's setting for a CPU. `inner`: units between the two matrices of a block;
+    None for four widths.
     """
 
     layers: int = 4
@@ -29,6 +30,7 @@ class Size:
     heads: int = 4
     context: int = 64
     batch: int = 12
+    inner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def make_model(size: Size, vocabulary: int, tied: bool = True) -> GPT2LMHeadMode
         n_embd=size.width,
         n_layer=size.layers,
         n_head=size.heads,
+        n_inner=size.inner,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

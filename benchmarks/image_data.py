@@ -1,7 +1,7 @@
 """Pictures with classes for the experiments: scikit-learn's digits, MNIST's files, sets of the hub.
 
-The small sources are those of recipes/digit_images.py, and a fifth of them is kept to measure on. A
-set of the hub is read picture by picture, in its own parts for training and for measuring.
+The small sources are those of recipes/digit_images.py, at most 10,000 pictures, and a fifth of them
+is kept to measure on. A set of the hub has its own parts for training and for measuring.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from local_files import looks_local
 EVAL_BATCH = 500
 # Which fifth of a small set is kept follows this, whatever a run's seed.
 SPLIT_SEED = 0
+# Numbers of a part of a set that is decoded once and kept; a larger one is read as it is used.
+_MOST_KEPT = 2**28
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def _from_the_hub(name: str, side: int, colors: int) -> Split:
             "hub, such as ylecun/mnist or uoft-cs/cifar10, a folder with MNIST's idx files, or "
             "digits, which need no download."
         ) from error
-    held_out = next((part for part in ("test", "validation") if part in sets), None)
+    # Where there are both, nobody has the classes of the test part.
+    held_out = next((part for part in ("validation", "test") if part in sets), None)
     columns = sets["train"].column_names
     picture = next((column for column in ("image", "img") if column in columns), None)
     # CIFAR-100 has two kinds of classes.
@@ -141,8 +144,14 @@ def _of_rows(rows: Any, columns: tuple[str, str], side: int) -> Pictures:
         pictures = torch.stack([pixels_of(image) for image in batch[columns[0]]])
         return pictures, torch.tensor(batch[columns[1]])
 
+    if rows[0][columns[1]] < 0:
+        raise SystemExit("a part of the set has no classes: its labels are below 0")
     shape = pixels_of(rows[0][columns[0]]).shape
-    return Pictures(shape, len(rows), read)
+    if len(rows) * shape.numel() > _MOST_KEPT:
+        return Pictures(shape, len(rows), read)
+    parts = [read(places) for places in torch.arange(len(rows)).split(EVAL_BATCH)]
+    pictures, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    return _of_tensors(pictures, labels)
 
 
 @torch.no_grad()

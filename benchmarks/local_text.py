@@ -6,37 +6,37 @@ import sysconfig
 from pathlib import Path
 
 PYTHON = "python"
-# Characters of it, as many as tinyshakespeare has; the last tenth is to measure on.
+# Characters of it, as many as tinyshakespeare has.
 _LENGTH = 1_100_000
 # Of sets that have several, the one that the papers read.
 _PARTS = {"Salesforce/wikitext": "wikitext-2-v1"}
 
 
-def text_of(source: str, split: str) -> str:
+def text_of(source: str, split: str | None = None) -> str:
     """Read a text file, or the column `text` of a set on the hub.
 
     Args:
         source: "python", a file, or a hub name.
-        split: "train" or "validation"; a file is read whole.
+        split: "train" or "validation": of what has no such parts, the last tenth is to validate.
+            None: all of it, of a set its training part.
 
     Raises:
         SystemExit: there is neither.
     """
-    if source == PYTHON:
-        text, cut = _standard_library(), _LENGTH * 9 // 10
-        return text[:cut] if split == "train" else text[cut:]
     path = Path(source)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if source == PYTHON or path.is_file():
+        text = _standard_library() if source == PYTHON else path.read_text(encoding="utf-8")
+        cut = len(text) * 9 // 10
+        return {None: text, "train": text[:cut], "validation": text[cut:]}[split]
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source, _PARTS.get(source), split=split)
+        rows = load_dataset(source, _PARTS.get(source), split=split or "train")
         return "".join(rows["text"])
     except Exception as error:
         raise SystemExit(
             f"--data {source}: no such file, and it cannot be read from the hub ({error}). Give a "
-            "text file, or a hub name such as Salesforce/wikitext or karpathy/tiny_shakespeare."
+            "text file, or the name of a set with a column `text`, such as Salesforce/wikitext."
         ) from error
 
 

@@ -34,6 +34,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
             optimizer.step()
 
 
+class NoHiddenMatrices(ValueError):
+    """A model has nothing that Muon steps."""
+
+
 def muon_and_adamw(
     model: nn.Module, options: dict[str, Any], defaults: dict[str, Any]
 ) -> MuonAndAdamW:
@@ -45,6 +49,9 @@ def muon_and_adamw(
             counts as AdamW's does (`adjust_lr_fn="match_rms_adamw"`): torch's other adjustment
             looks at which side of a matrix is longer, and GPT-2 keeps its matrices transposed.
         defaults: betas of AdamW, and weight_decay of both; options override them.
+
+    Raises:
+        NoHiddenMatrices: there is none, as where hidden layers are convolutions.
     """
     from hf_relopt import plan
 
@@ -54,5 +61,7 @@ def muon_and_adamw(
     matrices, rest = [], []
     for entry in plan(model, "fromage", lr=0.01).entries:
         (matrices if entry.role == "matrix" else rest).append(entry.param)
+    if not matrices:
+        raise NoHiddenMatrices("torch's Muon steps hidden matrices, and this model has none")
     muon = torch.optim.Muon(matrices, **{**decay, **options})
     return MuonAndAdamW(muon, torch.optim.AdamW(rest, lr=adamw_lr, fused=True, **defaults))

@@ -114,7 +114,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of what a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "hf_relopt"):
+    for name in ("torch", "transformers", "peft", "hf_relopt", "torchao", "pytorch_optimizer"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -67,3 +67,17 @@ def test_compiled_it_is_the_same(name, second_moment):
         plain, _ = stepped(FORMATS[name], **how)
         compiled, _ = stepped(FORMATS[name], **how, backend="compiled")
         assert float((plain.packed != compiled.packed).double().mean()) < 0.02
+
+
+def test_one_pair_of_programs_serves_rows_of_all_lengths():
+    def step(*shape: int) -> None:
+        param = torch.nn.Parameter(LNSTensor.from_float(torch.randn(shape), "lns8"))
+        param.grad = torch.randn(shape)
+        IntegerMadam([param], backend="compiled").step()
+
+    step(*SHAPE)
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    for shape in ((5, 8), (30, 7), (4, 64)):
+        step(*shape)
+    assert before > 0 and counted["unique_graphs"] == before

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from tests.benchmarks.scripts import records, start
 
@@ -89,7 +91,7 @@ def test_runs_in_other_processes_are_the_same(
     load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = load("evidence")
-    # Other processes read the module afresh: the whole experiment's shortest runs.
+    # Other processes read the module afresh; what they run is in the cell.
     experiment = script.EXPERIMENTS["depth"]
     few = dataclasses.replace(experiment, settings={"quick": ("1",)}, steps={"quick": 3})
     monkeypatch.setitem(script.EXPERIMENTS, "depth", few)
@@ -101,6 +103,76 @@ def test_runs_in_other_processes_are_the_same(
         (path,) = out.glob("*.jsonl")
         found.append(sorted((steady(r) for r in records(path)), key=lambda r: r["lr"]))
     assert found[0] == found[1]
+
+
+def test_runs_of_other_lengths_are_left_out_of_the_page(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = load("evidence")
+    arguments = ["--experiment", "depth", "--size", "quick", "--optim", "adamw", "--out", tmp_path]
+    for steps in (1, 2):
+        shrink(script, monkeypatch, steps)
+        start(monkeypatch, script, *arguments)
+    (path,) = tmp_path.glob("*.jsonl")
+    assert len(records(path)) == 12
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| `adamw` | 6 | 1 | 0 |" in page and "; 2 steps." in page
+
+
+def test_files_are_known_by_what_is_in_them(
+    load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = load("evidence")
+    shrink(script, monkeypatch)
+    monkeypatch.setitem(load("evidence_text").BATCHES, "quick", 1)
+    for number in (1, 2):
+        file = tmp_path / str(number) / "text.txt"
+        file.parent.mkdir()
+        file.write_text(f"{number} bottles of ink\n" * 400, encoding="utf-8")
+        arguments = ["--experiment", "words", "--size", "quick", "--data", f"words={file}"]
+        start(monkeypatch, script, *arguments, "--optim", "adamw", "--out", tmp_path)
+    (path,) = tmp_path.glob("*.jsonl")
+    assert len({record["key"]["data"] for record in records(path)}) == 2
+
+
+def test_a_text_is_measured_on_what_it_was_not_trained_on(load, tmp_path: Path) -> None:
+    text_of = load("local_text").text_of
+    file = tmp_path / "text.txt"
+    file.write_text("".join(map(chr, range(97, 117))), encoding="utf-8")
+    train, valid = (text_of(str(file), part) for part in ("train", "validation"))
+    assert (train + valid, len(valid)) == (text_of(str(file)), 2)
+    python = [text_of("python", part) for part in ("train", "validation")]
+    assert len(python[0]) == 990_000 and len(python[1]) == 110_000
+
+
+def networks(load, name: str) -> list[torch.nn.Module]:
+    """A small network of each setting of an experiment."""
+    images, text, gpt2 = load("evidence_images"), load("evidence_text"), load("gpt2_text")
+    return {
+        "depth": lambda: [load("evidence_depth").perceptron(64, 2, 10)],
+        "pictures": lambda: [images.network(k, "here", 1, 32, 10) for k in ("resnet", "vit")],
+        "words": lambda: [gpt2.make_model(text.WORDS, 50, tied=False)],
+        "sizes": lambda: [gpt2.make_model(gpt2.Size(1, 32, 1), 50)],
+    }[name]()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_optimizer_can_be_made_for_every_network_or_says_why_not(load, name: str) -> None:
+    script, spec = load("evidence"), load("optimizer_spec")
+    refused = set()
+    for rival in script.EXPERIMENTS[name].rivals["full"]:
+        if spec.optimizer_spec(rival).name in spec.OTHERS and not find_spec("pytorch_optimizer"):
+            continue
+        for network in networks(load, name):
+            made = script.EXPERIMENTS[name].with_rate(rival, 0.0)
+            try:
+                optimizer = spec.build_optimizer(made, network, weight_decay=0.1)
+            except load("muon").NoHiddenMatrices:
+                refused.add((made.name, type(network).__name__))
+                continue
+            assert any(group["params"] for group in optimizer.param_groups)
+    assert refused <= {("muon", "ResNetForImageClassification")}
+    assert bool(refused) == (name == "pictures")
 
 
 def test_what_diverges_or_is_refused_is_a_result(
