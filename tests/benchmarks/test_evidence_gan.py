@@ -63,10 +63,6 @@ def test_a_run_that_diverges_ends_and_is_the_worst(load, gan) -> None:
     assert load("evidence_experiment").value_of(found, gan.GAN) == math.inf
 
 
-def test_a_step_of_nothing_but_weights_is_refused(load, gan) -> None:
-    assert "a relative step of 1" in play(load, gan, "fromage:lr=1")["refused"]
-
-
 def test_two_rates_are_four_to_one_and_fall_together(load, gan) -> None:
     spec = load("optimizer_spec").optimizer_spec
     data = load("image_data").read_pictures("digits", 8, 1)

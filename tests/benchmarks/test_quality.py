@@ -232,7 +232,7 @@ def test_the_default_comparison_is_printed_and_brackets_adamw(
         (["--task", "shakespeare", "--train_file", "a", "--sizes", "2x64"], "leave --sizes"),
         (["--task", "widths", "--train_file", "a", "--optim", "best"], "all rates"),
         (["--task", "shakespeare", "--train_file", "a"], "--train_file a: no such file"),
-        (["--task", "sst2", "--optim", "lion"], "none of"),
+        (["--task", "sst2", "--optim", "lookahead"], "none of"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_ends_with_a_hint(
