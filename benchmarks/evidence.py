@@ -17,6 +17,7 @@ it. So each experiment answers two questions: which is best, and what does it co
     python benchmarks/evidence.py --experiment pictures --size full --device cuda \\
         --data pictures=uoft-cs/cifar10
     python benchmarks/evidence.py --experiment depth --optim lion --optim lamb
+    python benchmarks/evidence.py --experiment depth --setting 20 30 --steps 6000 --optim fromage
     python benchmarks/evidence.py --experiment depth gan --report_only
 
 Finished runs are not repeated: kill it and start it again. A run that diverged is a result like any
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import sys
 import time
@@ -76,9 +78,17 @@ def main() -> None:
     for name in args.experiment:
         options = _options(name, args)
         log = RunLog(_file(name, options, args.out))
+        experiment = _asked(EXPERIMENTS[name], args)
         if not args.report_only:
-            _run_missing(name, options, args, log)
-        _report(name, options, log)
+            _run_missing(name, experiment, options, args, log)
+        _report(name, experiment, options, log)
+
+
+def _asked(experiment: Experiment, args: argparse.Namespace) -> Experiment:
+    """An experiment with the command line's settings and length."""
+    settings = {args.size: args.setting or experiment.settings[args.size]}
+    steps = {args.size: args.steps or experiment.steps[args.size]}
+    return dataclasses.replace(experiment, settings=settings, steps=steps)
 
 
 def _file(name: str, options: Options, folder: Path) -> Path:
@@ -88,8 +98,9 @@ def _file(name: str, options: Options, folder: Path) -> Path:
     return there[-1] if there else folder / f"{stem}{MONTH}.jsonl"
 
 
-def _run_missing(name: str, options: Options, args: argparse.Namespace, log: RunLog) -> None:
-    experiment = EXPERIMENTS[name]
+def _run_missing(
+    name: str, experiment: Experiment, options: Options, args: argparse.Namespace, log: RunLog
+) -> None:
     cells = experiment.cells(args.size, args.seeds, args.optim)
     done = {str(record["key"]) for record in log.records()}
     missing = [cell for cell in cells if str(_key(name, cell, options)) not in done]
@@ -156,9 +167,8 @@ def _options(name: str, args: argparse.Namespace) -> Options:
     return Options(args.size, data, args.valid_text if name == "words" else None, args.device)
 
 
-def _report(name: str, options: Options, log: RunLog) -> None:
+def _report(name: str, experiment: Experiment, options: Options, log: RunLog) -> None:
     """Write the page and the picture of all runs of this length and scale on this data."""
-    experiment = EXPERIMENTS[name]
     wanted = {**_source_key(options), "steps": experiment.steps[options.size]}
     records = [record for record in log.records() if wanted.items() <= record["key"].items()]
     if not records:
@@ -166,7 +176,10 @@ def _report(name: str, options: Options, log: RunLog) -> None:
         return
     shown = tables(records, experiment)
     print(shown)
-    page, picture = log.path.with_suffix(".md"), log.path.with_suffix(".png")
+    stem = log.path.stem
+    if wanted["steps"] not in EXPERIMENTS[name].steps.values():
+        stem += f"_{wanted['steps']}_steps"
+    page, picture = (log.path.with_name(stem + end) for end in (".md", ".png"))
     draw(picture, records, experiment)
     data = " and ".join(str(wanted[name]) for name in ("data", "valid") if name in wanted)
     setting = f"{experiment.about} Data: {data}; {wanted['steps']:,} steps.\n\n{_CAPTION}"
@@ -208,6 +221,11 @@ def _read_command_line() -> argparse.Namespace:
         "--optim", type=_rival, action="append", metavar="NAME[:OPTION=VALUE,...]",
         help=f"in place of the pass's optimizers, without a rate: {', '.join(RIVALS)}",
     )  # fmt: skip
+    parser.add_argument(
+        "--setting", nargs="+",
+        help="for one experiment: these in place of the pass's, as hidden layers or LAYERSxWIDTH",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, help="length of a run, in place of the pass's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (default: 1)")
@@ -220,6 +238,10 @@ def _read_command_line() -> argparse.Namespace:
     args = parser.parse_args()
     args.data = dict(args.data or ())
     args.optim = args.optim or []
+    if args.setting and len(args.experiment) > 1:
+        parser.error("--setting is for one experiment: name it with --experiment")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}: give 1 or more")
     if args.jobs < 1 or args.threads < 1:
         parser.error("--jobs and --threads are 1 at least")
     if args.device == "cuda" and not torch.cuda.is_available() and not args.report_only:

@@ -109,14 +109,16 @@ def test_runs_of_other_lengths_are_left_out_of_the_page(
     load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = load("evidence")
+    shrink(script, monkeypatch)
     arguments = ["--experiment", "depth", "--size", "quick", "--optim", "adamw", "--out", tmp_path]
-    for steps in (1, 2):
-        shrink(script, monkeypatch, steps)
-        start(monkeypatch, script, *arguments)
+    start(monkeypatch, script, *arguments)
+    start(monkeypatch, script, *arguments, "--steps", 1, "--setting", "1")
     (path,) = tmp_path.glob("*.jsonl")
-    assert len(records(path)) == 12
+    assert len(records(path)) == 9
     page = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "| `adamw` | 6 | 1 | 0 |" in page and "; 2 steps." in page
+    short = path.with_name(path.stem + "_1_steps.md").read_text(encoding="utf-8")
+    assert "| `adamw` | 3 | 1 | 0 |" in short and "; 1 steps." in short
 
 
 def test_files_are_known_by_what_is_in_them(
@@ -217,6 +219,8 @@ def test_missing_data_says_where_to_get_it(
         (["--optim", "adamw:lr=1"], "has a rate"),
         (["--data", "digits"], "is no EXPERIMENT=SOURCE"),
         (["--jobs", "0"], "1 at least"),
+        (["--steps", "0"], "give 1 or more"),
+        (["gan", "--setting", "2"], "is for one experiment"),
         (["--valid_text", "nowhere.txt"], "no such file"),
     ],
 )
