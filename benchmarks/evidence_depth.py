@@ -7,13 +7,11 @@ network is nearly the same for every picture: a test of trainability, and not of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 
 from evidence_experiment import Cell, Experiment, Options, trained
-from image_data import Split, measured, read_pictures
-from torch import Tensor, nn
-from torch.nn import functional as F
+from image_data import Split, classification_task, read_pictures
+from torch import nn
 from training import Task
 
 BATCH = 250
@@ -31,36 +29,15 @@ def perceptron(inputs: int, hidden: int, classes: int) -> nn.Sequential:
 
 
 def depth_task(data: Split, hidden: int, device: str) -> Task:
-    """Train on whole batches of random pictures; measure on all of them, and on the others."""
-
-    def batches(steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return data.train.batches(BATCH, steps, seed)
-
-    def logits(model: nn.Module, pictures: Tensor) -> Tensor:
-        found: Tensor = model(pictures.flatten(1).to(device))
-        return found
-
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(logits(model, batch[0]), batch[1].to(device))
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        train, valid = (measured(partial(logits, model), part) for part in (data.train, data.valid))
-        return {
-            "train_accuracy": train["accuracy"],
-            "train_loss": train["loss"],
-            "accuracy": valid["accuracy"],
-            "valid_loss": valid["loss"],
-        }
-
-    return Task(
-        make_model=lambda: perceptron(data.train.shape.numel(), hidden, data.classes),
-        batches=batches,
-        loss=loss,
-        evaluate=evaluate,
-        glance=lambda model: measured(partial(logits, model), data.valid)["loss"],
+    """Train on batches of random pictures."""
+    return classification_task(
+        data,
+        lambda: perceptron(data.train.shape.numel(), hidden, data.classes),
+        lambda model, pictures: model(pictures.flatten(1)),
+        lambda steps, seed: data.train.batches(BATCH, steps, seed),
+        device,
         baseline_schedule=SCHEDULE,
         relative_schedule=SCHEDULE,
-        device=device,
     )
 
 

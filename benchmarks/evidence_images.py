@@ -8,11 +8,11 @@ then very sure of its errors. So the loss on held-out pictures is measured besid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 
 import torch
 from evidence_experiment import Cell, Experiment, Options, trained
-from image_data import Split, measured, read_pictures
+from image_data import Split, classification_task, read_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Task
@@ -82,7 +82,7 @@ def network(kind: str, size: str, colors: int, side: int, classes: int) -> nn.Mo
 
 
 def picture_task(data: Split, kind: str, size: str, device: str) -> Task:
-    """Train on random batches, with crops and mirror images at full size; measure on the others."""
+    """Train on batches of random pictures, with crops and mirror images at full size."""
     colors, side = data.train.shape[0], data.train.shape[1]
 
     def batches(steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,30 +92,13 @@ def picture_task(data: Split, kind: str, size: str, device: str) -> Task:
         random = torch.Generator().manual_seed(seed)
         return ((varied(pictures, random), labels) for pictures, labels in found)
 
-    def logits(model: nn.Module, pictures: Tensor) -> Tensor:
-        found: Tensor = model(pixel_values=pictures.to(device)).logits
-        return found
-
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(logits(model, batch[0]), batch[1].to(device))
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        train, valid = (measured(partial(logits, model), part) for part in (data.train, data.valid))
-        return {
-            "accuracy": valid["accuracy"],
-            "valid_loss": valid["loss"],
-            "train_accuracy": train["accuracy"],
-            "train_loss": train["loss"],
-        }
-
-    return Task(
-        make_model=lambda: network(kind, size, colors, side, data.classes),
-        batches=batches,
-        loss=loss,
-        evaluate=evaluate,
-        glance=lambda model: measured(partial(logits, model), data.valid)["loss"],
+    return classification_task(
+        data,
+        lambda: network(kind, size, colors, side, data.classes),
+        lambda model, pictures: model(pixel_values=pictures).logits,
+        batches,
+        device,
         baseline_schedule="warmup_linear",
-        device=device,
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from training import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
 
@@ -152,6 +154,51 @@ def _of_rows(rows: Any, columns: tuple[str, str], side: int) -> Pictures:
     parts = [read(places) for places in torch.arange(len(rows)).split(EVAL_BATCH)]
     pictures, labels = (torch.cat(each) for each in zip(*parts, strict=True))
     return _of_tensors(pictures, labels)
+
+
+def classification_task(
+    data: Split,
+    make_model: Callable[[], nn.Module],
+    logits: Callable[[nn.Module, Tensor], Tensor],
+    batches: Callable[[int, int], Iterator[tuple[Tensor, Tensor]]],
+    device: str,
+    **schedules: str,
+) -> Task:
+    """Learn the classes of pictures; accuracy and loss on both parts of the set.
+
+    Args:
+        data: what is measured.
+        make_model: a new model.
+        logits: (model, pictures on the device) -> [pictures, classes].
+        batches: (steps, seed) -> pictures and classes of each step.
+        device: where the model lies.
+        schedules: see Task.
+    """
+
+    def found(model: nn.Module, pictures: Tensor) -> Tensor:
+        return logits(model, pictures.to(device))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(found(model, batch[0]), batch[1].to(device))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        train, valid = (measured(partial(found, model), part) for part in (data.train, data.valid))
+        return {
+            "accuracy": valid["accuracy"],
+            "valid_loss": valid["loss"],
+            "train_accuracy": train["accuracy"],
+            "train_loss": train["loss"],
+        }
+
+    return Task(
+        make_model=make_model,
+        batches=batches,
+        loss=loss,
+        evaluate=evaluate,
+        glance=lambda model: measured(partial(found, model), data.valid)["loss"],
+        device=device,
+        **schedules,  # type: ignore[arg-type]
+    )
 
 
 @torch.no_grad()

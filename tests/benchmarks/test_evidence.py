@@ -235,3 +235,24 @@ def test_useless_arguments_are_refused(
     with pytest.raises(SystemExit):
         start(monkeypatch, script, "--experiment", "depth", *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_pictures_are_moved_by_four_pixels_at_most_and_mirrored_or_not(load) -> None:
+    varied, side = load("evidence_images").varied, 12
+    pictures = 1 + torch.arange(40 * 2 * side * side).view(40, 2, side, side).float()
+    found = varied(pictures, torch.Generator().manual_seed(0))
+    assert found.shape == pictures.shape
+    kinds = set()
+    for before, after in zip(pictures, found, strict=True):
+        # What fell off leaves zeros; in the middle there are pixels in any case.
+        middle = after[0, side // 2, side // 2 - 1 : side // 2 + 1]
+        mirrored = bool(middle[0] > middle[1])
+        undone = after.flip(-1) if mirrored else after
+        first = undone[0].nonzero()[0]
+        place = (before[0] == undone[0][tuple(first)]).nonzero()[0]
+        down, right = (place - first).tolist()
+        padded = torch.nn.functional.pad(before, (4, 4, 4, 4))
+        cut = padded[:, 4 + down : 4 + down + side, 4 + right : 4 + right + side]
+        assert torch.equal(undone, cut) and max(abs(down), abs(right)) <= 4
+        kinds.add((mirrored, down, right))
+    assert len(kinds) > 30 and len({mirrored for mirrored, _, _ in kinds}) == 2
