@@ -105,32 +105,37 @@ class Experiment:
         Args:
             rivals: optimizers without a rate; empty for those of the pass.
         """
+        steps = self.steps[size]
         return [
-            Cell(setting, str(self.with_rate(rival, power)), self.steps[size], seed)
+            Cell(setting, str(self.with_rate(rival, power, steps)), steps, seed)
             for seed in seeds
             for power in sorted(self.powers.get(size, POWERS[size]), key=abs)
             for setting in self.settings[size]
             for rival in rivals or self.rivals[size]
         ]
 
-    def recommended_rate(self, rival: str) -> float:
-        """The learning rate with which a user of this optimizer begins here."""
+    def recommended_rate(self, rival: str, steps: int | None = None) -> float:
+        """The learning rate with which a user begins a run of so many steps here."""
         own = self.recommended.get(optimizer_spec(rival).name)
-        return recommended(rival) if own is None else own
+        return recommended(rival, steps) if own is None else own
 
-    def with_rate(self, rival: str, power: float) -> OptimizerSpec:
+    def with_rate(self, rival: str, power: float, steps: int | None = None) -> OptimizerSpec:
         """An optimizer at its recommended rate times 10^power, to two digits."""
-        return with_rate(rival, power, self.recommended_rate(rival))
+        return with_rate(rival, power, self.recommended_rate(rival, steps))
 
 
-def recommended(rival: str) -> float:
-    """The learning rate with which a user of this optimizer begins, from scratch."""
+def recommended(rival: str, steps: int | None = None) -> float:
+    """The learning rate with which a user of this optimizer begins, from scratch.
+
+    Args:
+        steps: of the run, which some of ours look at, as a Trainer tells them; None for 2,000.
+    """
     name = optimizer_spec(rival).name
     if name not in OURS:
         return RECOMMENDED[name]
     from hf_relopt.plans.entries import OPTIMIZERS
 
-    return OPTIMIZERS[name].lr_from_scratch(None)
+    return OPTIMIZERS[name].lr_from_scratch(steps)
 
 
 def with_rate(rival: str, power: float, center: float | None = None) -> OptimizerSpec:

@@ -86,7 +86,8 @@ def _sweep(records: list[dict[str, Any]], rival: str, experiment: Experiment) ->
     for record in records:
         by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
     values = {rate: statistics.mean(by_rate[rate]) for rate in sorted(by_rate)}
-    return Sweep(values, experiment.recommended_rate(rival), experiment.rising, records)
+    first = experiment.recommended_rate(rival, records[0]["key"].get("steps"))
+    return Sweep(values, first, experiment.rising, records)
 
 
 def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
@@ -119,7 +120,7 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
         rows = [
             [
                 f"`{rival}`",
-                f"{experiment.recommended_rate(rival):g}",
+                f"{next(iter(own.values())).recommended:g}",
                 *[cell(own[setting]) if setting in own else "" for setting in settings],
             ]
             for rival, own in found.items()

@@ -52,7 +52,9 @@ def test_every_optimizer_has_as_many_rates_that_lie_alike_around_its_own(load) -
                     continue
                 rival = experiment.without_rate(cell.optim)
                 rate = experiment.optimizer_spec(cell.optim).lr
-                spread.setdefault(rival, []).append(rate / about.recommended_rate(rival))
+                spread.setdefault(rival, []).append(
+                    rate / about.recommended_rate(rival, cell.steps)
+                )
             powers = about.powers.get(size, experiment.POWERS[size])
             for rates in spread.values():
                 found = [math.log10(rate) for rate in rates]

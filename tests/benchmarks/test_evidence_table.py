@@ -60,3 +60,14 @@ def test_more_is_better_where_it_is(load, experiment) -> None:
     rising = dataclasses.replace(experiment, rising=True)
     runs = [run("sgd:lr=0.1", 1.0), run("sgd:lr=1", 2.0), run("sgd:lr=10", 9.0, diverged_at=1)]
     assert table.sweeps(runs, rising)["sgd"]["1"].best_rate == 1.0
+
+
+def test_a_preset_is_recommended_for_the_length_of_its_run(load, experiment) -> None:
+    table = load("evidence_table")
+    short = experiment.recommended_rate("fromage_spectral", 300)
+    assert short > experiment.recommended_rate("fromage_spectral") == 0.02
+    spec = str(experiment.with_rate("fromage_spectral", 0.0, 300))
+    record = run(spec, 1.0)
+    record["key"]["steps"] = 300
+    sweep = table.sweeps([record], experiment)["fromage_spectral"]["1"]
+    assert sweep.recommended == short and sweep.at_recommended == 1.0
