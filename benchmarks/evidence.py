@@ -101,14 +101,15 @@ def _file(name: str, options: Options, folder: Path) -> Path:
 def _run_missing(
     name: str, experiment: Experiment, options: Options, args: argparse.Namespace, log: RunLog
 ) -> None:
+    source = _source_key(options)
     cells = experiment.cells(args.size, args.seeds, args.optim)
     done = {str(record["key"]) for record in log.records()}
-    missing = [cell for cell in cells if str(_key(name, cell, options)) not in done]
+    missing = [cell for cell in cells if str(_key(name, cell, source)) not in done]
     print(f"{name}: {len(missing)} of {len(cells)} runs are left", flush=True)
     start = time.monotonic()
     runs = run_all(partial(run, name, options=options), missing, args.jobs, args.threads)
     for number, (cell, figures) in enumerate(runs, start=1):
-        log.append(_key(name, cell, options), figures)
+        log.append(_key(name, cell, source), figures)
         left = (time.monotonic() - start) / number * (len(missing) - number) / 60
         print(
             f"{name} {number} of {len(missing)}: {cell.setting} {cell.optim} seed {cell.seed}: "
@@ -133,10 +134,10 @@ def _said(figures: dict[str, Any], experiment: Experiment) -> str:
     return f"{experiment.measure} {shown:.{experiment.digits}f} ({figures['seconds']:.0f} s)"
 
 
-def _key(name: str, cell: Cell, options: Options) -> dict[str, Any]:
+def _key(name: str, cell: Cell, source: dict[str, Any]) -> dict[str, Any]:
     return {
         "experiment": name,
-        **_source_key(options),
+        **source,
         "setting": cell.setting,
         "steps": cell.steps,
         "optim": cell.optim,

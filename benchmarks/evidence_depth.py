@@ -7,10 +7,8 @@ network is nearly the same for every picture: a test of trainability, and not of
 
 from __future__ import annotations
 
-from functools import cache
-
 from evidence_experiment import Cell, Experiment, Options, trained
-from image_data import Split, classification_task, read_pictures
+from image_data import Split, classification_task, kept_pictures
 from torch import nn
 from training import Task
 
@@ -41,14 +39,9 @@ def depth_task(data: Split, hidden: int, device: str) -> Task:
     )
 
 
-@cache
-def _data(source: str, side: int) -> Split:
-    return read_pictures(source, side, colors=1)
-
-
 def _run(cell: Cell, options: Options) -> dict[str, object]:
     side = 28 if options.size == "full" else 8
-    data = _data(options.data, side)
+    data = kept_pictures(options.data, side, 1)
     return trained(depth_task(data, int(cell.setting), options.device), cell)
 
 

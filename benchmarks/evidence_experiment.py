@@ -14,7 +14,7 @@ from typing import Any
 
 from muon import NoHiddenMatrices
 from optimizer_spec import OURS, OptimizerSpec, optimizer_spec
-from training import Run, Task, curve, train
+from training import Task, curve, train
 
 # How much is run: a first look, what fits on a laptop, and the papers' sizes on a GPU.
 PASSES = ("quick", "here", "full")
@@ -121,7 +121,9 @@ class Experiment:
 
     def with_rate(self, rival: str, power: float, steps: int | None = None) -> OptimizerSpec:
         """An optimizer at its recommended rate times 10^power, to two digits."""
-        return with_rate(rival, power, self.recommended_rate(rival, steps))
+        rate = float(f"{self.recommended_rate(rival, steps) * 10**power:.2g}")
+        rest = f",adamw_lr={MUON_ADAMW * rate:.2g}" if optimizer_spec(rival).name == "muon" else ""
+        return optimizer_spec(f"{rival}{',' if ':' in rival else ':'}lr={rate:g}{rest}")
 
 
 def recommended(rival: str, steps: int | None = None) -> float:
@@ -138,23 +140,23 @@ def recommended(rival: str, steps: int | None = None) -> float:
     return OPTIMIZERS[name].lr_from_scratch(steps)
 
 
-def with_rate(rival: str, power: float, center: float | None = None) -> OptimizerSpec:
-    """An optimizer at `center` times 10^power, to two digits; by default its recommended rate."""
-    center = recommended(rival) if center is None else center
-    rate = float(f"{center * 10**power:.2g}")
-    rest = f",adamw_lr={MUON_ADAMW * rate:.2g}" if optimizer_spec(rival).name == "muon" else ""
-    return optimizer_spec(f"{rival}{',' if ':' in rival else ':'}lr={rate:g}{rest}")
-
-
 def without_rate(optim: str) -> str:
     """The optimizer of a cell without its rate."""
     return str(optimizer_spec(optim).without("lr", "adamw_lr"))
 
 
-def trained(task: Task, cell: Cell, glances: int = 0) -> dict[str, Any]:
+def trained(task: Task, cell: Cell) -> dict[str, Any]:
     """The figures of one run by the loop that all benchmarks share."""
-    spec = optimizer_spec(cell.optim)
-    return figures_of(train(spec, task, cell.steps, cell.seed, glances))
+    run = train(optimizer_spec(cell.optim), task, cell.steps, cell.seed)
+    return {
+        "lr": run.lr,
+        **run.figures,
+        "diverged_at": run.diverged_at,
+        "seconds": run.seconds,
+        "state_bytes_per_weight": round(run.state_bytes_per_weight, 4),
+        "glances": run.glances,
+        "curve": curve(run.losses),
+    }
 
 
 def run_or_refusal(experiment: Experiment, cell: Cell, options: Options) -> dict[str, Any]:
@@ -170,19 +172,6 @@ def run_or_refusal(experiment: Experiment, cell: Cell, options: Options) -> dict
 
 def _refused(spec: OptimizerSpec, reason: str) -> dict[str, Any]:
     return {"lr": spec.lr, "refused": reason}
-
-
-def figures_of(run: Run) -> dict[str, Any]:
-    """What of a run goes into its record."""
-    return {
-        "lr": run.lr,
-        **run.figures,
-        "diverged_at": run.diverged_at,
-        "seconds": run.seconds,
-        "state_bytes_per_weight": round(run.state_bytes_per_weight, 4),
-        "glances": run.glances,
-        "curve": curve(run.losses),
-    }
 
 
 def value_of(record: Mapping[str, Any], experiment: Experiment) -> float:

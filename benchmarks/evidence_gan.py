@@ -18,7 +18,7 @@ from clock import Clock
 from evidence_experiment import Cell, Experiment, Options, recommended
 from frechet import PictureDistance, classifier_distance, inception_distance
 from gan_networks import Discriminator, GanSize, Generator
-from image_data import DIGITS, Split, read_pictures
+from image_data import DIGITS, Split, kept_pictures
 from optimizer_spec import (
     OptimizerSpec,
     build_optimizer,
@@ -29,7 +29,7 @@ from optimizer_spec import (
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from training import curve
+from training import checks, curve, first_not_finite
 from transformers import set_seed
 
 GLANCES = 5
@@ -200,14 +200,15 @@ def play(
     game = Game(spec, data, scale, cell.steps, cell.seed, device)
     lr = rate_in_use(spec.without(TWO_RATES), game.generator.optimizer)
     looks = {math.ceil(cell.steps * look / GLANCES) for look in range(1, GLANCES + 1)}
-    # A look makes a GPU wait.
-    every = 1 if device == "cpu" else max(1, cell.steps // 100)
+    is_checked = checks(device, cell.steps)
     losses, seen = torch.zeros(cell.steps, 2, device=device), []
     diverged_at, clock = None, Clock(device)
     for done, batch in enumerate(data.train.batches(scale.batch, cell.steps, cell.seed), start=1):
         losses[done - 1] = game.step(*batch)
-        if done % every == 0 or done == cell.steps:
-            diverged_at = _diverged_at(losses[:done], game)
+        if is_checked(done):
+            diverged_at = first_not_finite(losses[:done])
+            if diverged_at is None and not game.is_finite():
+                diverged_at = done
             if diverged_at is not None:
                 break
         if done in looks:
@@ -227,22 +228,9 @@ def play(
     }
 
 
-def _diverged_at(losses: Tensor, game: Game) -> int | None:
-    """The step (from 1) of the first loss that is not finite, or this one if a weight is not."""
-    lost = (~losses.isfinite().all(1)).nonzero()
-    if len(lost):
-        return int(lost[0]) + 1
-    return None if game.is_finite() else len(losses)
-
-
-@cache
-def _data(source: str, side: int, colors: int) -> Split:
-    return read_pictures(source, side, colors)
-
-
 @cache
 def _distance(source: str, side: int, colors: int, inception: bool, device: str) -> PictureDistance:
-    data = _data(source, side, colors)
+    data = kept_pictures(source, side, colors)
     if inception:
         return inception_distance(data, value_range(data), device)
     return classifier_distance(data)
@@ -254,7 +242,7 @@ def _run(cell: Cell, options: Options) -> dict[str, Any]:
     source = (options.data, side, 3 if full else 1)
     # Before the seed of the run is set: a classifier may be trained here.
     distance = _distance(*source, full, options.device)
-    return play(cell, _data(*source), SCALES[options.size], distance, options.device)
+    return play(cell, kept_pictures(*source), SCALES[options.size], distance, options.device)
 
 
 GAN = Experiment(

@@ -8,11 +8,10 @@ then very sure of its errors. So the loss on held-out pictures is measured besid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import torch
 from evidence_experiment import Cell, Experiment, Options, trained
-from image_data import Split, classification_task, read_pictures
+from image_data import Split, classification_task, kept_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Task
@@ -114,15 +113,10 @@ def varied(pictures: Tensor, random: torch.Generator) -> Tensor:
     return found.permute(0, 3, 1, 2)
 
 
-@cache
-def _data(source: str, side: int, colors: int) -> Split:
-    return read_pictures(source, side, colors)
-
-
 def _run(cell: Cell, options: Options) -> dict[str, object]:
     small = options.size != "full"
     side = RESNET_SIDE if cell.setting == "resnet" or not small else 8
-    data = _data(options.data, side, 1 if small else 3)
+    data = kept_pictures(options.data, side, 1 if small else 3)
     return trained(picture_task(data, cell.setting, options.size, options.device), cell)
 
 

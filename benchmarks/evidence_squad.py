@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,7 +76,7 @@ class Windows:
     def batches(self, steps: int, seed: int) -> Iterator[Mapping[str, Any]]:
         """Random batches: in each epoch every window at most once, and no smaller batch."""
         generator = torch.Generator().manual_seed(seed)
-        lengths, size, done = self.lengths(), min(BATCH, len(self.rows)), 0
+        lengths, size, done = self.lengths, min(BATCH, len(self.rows)), 0
         while done < steps:
             order = torch.randperm(len(lengths), generator=generator)
             for part in order[: len(order) // size * size].split(SORTED_TOGETHER * size):
@@ -86,6 +86,7 @@ class Windows:
                     yield self.batch(together[number].tolist())
                     done += 1
 
+    @cached_property
     def lengths(self) -> Tensor:
         """Tokens of each window."""
         return torch.tensor([len(tokens) for tokens in self.rows["input_ids"]])
@@ -193,7 +194,7 @@ def measured(
     model: nn.Module, windows: Windows, device: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Logits of starts and of ends, [windows, longest window], and the mean loss."""
-    lengths, loss = windows.lengths(), 0.0
+    lengths, loss = windows.lengths, 0.0
     shape = (len(lengths), int(lengths.max()))
     starts, ends = (np.full(shape, -np.inf, dtype=np.float32) for _ in range(2))
     for places in lengths.argsort(stable=True).split(EVAL_BATCH):

@@ -20,6 +20,7 @@ from local_text import PYTHON, text_of
 WORDS = Size(layers=2, width=200, heads=2, context=35, batch=20, inner=200)
 MOST_WORDS = {"quick": 4_096, "here": 4_096, "full": 33_278}
 BATCHES = {"quick": 20, "here": 20, "full": 100}
+_FIRST = ("sgd", "adamw", "fromage", "fromage_spectral", "madam:p_scale=5.0")
 _RIVALS = (
     "sgd",
     "adamw",
@@ -84,7 +85,7 @@ TEXT = Experiment(
     rising=False,
     digits=3,
     rivals={
-        "quick": ("sgd", "adamw", "fromage", "fromage_spectral", "madam:p_scale=5.0"),
+        "quick": _FIRST,
         "here": _RIVALS,
         "full": (*_RIVALS, *_MORE),
     },
@@ -103,7 +104,7 @@ RATES = Experiment(
     rising=False,
     digits=3,
     rivals={
-        "quick": ("sgd", "adamw", "fromage", "fromage_spectral", "madam:p_scale=5.0"),
+        "quick": _FIRST,
         "here": ("sgd", "adamw", "muonh", "fromage", "fromage_spectral", "madam:p_scale=5.0"),
         "full": (*_RIVALS, *_MORE),
     },

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,12 @@ def read_pictures(source: str, side: int, colors: int) -> Split:
     cut = len(pixels) * 4 // 5
     train, valid = (_of_tensors(pixels[o], images.labels[o]) for o in (order[:cut], order[cut:]))
     return Split(train, valid, images.classes)
+
+
+@cache
+def kept_pictures(source: str, side: int, colors: int) -> Split:
+    """What ``read_pictures`` gives, read once in a process."""
+    return read_pictures(source, side, colors)
 
 
 def _of_tensors(pixels: Tensor, labels: Tensor) -> Pictures:

@@ -108,7 +108,7 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     looks = {math.ceil(steps * look / glances) for look in range(1, glances + 1)}
     losses, seen = torch.zeros(steps, device=task.device), []
-    diverged_at, is_checked = None, _checks(task, steps)
+    diverged_at, is_checked = None, checks(task.device, steps)
     _warm_up(model, task, steps, seed)
     set_seed(seed)
     clock = Clock(task.device)
@@ -120,9 +120,10 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         losses[done - 1] = loss.detach()
-        if is_checked(done) and not losses[:done].isfinite().all():
-            diverged_at = int((~losses[:done].isfinite()).nonzero()[0]) + 1
-            break
+        if is_checked(done):
+            diverged_at = first_not_finite(losses[:done])
+            if diverged_at is not None:
+                break
         if done in looks:
             with clock.stopped():
                 model.eval()
@@ -149,10 +150,20 @@ def train(spec: OptimizerSpec, task: Task, steps: int, seed: int, glances: int =
     )
 
 
-def _checks(task: Task, steps: int) -> Callable[[int], bool]:
+def checks(device: str, steps: int) -> Callable[[int], bool]:
     """After which steps to see whether a run has diverged: a look makes a GPU wait."""
-    every = 1 if task.device == "cpu" else max(1, steps // 100)
+    every = 1 if device == "cpu" else max(1, steps // 100)
     return lambda done: done % every == 0 or done == steps
+
+
+def first_not_finite(losses: Tensor) -> int | None:
+    """The step (from 1) of the first loss that is no finite number; None if there is none.
+
+    Args:
+        losses: [steps], or [steps, losses of a step].
+    """
+    lost = (~losses.isfinite().view(len(losses), -1).all(1)).nonzero()
+    return int(lost[0]) + 1 if len(lost) else None
 
 
 def _warm_up(model: nn.Module, task: Task, steps: int, seed: int) -> None:

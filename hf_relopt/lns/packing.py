@@ -50,10 +50,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     # Four codes are a word of 64 bits, 16 for each, in which the last three move down. In a copy: a
     # view may begin in the middle of a word.
     words = _filled(flat.to(torch.int16, copy=True), 4).view(torch.int64)
-    joined = words & _low(bits)
+    joined = words & _mask(bits)
     for place in range(1, 4):
         moved = words >> place * (16 - bits)
-        joined |= moved.bitwise_and_(_low(bits) << place * bits)
+        joined |= moved.bitwise_and_(_mask(bits, place * bits))
     cut = joined.view(torch.uint8).view(-1, 8)[:, : bits // 2]
     return cut.reshape(-1)[: packed_size(count, bits)]
 
@@ -78,12 +78,12 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         return flat.to(torch.int16)
     size = bits // 2
     joined = pad(_filled(flat, size).view(-1, size), (0, 8 - size)).view(torch.int64).view(-1)
-    words = joined & _low(bits)
+    words = joined & _mask(bits)
     for place in range(1, 4):
         moved = joined << place * (16 - bits)
-        words |= moved.bitwise_and_(_low(bits) << place * 16)
+        words |= moved.bitwise_and_(_mask(bits, place * 16))
     codes = words.view(torch.int16)[:count]
-    return codes if bits < 16 else codes.to(torch.int32) & _low(bits)
+    return codes if bits < 16 else codes.to(torch.int32) & _mask(bits)
 
 
 def _filled(flat: Tensor, length: int) -> Tensor:
@@ -92,8 +92,10 @@ def _filled(flat: Tensor, length: int) -> Tensor:
     return pad(flat, (0, missing)) if missing else flat
 
 
-def _low(bits: int) -> int:
-    return int(2**bits - 1)
+def _mask(bits: int, place: int = 0) -> int:
+    """So many bits from a place on, as a number that int64 holds: the highest bit is the sign."""
+    mask = ((1 << bits) - 1) << place
+    return mask - (1 << 64) if mask >= 1 << 63 else mask
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:

@@ -172,7 +172,7 @@ def test_every_rival_steps_both_networks(load, gan) -> None:
     data = load("image_data").read_pictures("digits", 8, 1)
     batch = next(data.train.batches(8, 1, 0))
     for rival in {*gan.GAN.rivals["here"], *gan.GAN.rivals["full"]}:
-        spec = load("evidence_experiment").with_rate(rival, -1.0)
+        spec = gan.GAN.with_rate(rival, -1.0)
         game = gan.Game(spec, data, gan.SCALES["quick"], 2, 0, "cpu")
         game.step(*batch)
         assert game.is_finite(), rival
