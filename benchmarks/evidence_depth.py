@@ -68,4 +68,6 @@ DEPTH = Experiment(
     data="digits",
     run=_run,
     full_data="ylecun/mnist",
+    # A deep network may need very small steps.
+    powers={"here": (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0)},
 )

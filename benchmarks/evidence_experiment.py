@@ -21,7 +21,7 @@ PASSES = ("quick", "here", "full")
 # By which powers of ten around the recommended rate.
 POWERS = {
     "quick": (-1.0, 0.0, 1.0),
-    "here": (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0),
+    "here": (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
     "full": (-3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
 }
 # Of those that are not ours: torch's and pytorch_optimizer's own words for a first try.

@@ -110,7 +110,7 @@ RATES = Experiment(
     },
     settings={
         "quick": ("2x64",),
-        "here": ("2x64", "4x128", "8x64", "2x256"),
+        "here": ("2x64", "4x64", "8x64", "2x128", "2x256", "4x128"),
         "full": tuple(f"{layers}x{width}" for layers in (2, 4, 8) for width in (64, 128, 256)),
     },
     steps={"quick": 300, "here": 300, "full": 2_000},
