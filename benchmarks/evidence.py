@@ -18,6 +18,7 @@ it. So each experiment answers two questions: which is best, and what does it co
         --data pictures=uoft-cs/cifar10
     python benchmarks/evidence.py --experiment depth --optim lion --optim lamb
     python benchmarks/evidence.py --experiment depth --setting 20 30 --steps 6000 --optim fromage
+    python benchmarks/evidence.py --experiment words --powers -3 -2 -1 0 1 2 --seeds 0 1
     python benchmarks/evidence.py --experiment depth gan --report_only
 
 Finished runs are not repeated: kill it and start it again. A run that diverged is a result like any
@@ -85,10 +86,11 @@ def main() -> None:
 
 
 def _asked(experiment: Experiment, args: argparse.Namespace) -> Experiment:
-    """An experiment with the command line's settings and length."""
+    """An experiment with the command line's settings, length and learning rates."""
     settings = {args.size: args.setting or experiment.settings[args.size]}
     steps = {args.size: args.steps or experiment.steps[args.size]}
-    return dataclasses.replace(experiment, settings=settings, steps=steps)
+    powers = {args.size: args.powers} if args.powers else experiment.powers
+    return dataclasses.replace(experiment, settings=settings, steps=steps, powers=powers)
 
 
 def _file(name: str, options: Options, folder: Path) -> Path:
@@ -225,6 +227,10 @@ def _read_command_line() -> argparse.Namespace:
     parser.add_argument(
         "--setting", nargs="+",
         help="for one experiment: these in place of the pass's, as hidden layers or LAYERSxWIDTH",
+    )  # fmt: skip
+    parser.add_argument(
+        "--powers", nargs="+", type=float, metavar="P",
+        help="learning rates in place of the pass's: the recommended one times 10^P",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, help="length of a run, in place of the pass's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")

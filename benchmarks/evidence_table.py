@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 from evidence_experiment import Experiment, value_of, without_rate
 from run_log import markdown_table
 
-# Settings that are drawn beside each other at most.
-MOST_PANELS = 4
+# Settings that are drawn at most, and how many of them beside each other.
+MOST_PANELS, COLUMNS = 9, 3
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class Sweep:
 
     Attributes:
         values: by learning rate, the mean over seeds; infinite where one of them has no number.
+            Seeds that all of the rates have: means of different seeds are not compared.
         recommended: the rate a user begins with.
         rising: is more of it better?
-        records: all of its runs.
+        records: the runs of these seeds.
     """
 
     values: dict[float, float]
@@ -76,12 +78,17 @@ def sweeps(records: list[dict[str, Any]], experiment: Experiment) -> Sweeps:
 
 
 def settings_of(records: list[dict[str, Any]]) -> list[str]:
-    """The settings of all runs; numbers by size."""
+    """The settings of all runs; numbers by size, as in 5 and 20, or 2x64 and 2x128."""
     found = {record["key"]["setting"] for record in records}
-    return sorted(found, key=lambda text: (len(text), text) if text.isdigit() else (0, text))
+    return sorted(found, key=lambda text: ([int(part) for part in re.findall(r"\d+", text)], text))
 
 
 def _sweep(records: list[dict[str, Any]], rival: str, experiment: Experiment) -> Sweep:
+    seeds: dict[float, set[int]] = {}
+    for record in records:
+        seeds.setdefault(record["lr"], set()).add(record["key"]["seed"])
+    common = set.intersection(*seeds.values())
+    records = [record for record in records if not common or record["key"]["seed"] in common]
     by_rate: dict[float, list[float]] = {}
     for record in records:
         by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
@@ -127,8 +134,22 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
         ]
         header = ["optimizer", "recommended rate", *settings]
         shown.append(f"**{title[0].upper()}{title[1:]}**\n\n{markdown_table(header, rows)}")
+    if len(settings) > 1:
+        shown.append(_moves(found))
     shown.append(_costs(found))
     return "\n\n".join(shown)
+
+
+def _moves(found: Sweeps) -> str:
+    """How far the best rate moves from setting to setting, where there is one."""
+    rows = []
+    for rival, own in found.items():
+        rates = [sweep.best_rate for sweep in own.values() if math.isfinite(sweep.best)]
+        if len(rates) > 1:
+            low, high = min(rates), max(rates)
+            rows.append([f"`{rival}`", f"{low:g}", f"{high:g}", f"{high / low:.3g}", len(rates)])
+    header = ["optimizer", "lowest best rate", "highest", "factor between them", "settings"]
+    return f"**How far the best rate moves**\n\n{markdown_table(header, rows)}"
 
 
 def _costs(found: Sweeps) -> str:
@@ -155,10 +176,14 @@ def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> N
     found, settings = sweeps(records, experiment), settings_of(records)
     by_number = len(settings) > 1 and all(setting.isdigit() for setting in settings)
     titles = ["recommended rate", "best rate"] if by_number else settings[:MOST_PANELS]
-    figure, panels = pyplot.subplots(
-        1, len(titles), figsize=(5.5 * len(titles), 4.5), sharey=True, squeeze=False
-    )
-    for panel, title in zip(panels[0], titles, strict=True):
+    columns = min(COLUMNS, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    size = (5.5 * columns, 4.5 * rows)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    panels = grid.flatten()
+    for empty in panels[len(titles) :]:
+        empty.set_axis_off()
+    for panel, title in zip(panels, titles, strict=False):
         for number, (rival, own) in enumerate(found.items()):
             style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
             if by_number:
@@ -174,9 +199,10 @@ def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> N
         panel.set(title=title, xlabel="hidden layers" if by_number else "learning rate")
         if not by_number:
             panel.set_xscale("log")
-    _zoom(panels[0][0], found, experiment)
-    panels[0][0].set_ylabel(experiment.measure.replace("_", " "))
-    panels[0][-1].legend(fontsize=7)
+    _zoom(panels[0], found, experiment)
+    for first in grid[:, 0]:
+        first.set_ylabel(experiment.measure.replace("_", " "))
+    panels[len(titles) - 1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -183,11 +183,9 @@ def test_what_diverges_or_is_refused_is_a_result(
     load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = load("evidence")
-    experiment = load("evidence_experiment")
     shrink(script, monkeypatch, steps=12)
-    monkeypatch.setitem(experiment.POWERS, "quick", (0.0, 37.0))
     arguments = ["--experiment", "depth", "--size", "quick", "--optim", "sgd", "--optim", "madam"]
-    start(monkeypatch, script, *arguments, "--out", tmp_path)
+    start(monkeypatch, script, *arguments, "--powers", "0", "37", "--out", tmp_path)
     (path,) = tmp_path.glob("*.jsonl")
     by_optim = {r["key"]["optim"]: r for r in records(path) if r["key"]["setting"] == "2"}
     wild = by_optim["sgd:lr=1e+36"]

@@ -28,12 +28,36 @@ def test_the_best_of_the_rates_is_over_seeds(load, experiment) -> None:
         run("sgd:lr=0.1", 0.7, seed=1),
         run("sgd:lr=1", 0.4, diverged_at=7),
     ]
+    runs += [run("sgd:lr=0.01", 1.2, seed=1), run("sgd:lr=1", 0.4, seed=1)]
     sweep = table.sweeps(runs, experiment)["sgd"]["1"]
     assert (sweep.best_rate, sweep.best) == (0.1, pytest.approx(0.6))
     assert sweep.at_recommended == sweep.best and not sweep.is_at_edge
     page = table.tables(runs, experiment)
     assert "| `sgd` | 0.1 | 0.60 |" in page and "| `sgd` | 0.1 | 0.60 at 0.1 |" in page
-    assert "| `sgd` | 0.1 | 0.00 |" in page and "| `sgd` | 4 | 2 | 1 | 4.00 |" in page
+    assert "| `sgd` | 0.1 | 0.00 |" in page and "| `sgd` | 6 | 2 | 1 | 4.00 |" in page
+
+
+def test_means_are_of_the_seeds_that_all_rates_have(load, experiment) -> None:
+    table = load("evidence_table")
+    runs = [run("sgd:lr=0.1", 0.5), run("sgd:lr=1", 0.6), run("sgd:lr=1", 0.2, seed=1)]
+    assert table.sweeps(runs, experiment)["sgd"]["1"].values == {0.1: 0.5, 1.0: 0.6}
+    assert "| `sgd` | 2 | 1 | 0 | 4.00 |" in table.tables(runs, experiment)
+    apart = [run("sgd:lr=0.1", 0.5), run("sgd:lr=1", 0.6, seed=1)]
+    assert table.sweeps(apart, experiment)["sgd"]["1"].values == {0.1: 0.5, 1.0: 0.6}
+
+
+def test_how_far_the_best_rate_moves(load, experiment) -> None:
+    table = load("evidence_table")
+    bests = {"2x64": 0.1, "2x128": 0.01}
+    runs = [
+        run(f"sgd:lr={rate:g}", 1.0 - (rate == best), setting)
+        for setting, best in bests.items()
+        for rate in (0.01, 0.1)
+    ]
+    runs.append(run("adamw:lr=0.001", 1.0, "2x64"))
+    page = table.tables(runs, experiment)
+    assert "| `sgd` | 0.01 | 0.1 | 10 | 2 |" in page
+    assert "moves" not in table.tables(runs[:2], experiment)
 
 
 def test_edges_gaps_and_what_never_trains(load, experiment) -> None:
@@ -53,6 +77,8 @@ def test_settings_that_are_numbers_are_in_their_order(load) -> None:
     table = load("evidence_table")
     runs = [run("sgd:lr=1", 1.0, setting=text) for text in ("20", "5", "100")]
     assert table.settings_of(runs) == ["5", "20", "100"]
+    runs = [run("sgd:lr=1", 1.0, setting=text) for text in ("2x128", "4x64", "2x64")]
+    assert table.settings_of(runs) == ["2x64", "2x128", "4x64"]
 
 
 def test_more_is_better_where_it_is(load, experiment) -> None:
