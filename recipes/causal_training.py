@@ -12,6 +12,7 @@ from clear_messages import blamed_on
 from command_line import check_optimizer
 from model_loading import (
     CAUSAL,
+    in_codes,
     named_config_of,
     named_model,
     named_tokenizer,
@@ -256,7 +257,7 @@ def build_model(
         )
     # Class names like GPT2LMHeadModel do not tell Transformers the loss; it would warn.
     model.loss_type = "ForCausalLM"
-    return model
+    return in_codes(model, source)
 
 
 def _new_config(

@@ -13,6 +13,7 @@ from command_line import check_optimizer
 from datasets import Dataset, DatasetDict
 from model_loading import (
     CAUSAL,
+    in_codes,
     named_model,
     padding_tokenizer,
     require_causal,
@@ -76,7 +77,7 @@ def build_model(request: ChatRequest) -> Any:
     dtype = getattr(torch, request.model.model_dtype)
     model = named_model(AutoModelForCausalLM, name, seed, dtype=dtype)
     if not request.model.lora_rank:
-        return model
+        return in_codes(model, request.model)
     from peft import LoraConfig, get_peft_model
 
     where = request.model.lora_target_modules

@@ -14,6 +14,7 @@ from command_line import check_optimizer
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from model_loading import (
     CLASSIFIER,
+    in_codes,
     named_model,
     padding_tokenizer,
     require_one_batch,
@@ -87,7 +88,7 @@ def build_classifier(
         label2id={name: number for number, name in enumerate(names)},
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model
+    return in_codes(model, request.model)
 
 
 def class_names(splits: DatasetDict) -> list[str]:

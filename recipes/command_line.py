@@ -21,6 +21,7 @@ import hf_relopt  # noqa: F401  (adds fromage and others to the choices of --opt
 from hf_relopt import plan
 from hf_relopt.errors import ConfigError, RelOptError
 from hf_relopt.hf import optim_args
+from hf_relopt.lns.tensor import is_lns
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
 # Values of which every optimizer that reads an option at all makes something of at least one.
@@ -226,6 +227,11 @@ def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
         ConfigError: if they do not make an optimizer, or if the Trainer would not read an option.
     """
     name = optimizer_name(args)
+    if name == "integer_madam" and not any(is_lns(weight) for weight in model.parameters()):
+        raise ConfigError(
+            "--optim integer_madam steps weights in codes, and this model has none. Pass "
+            "--lns_format lns12 (or lns8, lns10, lns16), or name a model that was saved in codes."
+        )
     if name in OPTIMIZER_NAMES:
         said = optim_args.parse(name, args.optim_args)
         plan(model, name, args.learning_rate, overrides=said.overrides, **said.options)

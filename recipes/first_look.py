@@ -150,7 +150,9 @@ def optimizer_name(args: TrainingArguments) -> str:
 
 
 def check_optimizer_words(said: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Check --optim, --optim_args, --learning_rate and --weight_decay against each other.
+    """Check --optim and what belongs to it against each other.
+
+    That is --optim_args, --learning_rate, --weight_decay and --lns_format.
 
     Args:
         said: names and values; those that were not given may be missing.
@@ -172,10 +174,25 @@ def check_optimizer_words(said: Mapping[str, Any], known: Sequence[str]) -> None
             f"weight_decay is {said['weight_decay']}; {name} takes only 0: it keeps the norms of "
             "weights by itself. Drop --weight_decay."
         )
+    if said.get("lns_format") is not None:
+        check_format(name, said["lns_format"])
     if ours and text:
         from hf_relopt.hf import optim_args  # loads torch
 
         optim_args.parse(name, text)
+
+
+def check_format(optim: str, name: str) -> None:
+    """Raise a ConfigError for a format that does not exist, or that this optimizer cannot step."""
+    if optim != "integer_madam":
+        raise ConfigError(
+            f"lns_format is {name!r}, but {optim} cannot step weights in codes. Pass "
+            "--optim integer_madam, or leave --lns_format out."
+        )
+    from hf_relopt.lns.format import FORMATS  # loads torch
+
+    if name not in FORMATS:
+        raise ConfigError(f"lns_format is {name!r}; use one of {', '.join(FORMATS)}.")
 
 
 def check_learning_rate(name: str, rate: float) -> None:

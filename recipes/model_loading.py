@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from clear_messages import blamed_on, is_full_disk, reason
@@ -22,7 +22,11 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+from hf_relopt import compress
 from hf_relopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recipe import ModelSource
 
 PROBE = "The quick brown fox, 狐, лиса, 1."
 _OTHER_TOKENIZER = (
@@ -107,6 +111,16 @@ def named_model(kind: Any, name: str, seed: int, **options: Any) -> PreTrainedMo
     set_seed(seed)
     with blamed_on(f"cannot load the model {name}", CHECK_NAME):
         return kind.from_pretrained(name, **options)
+
+
+def in_codes(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
+    """The model, its matrices and embeddings in codes if that was asked for.
+
+    Weights from scratch have more room to grow.
+    """
+    if source.lns_format is None:
+        return model
+    return compress(model, source.lns_format, headroom=3.0 if source.model_name_or_path else 5.0)
 
 
 def require_class(config: PreTrainedConfig, name: str, kind: str) -> None:

@@ -137,6 +137,11 @@ class ModelSource:
     _argument_group_name = "Model"
 
     model_name_or_path: str | None = pretrained("")
+    lns_format: str | None = option(
+        None,
+        "for --optim integer_madam: store matrices and embeddings in codes of lns8, lns10, lns12 "
+        "or lns16; a model in codes needs it no more",
+    )
 
     def look(self) -> None:
         """Raise a ConfigError for a name that can only be a path, and is none of a folder."""

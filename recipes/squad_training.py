@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict
 from local_files import check_table
 from model_loading import (
     ANSWERER,
+    in_codes,
     named_model,
     padding_tokenizer,
     require_one_batch,
@@ -91,7 +92,8 @@ def prepare(request: SquadRequest) -> Prepared:
 def build_model(request: SquadRequest) -> PreTrainedModel:
     """The pretrained model with a new task head: a start and an end logit for each token."""
     name = request.model.model_name_or_path
-    return named_model(AutoModelForQuestionAnswering, name, request.args.seed)
+    model = named_model(AutoModelForQuestionAnswering, name, request.args.seed)
+    return in_codes(model, request.model)
 
 
 def train(request: SquadRequest, run: RecipeRun) -> None:

@@ -41,6 +41,7 @@ from typed_command import typed_command
 
 from hf_relopt import RelOptTrainer
 from hf_relopt.errors import ConfigError
+from hf_relopt.hf.lns_files import flattened
 from hf_relopt.hf.model_card import write_model_card
 from hf_relopt.plans.entries import rule_of_name
 from hf_relopt.shipped import OPTIMIZER_NAMES
@@ -275,7 +276,8 @@ def require_fit(checkpoint: Path, model: torch.nn.Module, optimizer: str) -> Non
 
 def require_same_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Raise a ConfigError if a weight has another shape, or if there are more or fewer of them."""
-    here = model.state_dict()
+    # As they are in the file: weights in codes are bytes and scales there.
+    here = flattened(model.state_dict())
     size = sum({weight.data_ptr(): weight.numel() for weight in here.values()}.values())
     saved_size, counted = 0, set()
     for file in checkpoint.glob("model*.safetensors"):
@@ -330,7 +332,10 @@ class RenamedWeights(TrainerCallback):
         **_: Any,
     ) -> None:
         """After Trainer has loaded the checkpoint, before the first step."""
-        if model is not None and saved_names(self.checkpoint) - model.state_dict().keys():
+        if (
+            model is not None
+            and saved_names(self.checkpoint) - flattened(model.state_dict()).keys()
+        ):
             whole = type(model).from_pretrained(self.checkpoint)
             model.load_state_dict(whole.state_dict())
 

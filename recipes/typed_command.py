@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Of other folders or moments than the run that is suggested.
 _OF_THIS_RUN = ("run_name", "output_dir", "overwrite_output_dir", "resume_from_checkpoint")
-_OF_THE_OPTIMIZER = ("optim", "optim_args", "learning_rate")
+_OF_THE_OPTIMIZER = ("optim", "optim_args", "learning_rate", "lns_format")
 _MAKE = ["make", "demo"]
 # What the Makefile says itself; the user's words come behind.
 _MAKE_SAYS = ["--run_name", "demo"]

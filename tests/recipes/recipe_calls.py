@@ -47,6 +47,15 @@ def as_arguments(flags: Mapping[str, object]) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
+def as_if_stopped(folder: Path, unfinished: str) -> None:
+    """Leave a finished run as it was while it wrote its last checkpoint."""
+    record = json.loads((folder / "run.json").read_text())
+    del record["finished"]
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / unfinished / "trainer_state.json").unlink()
+    (folder / "model.safetensors").unlink()
+
+
 def write_rows(path: Path, rows: Sequence[object]) -> Path:
     """Write a table of JSON, one row a line."""
     path.write_text("\n".join(map(json.dumps, rows)))

@@ -11,10 +11,12 @@ from datasets import load_from_disk
 from huggingface_hub import ModelCard
 from pretrain_clm import main
 from run_folder import RunFolder
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_relopt.lns.tensor import LNSTensor
 from tests.distributed.ranks import forked
-from tests.recipes.recipe_calls import RECIPES, tiny_pretraining
+from tests.recipes.recipe_calls import RECIPES, as_if_stopped, refusal, tiny_pretraining
 
 
 def recomputed_loss(folder) -> float:
@@ -89,6 +91,31 @@ def test_a_preset_by_name(tiny_text, tmp_path, capsys):
     )  # fmt: skip
     main(on)
     assert RunFolder(tmp_path / "on").record["steps"] == 4
+
+
+def test_weights_in_codes_resume_to_the_same_result(tiny_text, tmp_path, capsys):
+    folder = tmp_path / "codes"
+    words = {"optim": "integer_madam", "max_steps": 4, "save_steps": 2}
+    line = refusal(main, tiny_pretraining(tiny_text, folder, **words), capsys)
+    assert "--lns_format lns12" in line and not folder.exists()
+    line = refusal(main, tiny_pretraining(tiny_text, folder, lns_format="lns9", **words), capsys)
+    assert "lns_format is 'lns9'; use one of lns8" in line
+    arguments = tiny_pretraining(tiny_text, folder, lns_format="lns12", **words)
+    main(arguments)
+    *_, hint = [
+        words for words in capsys.readouterr().out.splitlines() if "--optim fromage" in words
+    ]
+    assert "--lns_format" not in hint
+    # Not their bytes: safetensors writes metadata in any order.
+    whole = load_file(folder / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert isinstance(model.transformer.wte.weight, LNSTensor)
+    assert RunFolder(folder).record["after"]["eval_loss"] == pytest.approx(recomputed_loss(folder))
+    as_if_stopped(folder, "checkpoint-4")
+    main(arguments)
+    again = load_file(folder / "model.safetensors")
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_goes_on_from_a_pretrained_model_with_its_tokenizer(trained, tiny_text, tmp_path):

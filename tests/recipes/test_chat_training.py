@@ -82,6 +82,12 @@ def tiny(data: Path, model: Path, output: Path, **more: object) -> list[str]:
     return tiny_finetuning(data, model, output, **flags)
 
 
+def test_weights_in_codes(table: Path, chat_model: Path, tmp_path: Path) -> None:
+    codes = {"optim": "integer_madam", "lns_format": "lns12"}
+    main(tiny(table, chat_model, tmp_path / "run", **codes))
+    assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
 def test_two_real_steps_on_each_form_of_data(table: Path, chat_model: Path, tmp_path: Path) -> None:
     main(tiny(table, chat_model, tmp_path / "run"))
     record = RunFolder(tmp_path / "run").record

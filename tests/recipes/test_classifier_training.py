@@ -15,7 +15,7 @@ from run_folder import RunFolder
 from transformers import AutoModelForSequenceClassification
 
 from tests.distributed.ranks import forked
-from tests.recipes.recipe_calls import RECIPES, tiny_finetuning
+from tests.recipes.recipe_calls import RECIPES, as_if_stopped, tiny_finetuning
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,16 @@ def test_started_again_it_resumes_to_the_same_result(
     finished, tiny_table, tiny_classifier, tmp_path
 ):
     folder = shutil.copytree(finished, tmp_path / "stopped")
-    record = json.loads((folder / "run.json").read_text())
-    del record["finished"]
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "checkpoint-4" / "trainer_state.json").unlink()
-    (folder / "model.safetensors").unlink()
+    as_if_stopped(folder, "checkpoint-4")
     main(tiny_finetuning(tiny_table, tiny_classifier, folder, max_steps=4))
     both = [(path / "model.safetensors").read_bytes() for path in (folder, finished)]
     assert both[0] == both[1]
+
+
+def test_weights_in_codes(tiny_table, tiny_classifier, tmp_path):
+    codes = {"optim": "integer_madam", "lns_format": "lns8"}
+    main(tiny_finetuning(tiny_table, tiny_classifier, tmp_path / "run", **codes))
+    assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
 def write_csv(path):

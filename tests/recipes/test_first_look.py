@@ -99,6 +99,7 @@ MISTAKES = {
         ("--learning_rate 2", "0 <= learning_rate < 1"),
         ("--optim_args p_bound", "name=value"),
         ("--weight_decay 0.1", "takes only 0"),
+        ("--lns_format lns8", "fromage_spectral cannot step weights in codes"),
         ("--train_file nosuch.txt", "there is no file nosuch.txt"),
         ("--train_file /dev", "the directory /dev"),
         ("--train_file t --dataset_name a/b", "not both"),
@@ -131,6 +132,7 @@ MISTAKES = {
         ("--lora_rank -1", "lora_rank is -1"),
         ("--model_dtype float16", "model_dtype is 'float16'; it is float32 or bfloat16"),
         ("--lora_alpha 8", "--lora_rank"),
+        ("--lora_rank 8 --optim integer_madam --lns_format lns8", "whose adapters stay numbers"),
         ("--max_length x", "invalid int"),
     ],
 }

@@ -96,6 +96,12 @@ def test_an_answer_is_not_longer_than_asked(table: Path, tiny_classifier: Path) 
     assert max(len(a.split()) for a in answers_of(flat, -flat, windows, train["context"], 1)) <= 1
 
 
+def test_weights_in_codes(table: Path, tiny_classifier: Path, tmp_path: Path) -> None:
+    codes = {"optim": "integer_madam", "lns_format": "lns12"}
+    main(tiny(table, tiny_classifier, tmp_path / "run", **codes))
+    assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
 def test_two_real_steps_and_the_figures_are_the_saved_model_s(
     table: Path, tiny_classifier: Path, tmp_path: Path
 ) -> None:
