@@ -33,6 +33,7 @@ from hf_relopt.distance.weights import (
 )
 from hf_relopt.errors import FormatError, one_line
 from hf_relopt.lns.packing import SCALES
+from hf_relopt.lns.stored import StoredCodes, codes_noted
 from hf_relopt.sharding.layout import Layout
 
 ADAPTER = "adapter_config.json"
@@ -81,6 +82,7 @@ class FileWeights:
         self.aliases: dict[str, str] = {}
         self.damaged: dict[Path, str] = {}
         self._at: dict[str, tuple[Path, str]] = {}
+        self._codes: dict[Path, StoredCodes] = {}
         for file in files:
             try:
                 self._look_into(file)
@@ -101,13 +103,15 @@ class FileWeights:
             # safetensors' save_model notes there which tied names it has left out.
             noted = opened.metadata() or {}
             self.aliases.update({name: own for name, own in noted.items() if own in stored})
-            if packed := next((name for name in stored if name.endswith(SCALES)), None):
-                raise FormatError(
-                    f"{file} holds {packed.removesuffix(SCALES)} in codes, which are compared as "
-                    "models: network_distance(AutoModel.from_pretrained(BASE), "
-                    "AutoModel.from_pretrained(FOLDER)), after `import hf_relopt`."
-                )
+            packed = [name.removesuffix(SCALES) for name in stored if name.endswith(SCALES)]
+            if packed:
+                self._codes[file] = _codes_of(file, noted, packed)
+                stored = [name for name in stored if not name.endswith(SCALES)]
             for name, own in zip(common_names(stored), stored, strict=True):
+                if own in packed:
+                    self.shapes[name] = self._codes[file].shapes[own]
+                    self._at[name] = file, own
+                    continue
                 piece = opened.get_slice(own)
                 dtype = _DTYPES.get(piece.get_dtype())
                 if dtype is None:
@@ -121,12 +125,31 @@ class FileWeights:
     def read(self, name: str, where: Slices) -> Tensor:
         """A copy of a piece."""
         file, own = self._at[name]
+        codes = self._codes.get(file)
         with safe_open(file, framework="pt") as opened:
+            if codes is not None and own in codes.shapes:
+                where = where or (slice(0, codes.shapes[own][0]),)
+                packed, scales = opened.get_slice(own), opened.get_slice(own + SCALES)
+                found = codes.read(own, where[0], packed.__getitem__, scales.__getitem__)
+                rest = slice(None), *where[1:]
+                return found[rest]
             return opened.get_slice(own)[where] if where else opened.get_tensor(own)
 
     def layout(self, name: str) -> Layout | None:
         """None: files are not sharded over ranks."""
         return None
+
+
+def _codes_of(file: Path, metadata: dict[str, str], names: list[str]) -> StoredCodes:
+    codes = codes_noted(metadata, names)
+    if codes is None:
+        raise FormatError(
+            f"{file} holds {names[0]} in codes without the note of their shapes that "
+            "save_pretrained writes. Load the model and save it again, or compare models: "
+            "network_distance(AutoModel.from_pretrained(BASE), AutoModel.from_pretrained(FOLDER)), "
+            "after `import hf_relopt`."
+        )
+    return codes
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

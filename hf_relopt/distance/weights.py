@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.sharding.layout import Layout, is_sharded, layout_of, local
 
 Slices = tuple[slice, ...]
@@ -202,4 +203,6 @@ def _place_of(tensor: Tensor) -> object:
     part = local(tensor.detach())
     if part.numel() == 0:
         return id(tensor)
-    return part.data_ptr(), part.shape, part.stride(), part.device
+    # Of numbers that codes stand for there is no address, as torch.save relies on.
+    begin = part.packed if isinstance(part, LNSTensor) else part
+    return begin.data_ptr(), part.shape, part.stride(), part.device

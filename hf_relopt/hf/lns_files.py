@@ -10,13 +10,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import FormatError, UnsupportedSetup
-from hf_relopt.lns.format import LNSFormat
-from hf_relopt.lns.packing import SCALES, packed_size
-from hf_relopt.lns.scale import scale_shape
+from hf_relopt.lns.packing import SCALES
+from hf_relopt.lns.stored import restored
 from hf_relopt.lns.tensor import LNSTensor, is_lns
 
 
@@ -38,38 +36,6 @@ def flattened(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         found[name] = value
     return found
-
-
-def restored(
-    packed: Tensor,
-    scales: Tensor,
-    form: LNSFormat,
-    shape: torch.Size,
-    dtype: torch.dtype,
-    name: str,
-) -> LNSTensor:
-    """A weight in codes of the bytes and scales of a file.
-
-    Raises:
-        FormatError: they do not fit the format or the shape.
-    """
-    rows, columns = shape[0], shape[1:].numel()
-    each = packed_size(columns, form.bits)
-    expected = scale_shape(shape, form)[:1]
-    if packed.dtype is not torch.uint8 or packed.numel() != rows * each:
-        raise FormatError(
-            f"{name} has {packed.numel():,} entries of {packed.dtype}, but in {form.name} a weight "
-            f"of shape {tuple(shape)} is {rows * each:,} bytes. The file is cut off, or of another "
-            "format or model."
-        )
-    if scales.dtype is not torch.float32 or tuple(scales.shape) != expected:
-        raise FormatError(
-            f"The scales of {name} are {scales.dtype} of shape {tuple(scales.shape)} in place of "
-            f"float32 of shape {expected}. The file is damaged, or of another format or model."
-        )
-    if not bool((scales.isfinite() & (scales > 0)).all()):
-        raise FormatError(f"The scales of {name} are not all positive numbers: it is damaged.")
-    return LNSTensor(packed.view(rows, each), scales, form, columns, shape, dtype=dtype)
 
 
 def read_bytes_into(model: nn.Module) -> None:

@@ -15,8 +15,9 @@ from transformers.quantizers.base import HfQuantizer
 
 from hf_relopt.errors import FormatError, UnsupportedSetup
 from hf_relopt.hf.lns_config import METHOD, LNSConfig
-from hf_relopt.hf.lns_files import flattened, read_bytes_into, restored
+from hf_relopt.hf.lns_files import flattened, read_bytes_into
 from hf_relopt.lns.packing import SCALES
+from hf_relopt.lns.stored import note_of, restored
 from hf_relopt.lns.tensor import LNSTensor
 from hf_relopt.nn.compression import convert, restore, to_convert
 
@@ -88,8 +89,9 @@ class LNSQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What is written: bytes and scales in the place of codes."""
-        return flattened(model.state_dict()), {"lns_format": self.quantization_config.format}
+        """What is written: bytes and scales in the place of codes, and a note of what they are."""
+        state = model.state_dict()
+        return flattened(state), note_of(state, self.quantization_config.form)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         restore(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from hf_relopt import compress
 from hf_relopt.distance.weights import (
     common_names,
     network_order,
@@ -27,6 +28,14 @@ def test_tied_weights_count_once_in_modules_and_state_dicts():
     assert list(from_module.shapes) == list(from_state.shapes)
     assert "lm_head.weight" not in from_module.shapes
     assert from_state.others["lm_head.weight"] == "tied to transformer.wte.weight"
+
+
+def test_weights_in_codes_of_one_shape_are_not_taken_for_tied():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model.append(model[0])
+    found = of_module(compress(model))
+    assert list(found.shapes) == ["0.weight", "1.weight"]
+    assert found.aliases == {"2.weight": "0.weight"}
 
 
 def test_buffers_and_integers_are_no_weights():

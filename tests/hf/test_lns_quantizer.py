@@ -33,6 +33,7 @@ from hf_relopt import (
     RelOptTrainer,
     UnsupportedSetup,
     compress,
+    decompress,
     network_distance,
 )
 from hf_relopt.lns.format import FORMATS
@@ -325,8 +326,22 @@ def test_the_plan_and_the_card_say_how_weights_are_stored(tmp_path, caplog):
     assert "integer_madam, lns10" in caplog.text
 
 
-def test_files_in_codes_are_not_compared_as_if_they_were_nothing(folder):
+@pytest.mark.parametrize("form", ["lns8", "lns12"])
+def test_files_in_codes_are_compared_as_the_numbers_they_stand_for(folder, form):
+    model = compress(gpt2(), form)
+    model.save_pretrained(folder / "codes")
+    found = network_distance(folder / "numbers", folder / "codes")
+    models = network_distance(gpt2(), model)
+    assert found.depth == models.depth == 6
+    assert 0 < found.drt == pytest.approx(models.drt)
+    assert network_distance(folder / "codes", decompress(model)).drt == 0
+
+
+def test_files_in_codes_without_their_shapes_are_not_compared(folder):
     compress(gpt2()).save_pretrained(folder / "codes")
-    with pytest.raises(FormatError, match=r"c_attn\.weight in codes, which are compared as models"):
+    file = folder / "codes" / "model.safetensors"
+    save_file(load_file(file), file, {"format": "pt"})
+    with pytest.raises(
+        FormatError, match=r"c_attn\.weight in codes without the note of their shapes"
+    ):
         network_distance(folder / "numbers", folder / "codes")
-    assert 0 < network_distance(gpt2(), compress(gpt2(), "lns12")).drt < 0.1

@@ -58,6 +58,7 @@ def test_started_again_it_resumes_to_the_same_result(
 def test_weights_in_codes(tiny_table, tiny_classifier, tmp_path):
     codes = {"optim": "integer_madam", "lns_format": "lns8"}
     main(tiny_finetuning(tiny_table, tiny_classifier, tmp_path / "run", **codes))
+    assert "deep relative trust: 0." in (tmp_path / "run" / "README.md").read_text()
     assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
