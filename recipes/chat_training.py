@@ -76,8 +76,9 @@ def build_model(request: ChatRequest) -> Any:
     name, seed = request.model.model_name_or_path, request.args.seed
     dtype = getattr(torch, request.model.model_dtype)
     model = named_model(AutoModelForCausalLM, name, seed, dtype=dtype)
+    model = in_codes(model, request.model)
     if not request.model.lora_rank:
-        return in_codes(model, request.model)
+        return model
     from peft import LoraConfig, get_peft_model
 
     where = request.model.lora_target_modules

@@ -345,3 +345,22 @@ def test_files_in_codes_without_their_shapes_are_not_compared(folder):
         FormatError, match=r"c_attn\.weight in codes without the note of their shapes"
     ):
         network_distance(folder / "numbers", folder / "codes")
+
+
+# PEFT and Transformers about each other.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
+@pytest.mark.parametrize("optim", ["fromage", "madam"])
+def test_adapters_train_over_weights_in_codes(tmp_path, optim):
+    peft = pytest.importorskip("peft")
+    base = compress(gpt2())
+    config = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True
+    )
+    model = peft.get_peft_model(base, config)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    args = arguments(tmp_path, optim=optim, learning_rate=0.02)
+    RelOptTrainer(model=model, args=args, train_dataset=rows()).train()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]) == ("lora_" not in name), name
+    frozen = base.transformer.h[0].attn.c_attn.base_layer.weight
+    assert isinstance(frozen, LNSTensor) and not frozen.requires_grad

@@ -99,13 +99,14 @@ def test_two_real_steps_on_each_form_of_data(table: Path, chat_model: Path, tmp_
     assert "fromage" in card.content.lower()
 
 
+@pytest.mark.parametrize("base", [None, "lns8"])
 def test_lora_trains_the_adapters_alone_and_resumes(
-    chats: Path, chat_model: Path, tmp_path: Path
+    chats: Path, chat_model: Path, tmp_path: Path, base: str | None
 ) -> None:
     from peft import AutoPeftModelForCausalLM
 
     folder = tmp_path / "run"
-    arguments = tiny(chats, chat_model, folder, lora_rank=2, optim="fromage")
+    arguments = tiny(chats, chat_model, folder, lora_rank=2, optim="fromage", lns_format=base)
     main(arguments)
     first = (folder / "adapter_model.safetensors").read_bytes()
     assert not (folder / "model.safetensors").exists()
