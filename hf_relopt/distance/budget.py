@@ -29,6 +29,7 @@ from hf_relopt.distance.result import Distance
 from hf_relopt.distance.travel import Travel
 from hf_relopt.distance.weights import Weights, common_names, of_module
 from hf_relopt.errors import ConfigError, FormatError, UnsupportedSetup
+from hf_relopt.lns.tensor import is_lns
 from hf_relopt.sharding.layout import is_sharded, local, refuse_inexact
 
 # Rounding to bfloat16 moves a weight by at most this part of its norm.
@@ -217,6 +218,12 @@ class Budget:
         resumes: bool,
     ) -> None:
         copy = self.limits.copy or "exact"
+        if coded := next((name for name, param in params.items() if is_lns(param)), None):
+            raise ConfigError(
+                f"hold is {rho!r}, and {coded} is stored in codes, where nothing can write the "
+                "numbers of its ball. Use drt or layer with copy=, which only look, or leave such "
+                "weights out by free=."
+            )
         if is_peft_model(model) and self.limits.initial is not None:
             raise ConfigError(
                 f"initial is {self.limits.initial!r} for a model with adapters, and hold takes the "

@@ -1,5 +1,7 @@
 """Initial weights that are kept: in memory, or in files of the run's folder, one from each rank.
 
+Of weights in codes the numbers that they stand for are kept.
+
 A file holds the shards of its rank and says where they lie in the full weights, so that a run that
 resumes on another number of ranks reads what it needs from any of them.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 from hf_relopt.distance.measure import PIECE
 from hf_relopt.distance.weights import HeldWeights, Slices, Weights, pieces_of, within
 from hf_relopt.errors import FormatError, one_line
+from hf_relopt.lns.tensor import plain
 from hf_relopt.sharding.layout import Layout, layout_of, local
 from hf_relopt.whole_file import whole_file
 
@@ -43,7 +46,7 @@ class Copies(HeldWeights):
         with torch.no_grad():
             for name, param in params.items():
                 kind = torch.bfloat16 if low and is_wide(param) else param.dtype
-                kept = param.detach().to(kind, copy=True)
+                kept = plain(param.detach()).to(kind, copy=True)
                 if source is not None:
                     _read_into(kept, source, name)
                 self.tensors[name] = kept
@@ -76,7 +79,7 @@ def write(folder: Path, params: Mapping[str, Tensor], rank: int, ranks: int, run
         layout, part = layout_of(param), local(param.detach())
         if part.numel() and (rank == 0 or layout.sharded):
             boxes[name] = layout.offset
-            tensors[name] = part.contiguous().cpu()
+            tensors[name] = plain(part).contiguous().cpu()
     if not tensors and rank > 0:
         return  # the first rank has it all
     path = folder / f"initial-{rank:05d}-of-{ranks:05d}.safetensors"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from hf_relopt import DistanceBudget, Madam, create_optimizer, network_distance
+from hf_relopt import DistanceBudget, Madam, compress, create_optimizer, network_distance
 from hf_relopt.distance.budget import Budget
 from hf_relopt.errors import ConfigError, FormatError
 from tests.distance.nets import by_hand
@@ -365,6 +365,24 @@ def test_tied_weights_are_held_once():
     budget.after_step()
     moved = (tied[1].weight.detach() - start).norm() / start.norm()
     assert float(moved) == pytest.approx(RHO, rel=1e-5)
+
+
+@pytest.mark.parametrize("copy", ["exact", "bfloat16", "disk"])
+def test_weights_in_codes_are_looked_at_and_given_back(tmp_path: Path, copy: str):
+    model = compress(net(), "lns12")
+    begin_fails("is stored in codes", Budget(hold=0.1), model)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer = create_optimizer(model, "integer_madam", lr=0.1)
+    budget = Budget(drt=0.05, copy=copy, every=1)
+    budget.begin(model, optimizer, folder=tmp_path)
+    state = budget.state_dict()
+    model(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert budget.after_step() and budget.last is not None and budget.last.log_drt > 0.05
+    assert all(map(torch.equal, model.parameters(), before))
+    again = Budget(drt=0.05, copy=copy)
+    again.begin(model, optimizer, folder=tmp_path, state=state)
+    assert again.last is not None and again.last.log_drt == pytest.approx(0, abs=1e-2)
 
 
 def test_files_of_a_folder_are_only_written_where_one_is_given(tmp_path: Path):
