@@ -23,16 +23,19 @@ class Sweep:
 
     Attributes:
         values: by learning rate, the mean over seeds; infinite where one of them has no number.
-            Seeds that all of the rates have: means of different seeds are not compared.
+            Of the seeds alone that all rates have; where there is none, of those of the recommended
+            rate, and of rates that have them.
         recommended: the rate a user begins with.
         rising: is more of it better?
-        records: the runs of these seeds.
+        records: all of its runs.
+        seeds: that the means are of.
     """
 
     values: dict[float, float]
     recommended: float
     rising: bool
     records: list[dict[str, Any]]
+    seeds: set[int]
 
     @property
     def at_recommended(self) -> float | None:
@@ -87,14 +90,14 @@ def _sweep(records: list[dict[str, Any]], rival: str, experiment: Experiment) ->
     seeds: dict[float, set[int]] = {}
     for record in records:
         seeds.setdefault(record["lr"], set()).add(record["key"]["seed"])
-    common = set.intersection(*seeds.values())
-    records = [record for record in records if not common or record["key"]["seed"] in common]
+    first = experiment.recommended_rate(rival, records[0]["key"].get("steps"))
+    kept = set.intersection(*seeds.values()) or seeds.get(first) or next(iter(seeds.values()))
     by_rate: dict[float, list[float]] = {}
     for record in records:
-        by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
+        if record["key"]["seed"] in kept and kept <= seeds[record["lr"]]:
+            by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
     values = {rate: statistics.mean(by_rate[rate]) for rate in sorted(by_rate)}
-    first = experiment.recommended_rate(rival, records[0]["key"].get("steps"))
-    return Sweep(values, first, experiment.rising, records)
+    return Sweep(values, first, experiment.rising, records, kept)
 
 
 def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
@@ -144,11 +147,21 @@ def _moves(found: Sweeps) -> str:
     """How far the best rate moves from setting to setting, where there is one."""
     rows = []
     for rival, own in found.items():
-        rates = [sweep.best_rate for sweep in own.values() if math.isfinite(sweep.best)]
-        if len(rates) > 1:
+        found_in = [sweep for sweep in own.values() if math.isfinite(sweep.best)]
+        if len(found_in) > 1:
+            rates = [sweep.best_rate for sweep in found_in]
             low, high = min(rates), max(rates)
-            rows.append([f"`{rival}`", f"{low:g}", f"{high:g}", f"{high / low:.3g}", len(rates)])
-    header = ["optimizer", "lowest best rate", "highest", "factor between them", "settings"]
+            edges = sum(sweep.is_at_edge for sweep in found_in)
+            numbers = [f"{low:g}", f"{high:g}", f"{high / low:.3g}", len(rates), edges]
+            rows.append([f"`{rival}`", *numbers])
+    header = [
+        "optimizer",
+        "lowest best rate",
+        "highest",
+        "factor",
+        "settings",
+        "of them at an edge",
+    ]
     return f"**How far the best rate moves**\n\n{markdown_table(header, rows)}"
 
 
@@ -157,11 +170,11 @@ def _costs(found: Sweeps) -> str:
     rows = []
     for rival, own in found.items():
         trained = [r for sweep in own.values() for r in sweep.records if "refused" not in r]
-        seeds = {record["key"]["seed"] for record in trained}
+        seeds = set[int]().union(*(sweep.seeds for sweep in own.values()))
         bad = sum(record["diverged_at"] is not None for record in trained)
         state = max((record["state_bytes_per_weight"] for record in trained), default=math.nan)
         rows.append([f"`{rival}`", len(trained), len(seeds), bad, f"{state:.2f}"])
-    header = ["optimizer", "runs", "seeds", "diverged", "state, bytes per weight"]
+    header = ["optimizer", "runs", "seeds of the means", "diverged", "state, bytes per weight"]
     return markdown_table(header, rows)
 
 

@@ -11,6 +11,7 @@ import torch
 from clear_messages import blamed_on
 from command_line import check_optimizer
 from datasets import Dataset, DatasetDict
+from first_look import optimizer_name
 from model_loading import (
     CAUSAL,
     in_codes,
@@ -76,9 +77,8 @@ def build_model(request: ChatRequest) -> Any:
     name, seed = request.model.model_name_or_path, request.args.seed
     dtype = getattr(torch, request.model.model_dtype)
     model = named_model(AutoModelForCausalLM, name, seed, dtype=dtype)
-    model = in_codes(model, request.model)
     if not request.model.lora_rank:
-        return model
+        return in_codes(model, request.model)
     from peft import LoraConfig, get_peft_model
 
     where = request.model.lora_target_modules
@@ -151,10 +151,12 @@ def an_answer(
 
 def hints(request: ChatRequest) -> list[tuple[str, str]]:
     """What to try next, each with the command for it."""
-    lora, chats = request.model.lora_rank > 0, ["--train_file", "chats.jsonl"]
+    chats = ["--train_file", "chats.jsonl"]
+    lora = request.model.lora_rank > 0
+    coded = optimizer_name(request.args) == "integer_madam"
     with_lora = typed_command().changed("lora", ["--lora_rank", "16"], without=("learning_rate",))
     return [
-        *([] if lora else [("with LoRA", str(with_lora))]),
+        *([] if lora or coded else [("with LoRA", str(with_lora))]),
         *next_steps(request.args, LORA_RATES if lora else RATES, "your own chats", chats),
     ]
 

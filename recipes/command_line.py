@@ -227,10 +227,19 @@ def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
         ConfigError: if they do not make an optimizer, or if the Trainer would not read an option.
     """
     name = optimizer_name(args)
-    if name == "integer_madam" and not any(is_lns(weight) for weight in model.parameters()):
+    trained = [(n, weight) for n, weight in model.named_parameters() if weight.requires_grad]
+    coded = next((n for n, weight in trained if is_lns(weight)), None)
+    if name == "integer_madam" and coded is None:
+        remedy = "Pass --lns_format lns12 (or lns8, lns10, lns16), or name a model in codes."
+        if hasattr(model, "peft_config"):
+            remedy = "Adapters stay numbers: pass --optim madam, or leave --lora_rank out."
         raise ConfigError(
-            "--optim integer_madam steps weights in codes, and this model has none. Pass "
-            "--lns_format lns12 (or lns8, lns10, lns16), or name a model that was saved in codes."
+            f"--optim integer_madam steps weights in codes, and trains none here. {remedy}"
+        )
+    if name != "integer_madam" and coded is not None:
+        raise ConfigError(
+            f"{coded} is stored in codes, which {name} cannot step. Pass --optim integer_madam, or "
+            "name the model in numbers."
         )
     if name in OPTIMIZER_NAMES:
         said = optim_args.parse(name, args.optim_args)

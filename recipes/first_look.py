@@ -174,28 +174,17 @@ def check_optimizer_words(said: Mapping[str, Any], known: Sequence[str]) -> None
             f"weight_decay is {said['weight_decay']}; {name} takes only 0: it keeps the norms of "
             "weights by itself. Drop --weight_decay."
         )
-    if said.get("lns_format") is not None:
-        check_format(name, said["lns_format"], adapters=bool(said.get("lora_rank")))
+    if said.get("lns_format"):
+        check_format(name, said["lns_format"])
     if ours and text:
         from hf_relopt.hf import optim_args  # loads torch
 
         optim_args.parse(name, text)
 
 
-def check_format(optim: str, name: str, *, adapters: bool) -> None:
-    """Raise a ConfigError for a format that does not exist, or that this optimizer cannot step.
-
-    Args:
-        optim: the optimizer's name.
-        name: of the format.
-        adapters: are the weights in codes frozen, and adapters trained?
-    """
-    if adapters and optim == "integer_madam":
-        raise ConfigError(
-            f"lns_format is {name!r} beside --lora_rank: adapters stay numbers, and integer_madam "
-            "needs weights in codes. Pass --optim madam or fromage."
-        )
-    if not adapters and optim != "integer_madam":
+def check_format(optim: str, name: str) -> None:
+    """Raise a ConfigError for a format that does not exist, or that this optimizer cannot step."""
+    if optim != "integer_madam":
         raise ConfigError(
             f"lns_format is {name!r}, but {optim} cannot step weights in codes. Pass "
             "--optim integer_madam, or leave --lns_format out."

@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_relopt import compress
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.tensor import is_lns
 
 if TYPE_CHECKING:
     from recipe import ModelSource
@@ -117,9 +118,17 @@ def in_codes(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
     """The model, its matrices and embeddings in codes if that was asked for.
 
     Weights from scratch have more room to grow.
+
+    Raises:
+        ConfigError: it is in codes already.
     """
-    if source.lns_format is None:
+    if not source.lns_format:
         return model
+    if any(map(is_lns, model.parameters())):
+        raise ConfigError(
+            f"lns_format is {source.lns_format!r}, and {source.model_name_or_path} is stored in "
+            "codes already. Leave --lns_format out, or name the model in numbers."
+        )
     return compress(model, source.lns_format, headroom=3.0 if source.model_name_or_path else 5.0)
 
 

@@ -139,8 +139,7 @@ class ModelSource:
     model_name_or_path: str | None = pretrained("")
     lns_format: str | None = option(
         None,
-        "for --optim integer_madam, and beneath LoRA: store matrices and embeddings in codes of "
-        "lns8, lns10, lns12 or lns16; a model in codes needs it no more",
+        "codes for integer_madam: lns8, lns10, lns12, lns16",
     )
 
     def look(self) -> None:

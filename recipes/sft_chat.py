@@ -45,6 +45,11 @@ class ChatModel(ModelSource):
             )
         if self.lora_alpha is not None and not self.lora_rank:
             raise ConfigError("--lora_alpha needs a --lora_rank, as in 16.")
+        if self.lora_rank and self.lns_format:
+            raise ConfigError(
+                f"--lns_format is {self.lns_format!r} beside --lora_rank, whose adapters stay "
+                "numbers. Leave one of them out."
+            )
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,7 @@ class TypedCommand:
             words += ["--learning_rate", f"{rate:g}"]
         if ours and in_file.get("weight_decay", "0").strip("0."):
             words += ["--weight_decay", "0"]
-        if "optim_args" in in_file:
-            words.append("--optim_args=")
+        words += [f"--{flag}=" for flag in ("optim_args", "lns_format") if flag in in_file]
         return self.changed(run, words, without=gone)
 
     def _name_of(self, run: str) -> list[str]:
@@ -246,6 +245,8 @@ def next_steps(
 def other_optimizers(args: TrainingArguments, rates: Rates) -> list[tuple[str, str]]:
     """The same run with each of the other optimizers, as pairs of words and command."""
     current, command = optimizer_name(args), typed_command()
+    if current == "integer_madam" and not command.said.get("lns_format"):
+        return []  # the model is in codes already, and no other can step it
     found = []
     for words, name in OPTIMIZERS:
         if current == name or (current.startswith("adamw") and name.startswith("adamw")):

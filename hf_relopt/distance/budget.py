@@ -183,6 +183,11 @@ class Budget:
                     f"{name} is not here: it is on the meta device, or sharded by DeepSpeed's ZeRO "
                     "stage 3. Load the weights first; to shard them, use FSDP2."
                 )
+            if is_lns(param) and is_sharded(param):
+                raise UnsupportedSetup(
+                    f"{name} is stored in codes and sharded, of which a budget cannot keep a copy. "
+                    "Train under DDP, or on a single device."
+                )
         names = list(found)
         if is_peft_model(model):
             if any(map(is_sharded, found.values())):

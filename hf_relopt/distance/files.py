@@ -82,12 +82,15 @@ class FileWeights:
         self.aliases: dict[str, str] = {}
         self.damaged: dict[Path, str] = {}
         self._at: dict[str, tuple[Path, str]] = {}
-        self._codes: dict[Path, StoredCodes] = {}
+        # Of weights in codes: what they are, and by a file's own name where their scales are.
+        self._codes: dict[str, StoredCodes] = {}
+        self._scales: dict[str, Path] = {}
         for file in files:
             try:
                 self._look_into(file)
             except (SafetensorError, OSError) as error:
                 self.damaged[file] = one_line(error)
+        self._check_codes()
         # A file's own order is by dtype and alphabet.
         self.shapes = {name: self.shapes[name] for name in network_order(self.shapes)}
         if self.damaged and not self._at:
@@ -103,53 +106,59 @@ class FileWeights:
             # safetensors' save_model notes there which tied names it has left out.
             noted = opened.metadata() or {}
             self.aliases.update({name: own for name, own in noted.items() if own in stored})
-            packed = [name.removesuffix(SCALES) for name in stored if name.endswith(SCALES)]
-            if packed:
-                self._codes[file] = _codes_of(file, noted, packed)
-                stored = [name for name in stored if not name.endswith(SCALES)]
+            codes = codes_noted(noted)
             for name, own in zip(common_names(stored), stored, strict=True):
-                if own in packed:
-                    self.shapes[name] = self._codes[file].shapes[own]
-                    self._at[name] = file, own
-                    continue
                 piece = opened.get_slice(own)
-                dtype = _DTYPES.get(piece.get_dtype())
+                kind = piece.get_dtype()
+                if own.endswith(SCALES):
+                    # A shard may end between bytes and scales.
+                    self._scales[own.removesuffix(SCALES)] = file
+                    continue
+                if codes is not None and own in codes.shapes and kind == "U8":
+                    self.shapes[name], self._at[name] = codes.shapes[own], (file, own)
+                    self._codes[name] = codes
+                    continue
+                dtype = _DTYPES.get(kind)
                 if dtype is None:
-                    self.others[name] = f"stored as {piece.get_dtype()}"
+                    self.others[name] = f"stored as {kind}"
                 elif reason := not_a_weight(name, dtype):
                     self.others[name] = reason
                 else:
                     self.shapes[name] = torch.Size(piece.get_shape())
                     self._at[name] = file, own
 
+    def _check_codes(self) -> None:
+        coded = {self._at[name][1] for name in self._codes}
+        for own in self._scales.keys() - coded:
+            raise FormatError(
+                f"{self._scales[own]} holds {own} in codes without the note of their shapes that "
+                "save_pretrained writes. Load the model and save it again, or compare models: "
+                "network_distance(AutoModel.from_pretrained(BASE), "
+                "AutoModel.from_pretrained(FOLDER)), after `import hf_relopt`."
+            )
+        for own in coded - self._scales.keys():
+            if not self.damaged:
+                raise FormatError(
+                    f"{self.label} holds {own} in codes, and their scales are not there. It is "
+                    "incomplete: write or download it again."
+                )
+
     def read(self, name: str, where: Slices) -> Tensor:
         """A copy of a piece."""
         file, own = self._at[name]
-        codes = self._codes.get(file)
+        codes = self._codes.get(name)
         with safe_open(file, framework="pt") as opened:
-            if codes is not None and own in codes.shapes:
-                where = where or (slice(0, codes.shapes[own][0]),)
-                packed, scales = opened.get_slice(own), opened.get_slice(own + SCALES)
-                found = codes.read(own, where[0], packed.__getitem__, scales.__getitem__)
-                rest = slice(None), *where[1:]
-                return found[rest]
-            return opened.get_slice(own)[where] if where else opened.get_tensor(own)
+            if codes is None:
+                return opened.get_slice(own)[where] if where else opened.get_tensor(own)
+            packed = opened.get_slice(own)
+            with safe_open(self._scales[own], framework="pt") as beside:
+                scales = beside.get_slice(own + SCALES)
+                where = where or tuple(slice(0, size) for size in codes.shapes[own])
+                return codes.read(own, where, packed.__getitem__, scales.__getitem__)
 
     def layout(self, name: str) -> Layout | None:
         """None: files are not sharded over ranks."""
         return None
-
-
-def _codes_of(file: Path, metadata: dict[str, str], names: list[str]) -> StoredCodes:
-    codes = codes_noted(metadata, names)
-    if codes is None:
-        raise FormatError(
-            f"{file} holds {names[0]} in codes without the note of their shapes that "
-            "save_pretrained writes. Load the model and save it again, or compare models: "
-            "network_distance(AutoModel.from_pretrained(BASE), AutoModel.from_pretrained(FOLDER)), "
-            "after `import hf_relopt`."
-        )
-    return codes
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

@@ -21,7 +21,7 @@ from torch import Tensor
 from hf_relopt.distance.measure import PIECE
 from hf_relopt.distance.weights import HeldWeights, Slices, Weights, pieces_of, within
 from hf_relopt.errors import FormatError, one_line
-from hf_relopt.lns.tensor import plain
+from hf_relopt.lns.tensor import is_lns
 from hf_relopt.sharding.layout import Layout, layout_of, local
 from hf_relopt.whole_file import whole_file
 
@@ -45,8 +45,9 @@ class Copies(HeldWeights):
         self.tensors: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, param in params.items():
-                kind = torch.bfloat16 if low and is_wide(param) else param.dtype
-                kept = plain(param.detach()).to(kind, copy=True)
+                start = _numbers(param.detach())
+                kind = torch.bfloat16 if low and is_wide(start) else start.dtype
+                kept = start.to(kind, copy=True)
                 if source is not None:
                     _read_into(kept, source, name)
                 self.tensors[name] = kept
@@ -56,6 +57,11 @@ class Copies(HeldWeights):
 def is_wide(param: Tensor) -> bool:
     """Whether bfloat16 would round it."""
     return param.dtype in (torch.float32, torch.float64)
+
+
+def _numbers(param: Tensor) -> Tensor:
+    """A weight; of codes what they stand for, which a shorter dtype would round."""
+    return param.float().dequantize() if is_lns(param) else param
 
 
 def _read_into(kept: Tensor, source: Weights, name: str) -> None:
@@ -79,7 +85,7 @@ def write(folder: Path, params: Mapping[str, Tensor], rank: int, ranks: int, run
         layout, part = layout_of(param), local(param.detach())
         if part.numel() and (rank == 0 or layout.sharded):
             boxes[name] = layout.offset
-            tensors[name] = plain(part).contiguous().cpu()
+            tensors[name] = _numbers(part).contiguous().cpu()
     if not tensors and rank > 0:
         return  # the first rank has it all
     path = folder / f"initial-{rank:05d}-of-{ranks:05d}.safetensors"

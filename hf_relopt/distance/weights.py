@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_relopt.errors import ConfigError
-from hf_relopt.lns.tensor import LNSTensor
+from hf_relopt.lns.packing import SCALES
+from hf_relopt.lns.tensor import lns_of
 from hf_relopt.sharding.layout import Layout, is_sharded, layout_of, local
 
 Slices = tuple[slice, ...]
@@ -133,6 +134,11 @@ def of_state_dict(state: Mapping[str, Any], label: str = "state dict") -> HeldWe
                 f"{label}: its entry {name!r} holds {type(value).__name__}, not a tensor."
                 f"{inside if isinstance(value, Mapping) else ' Pass names and tensors alone.'}"
             )
+    if coded := next((name for name in state if name.endswith(SCALES)), None):
+        raise ConfigError(
+            f"{label} holds {coded.removesuffix(SCALES)} in codes, as bytes. Pass the folder that "
+            "they were saved in, or the model."
+        )
     return HeldWeights(dict(zip(common_names(state), state.values(), strict=True)), label)
 
 
@@ -203,6 +209,7 @@ def _place_of(tensor: Tensor) -> object:
     part = local(tensor.detach())
     if part.numel() == 0:
         return id(tensor)
-    # Of numbers that codes stand for there is no address, as torch.save relies on.
-    begin = part.packed if isinstance(part, LNSTensor) else part
+    # The address of numbers that codes stand for is 0, for all of them.
+    codes = lns_of(part)
+    begin = part if codes is None else codes.packed
     return begin.data_ptr(), part.shape, part.stride(), part.device

@@ -7,15 +7,16 @@ tell. With it a file can be read in pieces without its model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from hf_relopt.errors import ConfigError, FormatError
+from hf_relopt.errors import ConfigError, FormatError, one_line
 from hf_relopt.lns.format import LNSFormat
-from hf_relopt.lns.packing import packed_size
+from hf_relopt.lns.packing import group_of, packed_size
+from hf_relopt.lns.rows import contiguous_stride
 from hf_relopt.lns.scale import scale_shape
 from hf_relopt.lns.tensor import LNSTensor
 
@@ -38,27 +39,40 @@ class StoredCodes:
     def read(
         self,
         name: str,
-        rows: slice,
+        where: tuple[slice, ...],
         packed: Callable[[slice], Tensor],
         scales: Callable[[slice | tuple[()]], Tensor],
     ) -> Tensor:
-        """The numbers of so many rows of a weight: float32 [rows, ...].
+        """The numbers of a piece of a weight, float32.
 
         Args:
             name: of the weight.
-            rows: from one to another, both given.
+            where: a slice with both ends for each dimension.
             packed: reads bytes of the file.
             scales: the same of scales.
 
         Raises:
             FormatError: they are not what the note says.
         """
-        whole = self.shapes[name]
-        shape = torch.Size((rows.stop - rows.start, *whole[1:]))
-        each = packed_size(shape[1:].numel(), self.form.bits)
-        found = packed(slice(rows.start * each, rows.stop * each))
+        rows, inside, tail = where[0], where[1:], self.shapes[name][1:]
+        count, strides = rows.stop - rows.start, contiguous_stride(tail)
+        each = packed_size(tail.numel(), self.form.bits)
+        start = sum(part.start * step for part, step in zip(inside, strides, strict=True))
+        first, columns, length = 0, tail.numel(), count * each
+        if count == 1:
+            # A row may be a whole expert: of one alone, no more than from the piece's first entry
+            # to its last, and from where a group of codes begins, since there a byte does.
+            stop = 1 + sum((p.stop - 1) * step for p, step in zip(inside, strides, strict=True))
+            group, _ = group_of(self.form.bits)
+            first = start - start % group
+            columns, length = stop - first, packed_size(stop - first, self.form.bits)
+        begin = rows.start * each + packed_size(first, self.form.bits)
+        found = packed(slice(begin, begin + length))
         own = scales(rows if self.form.scale == "row" else ())
-        return restored(found, own, self.form, shape, torch.float32, name).dequantize()
+        shape = torch.Size((count, columns))
+        flat = restored(found, own, self.form, shape, torch.float32, name).dequantize()
+        lengths = (part.stop - part.start for part in where)
+        return flat.as_strided(tuple(lengths), (columns, *strides), start - first)
 
 
 def note_of(weights: Mapping[str, object], form: LNSFormat) -> dict[str, str]:
@@ -67,21 +81,25 @@ def note_of(weights: Mapping[str, object], form: LNSFormat) -> dict[str, str]:
     return {NOTE: json.dumps({"format": asdict(form), "shapes": shapes})}
 
 
-def codes_noted(metadata: Mapping[str, str], names: Iterable[str]) -> StoredCodes | None:
-    """What the metadata of a file say of its codes; None if they say nothing of one of these.
+def codes_noted(metadata: Mapping[str, str]) -> StoredCodes | None:
+    """What the metadata of a file say of its codes; None if they say nothing.
 
-    Args:
-        metadata: of the file.
-        names: of weights that the file has in codes.
+    Raises:
+        FormatError: this version cannot read what they say.
     """
+    if NOTE not in metadata:
+        return None
     try:
         said = json.loads(metadata[NOTE])
         form = LNSFormat(**said["format"])
-        shapes = {name: torch.Size(said["shapes"][name]) for name in names}
+        shapes = {str(name): torch.Size(shape) for name, shape in said["shapes"].items()}
         if any(len(shape) < 2 or min(shape) < 0 for shape in shapes.values()):
-            return None
-    except (KeyError, TypeError, ValueError, ConfigError):
-        return None
+            raise ValueError("a weight in codes has two dimensions or more")
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise FormatError(
+            f"What the file notes of its codes cannot be read: {one_line(error)}. It is damaged, "
+            "or of a later hf_relopt: pip install -U hf_relopt, or write it again."
+        ) from error
     return StoredCodes(form, shapes)
 
 

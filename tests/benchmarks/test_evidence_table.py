@@ -41,9 +41,11 @@ def test_means_are_of_the_seeds_that_all_rates_have(load, experiment) -> None:
     table = load("evidence_table")
     runs = [run("sgd:lr=0.1", 0.5), run("sgd:lr=1", 0.6), run("sgd:lr=1", 0.2, seed=1)]
     assert table.sweeps(runs, experiment)["sgd"]["1"].values == {0.1: 0.5, 1.0: 0.6}
-    assert "| `sgd` | 2 | 1 | 0 | 4.00 |" in table.tables(runs, experiment)
-    apart = [run("sgd:lr=0.1", 0.5), run("sgd:lr=1", 0.6, seed=1)]
-    assert table.sweeps(apart, experiment)["sgd"]["1"].values == {0.1: 0.5, 1.0: 0.6}
+    # What diverged is counted all the same.
+    runs.append(run("sgd:lr=0.1", 9.0, seed=2, diverged_at=3))
+    assert "| `sgd` | 4 | 1 | 1 | 4.00 |" in table.tables(runs, experiment)
+    apart = [run("sgd:lr=1", 0.6, seed=1), run("sgd:lr=0.1", 0.5)]
+    assert table.sweeps(apart, experiment)["sgd"]["1"].values == {0.1: 0.5}
 
 
 def test_how_far_the_best_rate_moves(load, experiment) -> None:
@@ -56,7 +58,7 @@ def test_how_far_the_best_rate_moves(load, experiment) -> None:
     ]
     runs.append(run("adamw:lr=0.001", 1.0, "2x64"))
     page = table.tables(runs, experiment)
-    assert "| `sgd` | 0.01 | 0.1 | 10 | 2 |" in page
+    assert "| `sgd` | 0.01 | 0.1 | 10 | 2 | 2 |" in page
     assert "moves" not in table.tables(runs[:2], experiment)
 
 

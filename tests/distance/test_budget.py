@@ -368,8 +368,11 @@ def test_tied_weights_are_held_once():
 
 
 @pytest.mark.parametrize("copy", ["exact", "bfloat16", "disk"])
-def test_weights_in_codes_are_looked_at_and_given_back(tmp_path: Path, copy: str):
-    model = compress(net(), "lns12")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_codes_are_looked_at_and_given_back(
+    tmp_path: Path, copy: str, dtype: torch.dtype
+):
+    model = compress(net().to(dtype), "lns12")
     begin_fails("is stored in codes", Budget(hold=0.1), model)
     before = [weight.detach().clone() for weight in model.parameters()]
     optimizer = create_optimizer(model, "integer_madam", lr=0.1)
@@ -382,7 +385,9 @@ def test_weights_in_codes_are_looked_at_and_given_back(tmp_path: Path, copy: str
     assert all(map(torch.equal, model.parameters(), before))
     again = Budget(drt=0.05, copy=copy)
     again.begin(model, optimizer, folder=tmp_path, state=state)
-    assert again.last is not None and again.last.log_drt == pytest.approx(0, abs=1e-2)
+    assert again.last is not None
+    # The codes' numbers are rounded in bfloat16 alone.
+    assert 0 < again.last.log_drt < 0.01 if copy == "bfloat16" else again.last.log_drt == 0
 
 
 def test_files_of_a_folder_are_only_written_where_one_is_given(tmp_path: Path):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -37,6 +38,7 @@ from hf_relopt import (
     network_distance,
 )
 from hf_relopt.lns.format import FORMATS
+from hf_relopt.lns.packing import SCALES
 from hf_relopt.lns.tensor import LNSTensor
 from tests.hf.tiny import arguments, gpt2, python, rows
 
@@ -326,10 +328,11 @@ def test_the_plan_and_the_card_say_how_weights_are_stored(tmp_path, caplog):
     assert "integer_madam, lns10" in caplog.text
 
 
-@pytest.mark.parametrize("form", ["lns8", "lns12"])
-def test_files_in_codes_are_compared_as_the_numbers_they_stand_for(folder, form):
-    model = compress(gpt2(), form)
-    model.save_pretrained(folder / "codes")
+# Of some sizes bytes lie in one shard and their scales in another.
+@pytest.mark.parametrize("shards", ["5GB", "5KB", "3KB", "2KB"])
+def test_files_in_codes_are_compared_as_the_numbers_they_stand_for(folder, shards):
+    model = compress(gpt2(), "lns12")
+    model.save_pretrained(folder / "codes", max_shard_size=shards)
     found = network_distance(folder / "numbers", folder / "codes")
     models = network_distance(gpt2(), model)
     assert found.depth == models.depth == 6
@@ -337,14 +340,25 @@ def test_files_in_codes_are_compared_as_the_numbers_they_stand_for(folder, form)
     assert network_distance(folder / "codes", decompress(model)).drt == 0
 
 
-def test_files_in_codes_without_their_shapes_are_not_compared(folder):
+def test_files_in_codes_that_lack_something_are_not_compared(folder):
     compress(gpt2()).save_pretrained(folder / "codes")
     file = folder / "codes" / "model.safetensors"
-    save_file(load_file(file), file, {"format": "pt"})
-    with pytest.raises(
-        FormatError, match=r"c_attn\.weight in codes without the note of their shapes"
+    with safe_open(file, "pt") as opened:
+        noted = opened.metadata()
+    state = load_file(file)
+    with pytest.raises(ConfigError, match="in codes, as bytes"):
+        network_distance(load_file(folder / "numbers" / "model.safetensors"), state)
+    for change, message in (
+        ((state, {"format": "pt"}), r"in codes without the note of their shapes"),
+        ((state, {**noted, "lns": "?"}), "later hf_relopt"),
+        (
+            ({k: v for k, v in state.items() if not k.endswith(SCALES)}, noted),
+            "their scales are not there",
+        ),
     ):
-        network_distance(folder / "numbers", folder / "codes")
+        save_file(change[0], file, change[1])
+        with pytest.raises(FormatError, match=message):
+            network_distance(folder / "numbers", folder / "codes")
 
 
 # PEFT and Transformers about each other.

@@ -35,36 +35,61 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     "form", [*FORMATS.values(), LNSFormat("own", 10, 0.005, "tensor")], ids=lambda form: form.name
 )
-@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 2)])
-def test_rows_by_the_note_are_those_of_the_weight(form, shape):
+@pytest.mark.parametrize(
+    ("shape", "pieces"),
+    [
+        ((5, 7), [(0, 5, 0, 7), (1, 3, 0, 7), (1, 3, 2, 5), (4, 5, 3, 7), (2, 3, 5, 6)]),
+        (
+            (4, 3, 5),
+            [(0, 4, 0, 3, 0, 5), (2, 3, 1, 2, 2, 4), (3, 4, 1, 3, 0, 5), (1, 3, 0, 2, 1, 4)],
+        ),
+    ],
+)
+def test_pieces_by_the_note_are_those_of_the_weight(form, shape, pieces):
     weight = LNSTensor.from_float(torch.randn(shape), form)
-    note = note_of({"layer.weight": weight, "layer.bias": torch.zeros(3)}, form)
-    codes = codes_noted(note, ["layer.weight"])
+    codes = codes_noted(note_of({"w": weight, "bias": torch.zeros(3)}, form))
     assert codes is not None and codes.form == form
-    assert codes.shapes == {"layer.weight": torch.Size(shape)}
+    assert codes.shapes == {"w": torch.Size(shape)}
     flat = weight.packed.view(-1)
-    for rows in (slice(0, shape[0]), slice(1, 3)):
-        read = codes.read("layer.weight", rows, flat.__getitem__, weight.scale.__getitem__)
-        assert torch.equal(read, weight.dequantize()[rows])
-    each = packed_size(weight[0].numel(), form.bits)
-    with pytest.raises(FormatError, match=rf"is {2 * each} bytes"):
-        codes.read(
-            "layer.weight", slice(3, 5), flat[: 4 * each].__getitem__, weight.scale.__getitem__
-        )
+    for ends in pieces:
+        where = tuple(map(slice, ends[::2], ends[1::2]))
+        read = codes.read("w", where, flat.__getitem__, weight.scale.__getitem__)
+        assert torch.equal(read, weight.dequantize()[where])
+    cut = flat[: 2 * packed_size(weight[0].numel(), form.bits)]
+    where = tuple(slice(0, size) for size in shape)
+    with pytest.raises(FormatError, match="is cut off"):
+        codes.read("w", where, cut.__getitem__, weight.scale.__getitem__)
+
+
+def test_of_one_row_no_more_is_read_than_a_piece_needs():
+    form = FORMATS["lns12"]
+    weight = LNSTensor.from_float(torch.randn(3, 50, 100), form)
+    codes = codes_noted(note_of({"w": weight}, form))
+    asked = []
+
+    def packed(where):
+        asked.append(where.stop - where.start)
+        return weight.packed.view(-1)[where]
+
+    where = slice(1, 2), slice(7, 9), slice(0, 100)
+    read = codes.read("w", where, packed, weight.scale.__getitem__)
+    assert torch.equal(read, weight.dequantize()[where])
+    assert asked == [300]
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    "note",
     [
-        {},
-        {NOTE: "no json"},
-        {NOTE: "[]"},
-        {NOTE: json.dumps({"format": {"name": "lns9", "bits": 9, "spacing": 0.1}, "shapes": {}})},
+        "no json",
+        "[]",
+        json.dumps({"format": {"name": "lns9", "bits": 9, "spacing": 0.1}, "shapes": {}}),
         *[
-            {NOTE: note_of({}, FORMATS["lns8"])[NOTE].replace("{}", json.dumps(shapes))}
-            for shapes in ({}, {"w": [3]}, {"w": [3, -1]}, {"w": "3x3"}, {"w": None})
+            note_of({}, FORMATS["lns8"])[NOTE].replace("{}", json.dumps(shapes))
+            for shapes in ({"w": [3]}, {"w": [3, -1]}, {"w": "3x3"}, {"w": None})
         ],
     ],
 )
-def test_a_note_that_says_nothing_of_a_weight_is_none(metadata):
-    assert codes_noted(metadata, ["w"]) is None
+def test_a_note_that_cannot_be_read_is_refused(note):
+    assert codes_noted({}) is None
+    with pytest.raises(FormatError, match="damaged, or of a later hf_relopt"):
+        codes_noted({NOTE: note})

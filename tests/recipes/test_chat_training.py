@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from run_folder import RunFolder
 from transformers import AutoModelForCausalLM
 
+from hf_relopt import LNSConfig
+from hf_relopt.lns.tensor import LNSTensor
 from tests.distributed.ranks import forked
 from tests.recipes.recipe_calls import RECIPES, refusal, tiny_finetuning, write_rows
 
@@ -82,10 +85,27 @@ def tiny(data: Path, model: Path, output: Path, **more: object) -> list[str]:
     return tiny_finetuning(data, model, output, **flags)
 
 
-def test_weights_in_codes(table: Path, chat_model: Path, tmp_path: Path) -> None:
-    codes = {"optim": "integer_madam", "lns_format": "lns12"}
-    main(tiny(table, chat_model, tmp_path / "run", **codes))
-    assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
+def test_weights_in_codes(
+    table: Path, chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"optim": "integer_madam", "lns_format": "lns12"}
+    main(tiny(table, chat_model, tmp_path / "run", **words))
+    moved = AutoModelForCausalLM.from_pretrained(tmp_path / "run").get_input_embeddings().weight
+    start = AutoModelForCausalLM.from_pretrained(chat_model, quantization_config=LNSConfig("lns12"))
+    assert isinstance(moved, LNSTensor)
+    assert not torch.equal(moved, start.get_input_embeddings().weight)
+    assert "with LoRA" not in capsys.readouterr().out
+    # Of what is in codes nothing has to be said, and adapters beside it are another's to step.
+    again = tiny(table, tmp_path / "run", tmp_path / "more", optim="integer_madam")
+    line = refusal(main, [*again, "--lora_rank", "2"], capsys)
+    assert "Adapters stay numbers: pass --optim madam" in line
+    line = refusal(main, [*again, "--lns_format", "lns8"], capsys)
+    assert "stored in codes already. Leave --lns_format out" in line
+    line = refusal(main, tiny(table, tmp_path / "run", tmp_path / "more", optim="sgd"), capsys)
+    assert "is stored in codes, which sgd cannot step. Pass --optim integer_madam" in line
+    assert not (tmp_path / "more").exists()
+    main(again)
+    assert "--optim fromage" not in capsys.readouterr().out
 
 
 def test_two_real_steps_on_each_form_of_data(table: Path, chat_model: Path, tmp_path: Path) -> None:
@@ -99,14 +119,13 @@ def test_two_real_steps_on_each_form_of_data(table: Path, chat_model: Path, tmp_
     assert "fromage" in card.content.lower()
 
 
-@pytest.mark.parametrize("base", [None, "lns8"])
 def test_lora_trains_the_adapters_alone_and_resumes(
-    chats: Path, chat_model: Path, tmp_path: Path, base: str | None
+    chats: Path, chat_model: Path, tmp_path: Path
 ) -> None:
     from peft import AutoPeftModelForCausalLM
 
     folder = tmp_path / "run"
-    arguments = tiny(chats, chat_model, folder, lora_rank=2, optim="fromage", lns_format=base)
+    arguments = tiny(chats, chat_model, folder, lora_rank=2, optim="fromage")
     main(arguments)
     first = (folder / "adapter_model.safetensors").read_bytes()
     assert not (folder / "model.safetensors").exists()

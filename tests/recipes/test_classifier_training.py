@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from run_folder import RunFolder
 from transformers import AutoModelForSequenceClassification
 
+from hf_relopt.lns.tensor import LNSTensor
 from tests.distributed.ranks import forked
 from tests.recipes.recipe_calls import RECIPES, as_if_stopped, tiny_finetuning
 
@@ -59,7 +60,8 @@ def test_weights_in_codes(tiny_table, tiny_classifier, tmp_path):
     codes = {"optim": "integer_madam", "lns_format": "lns8"}
     main(tiny_finetuning(tiny_table, tiny_classifier, tmp_path / "run", **codes))
     assert "deep relative trust: 0." in (tmp_path / "run" / "README.md").read_text()
-    assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert isinstance(model.get_input_embeddings().weight, LNSTensor)
 
 
 def write_csv(path):

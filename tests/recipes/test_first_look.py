@@ -132,7 +132,7 @@ MISTAKES = {
         ("--lora_rank -1", "lora_rank is -1"),
         ("--model_dtype float16", "model_dtype is 'float16'; it is float32 or bfloat16"),
         ("--lora_alpha 8", "--lora_rank"),
-        ("--lora_rank 8 --optim integer_madam --lns_format lns8", "adapters stay numbers"),
+        ("--lora_rank 8 --optim integer_madam --lns_format lns8", "whose adapters stay numbers"),
         ("--max_length x", "invalid int"),
     ],
 }

@@ -14,6 +14,7 @@ from run_folder import RunFolder
 from squad_training import answers_of, encode, load_questions
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
+from hf_relopt.lns.tensor import LNSTensor
 from tests.distributed.ranks import forked
 from tests.recipes.recipe_calls import RECIPES, refusal, tiny_finetuning, write_rows
 
@@ -99,7 +100,8 @@ def test_an_answer_is_not_longer_than_asked(table: Path, tiny_classifier: Path) 
 def test_weights_in_codes(table: Path, tiny_classifier: Path, tmp_path: Path) -> None:
     codes = {"optim": "integer_madam", "lns_format": "lns12"}
     main(tiny(table, tiny_classifier, tmp_path / "run", **codes))
-    assert "quantization_config" in json.loads((tmp_path / "run" / "config.json").read_text())
+    model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run")
+    assert isinstance(model.get_input_embeddings().weight, LNSTensor)
 
 
 def test_two_real_steps_and_the_figures_are_the_saved_model_s(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pretrain_clm
 import pytest
 import typed_command as module
+from first_look import check_optimizer_words
 from run_folder import RunFolder
 from typed_command import typed_command
 
@@ -75,6 +76,13 @@ def test_a_file_of_arguments_stays_and_what_it_says_is_overridden(started, tmp_p
         "mine.yaml", "--max_steps", "5", "--run_name", "first-adamw", "--optim", "adamw_torch",
         "--learning_rate", "0.002", "--optim_args=",
     ]  # fmt: skip
+
+
+def test_a_format_in_a_file_is_taken_back_for_those_that_cannot_step_it(started, tmp_path):
+    (tmp_path / "mine.yaml").write_text("optim: integer_madam\nlns_format: lns8\n")
+    words = adamw(started("mine.yaml"))
+    assert words[-1] == "--lns_format="
+    check_optimizer_words({"optim": "adamw_torch", "lns_format": ""}, ())
 
 
 def test_a_shipped_file_has_a_sibling(started):
