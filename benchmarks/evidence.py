@@ -192,8 +192,9 @@ def _report(name: str, experiment: Experiment, options: Options, log: RunLog) ->
 
 
 _CAPTION = (
-    "Every optimizer has as many learning rates; (edge): the best is the lowest or highest. "
-    "What diverged or was refused has no number. In the picture a ring is at the recommended rate."
+    "In a pass every optimizer has as many learning rates; (edge): the best is the lowest or "
+    "highest. What diverged or was refused has no number. In the picture a ring is at the "
+    "recommended rate."
 )
 
 

@@ -54,6 +54,11 @@ class Sweep:
         return self.values[self.best_rate]
 
     @property
+    def without_number(self) -> str:
+        """Why there is no number where there is none."""
+        return "refused" if all("refused" in record for record in self.records) else "diverged"
+
+    @property
     def is_at_edge(self) -> bool:
         """Is the best rate the lowest or highest that was run? Then a better one may lie beyond."""
         return len(self.values) > 1 and self.best_rate in (min(self.values), max(self.values))
@@ -106,14 +111,18 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
     settings = settings_of(records)
     measure = experiment.measure.replace("_", " ")
 
-    def number(value: float | None) -> str:
+    def number(value: float) -> str:
+        return f"{value:.{experiment.digits}f}"
+
+    def first(sweep: Sweep) -> str:
+        value = sweep.at_recommended
         if value is None:
             return ""
-        return f"{value:.{experiment.digits}f}" if math.isfinite(value) else "diverged"
+        return number(value) if math.isfinite(value) else sweep.without_number
 
     def best(sweep: Sweep) -> str:
         if not math.isfinite(sweep.best):
-            return "diverged"
+            return sweep.without_number
         return f"{number(sweep.best)} at {sweep.best_rate:g}" + " (edge)" * sweep.is_at_edge
 
     def cost(sweep: Sweep) -> str:
@@ -121,7 +130,7 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
         return "" if first is None or not math.isfinite(first) else number(abs(first - sweep.best))
 
     kinds: dict[str, Callable[[Sweep], str]] = {
-        f"{measure} at the recommended rate": lambda sweep: number(sweep.at_recommended),
+        f"{measure} at the recommended rate": first,
         f"{measure} at the best rate": best,
         "what tuning gains": cost,
     }

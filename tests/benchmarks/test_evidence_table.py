@@ -73,6 +73,8 @@ def test_edges_gaps_and_what_never_trains(load, experiment) -> None:
     assert "| `adamw` | 0.001 | 0.30 at 0.0001 (edge) |  |" in page
     assert "| `adamw` | 0.001 | 0.20 |  |" in page
     assert "| `sgd` | 0.1 |  | diverged |" in page
+    refused = {"key": runs[2]["key"], "lr": 0.1, "refused": "no hidden matrices"}
+    assert "| `sgd` | 0.1 | refused |" in table.tables([refused], experiment)
 
 
 def test_settings_that_are_numbers_are_in_their_order(load) -> None:
