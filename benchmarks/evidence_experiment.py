@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from muon import NoHiddenMatrices
-from optimizer_spec import OURS, OptimizerSpec, optimizer_spec
+from optimizer_spec import OURS, OptimizerRefused, OptimizerSpec, optimizer_spec
 from training import Task, curve, train
 
 # How much is run: a first look, what fits on a laptop, and the papers' sizes on a GPU.
@@ -166,7 +165,7 @@ def run_or_refusal(experiment: Experiment, cell: Cell, options: Options) -> dict
         return _refused(spec, "a relative step of 1 or more leaves nothing of a weight")
     try:
         return experiment.run(cell, options)
-    except NoHiddenMatrices as error:
+    except OptimizerRefused as error:
         return _refused(spec, str(error))
 
 

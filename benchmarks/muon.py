@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from optimizer_spec import OptimizerRefused
 from torch import nn
 
 ADAMW_LR = 3e-3
@@ -34,10 +35,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
             optimizer.step()
 
 
-class NoHiddenMatrices(ValueError):
-    """A model has nothing that Muon steps."""
-
-
 def muon_and_adamw(
     model: nn.Module, options: dict[str, Any], defaults: dict[str, Any]
 ) -> MuonAndAdamW:
@@ -51,7 +48,7 @@ def muon_and_adamw(
         defaults: betas of AdamW, and weight_decay of both; options override them.
 
     Raises:
-        NoHiddenMatrices: there is none, as where hidden layers are convolutions.
+        OptimizerRefused: there is none, as where hidden layers are convolutions.
     """
     from hf_relopt import plan
 
@@ -62,6 +59,6 @@ def muon_and_adamw(
     for entry in plan(model, "fromage", lr=0.01).entries:
         (matrices if entry.role == "matrix" else rest).append(entry.param)
     if not matrices:
-        raise NoHiddenMatrices("torch's Muon steps hidden matrices, and this model has none")
+        raise OptimizerRefused("torch's Muon steps hidden matrices, and this model has none")
     muon = torch.optim.Muon(matrices, **{**decay, **options})
     return MuonAndAdamW(muon, torch.optim.AdamW(rest, lr=adamw_lr, fused=True, **defaults))

@@ -95,6 +95,10 @@ def _value(text: str) -> Any:
         return text
 
 
+class OptimizerRefused(ValueError):
+    """An optimizer does not take these options, or this model."""
+
+
 def build_optimizer(
     spec: OptimizerSpec, model: torch.nn.Module, **defaults: Any
 ) -> torch.optim.Optimizer:
@@ -104,16 +108,23 @@ def build_optimizer(
         spec: what to build.
         model: gives names and roles to our plan, and weights to torch's optimizers.
         defaults: options of torch's optimizers that `spec` may override (betas, weight_decay).
+
+    Raises:
+        OptimizerRefused: it does not take these options, or this model.
     """
     options = dict(spec.options)
     # Imported where they are used: a baseline must run where the package does not.
     if spec.name in OURS:
         from hf_relopt import create_optimizer
+        from hf_relopt.errors import ConfigError
 
         if spec.name == "integer_madam":
             _store_in_codes(model, options)
         overrides = _overrides(options)
-        return create_optimizer(model, spec.name, overrides=overrides, **options)
+        try:
+            return create_optimizer(model, spec.name, overrides=overrides, **options)
+        except ConfigError as error:
+            raise OptimizerRefused(f"{spec}: {error}") from error
     if spec.name == "muon":
         from muon import muon_and_adamw
 

@@ -171,7 +171,7 @@ def test_every_optimizer_can_be_made_for_every_network_or_says_why_not(load, nam
             made = script.EXPERIMENTS[name].with_rate(rival, 0.0)
             try:
                 optimizer = spec.build_optimizer(made, network, weight_decay=0.1)
-            except load("muon").NoHiddenMatrices:
+            except spec.OptimizerRefused:
                 refused.add((made.name, type(network).__name__))
                 continue
             assert any(group["params"] for group in optimizer.param_groups)
@@ -192,6 +192,13 @@ def test_what_diverges_or_is_refused_is_a_result(
     assert 1 < wild["diverged_at"] <= 12
     assert by_optim["sgd:lr=0.1"]["diverged_at"] is None
     assert "1 or more" in by_optim["madam:lr=1e+35"]["refused"]
+    # A preset steps some weights further than others, and says itself that it is too far.
+    start(
+        monkeypatch, script, *arguments[:4], "--optim", "fromage_spectral", "--powers", "1.3",
+        "--out", tmp_path,
+    )  # fmt: skip
+    spectral = [r for r in records(path) if "spectral" in r["key"]["optim"]]
+    assert spectral and all("lr_factor" in r["refused"] for r in spectral)
     page = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "| `sgd` | 4 | 1 | 2 |" in page
 
