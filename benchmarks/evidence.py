@@ -180,7 +180,8 @@ def _report(name: str, experiment: Experiment, options: Options, log: RunLog) ->
     shown = tables(records, experiment)
     print(shown)
     stem = log.path.stem
-    if wanted["steps"] not in EXPERIMENTS[name].steps.values():
+    usual = EXPERIMENTS[name].steps["full" if options.size == "full" else "here"]
+    if wanted["steps"] != usual:
         stem += f"_{wanted['steps']}_steps"
     page, picture = (log.path.with_name(stem + end) for end in (".md", ".png"))
     draw(picture, records, experiment)

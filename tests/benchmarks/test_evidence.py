@@ -29,7 +29,7 @@ def shrink(script: ModuleType, monkeypatch: pytest.MonkeyPatch, steps: int = 2) 
         name: dataclasses.replace(
             script.EXPERIMENTS[name],
             settings={"quick": settings},
-            steps={"quick": steps},
+            steps={"quick": steps, "here": steps},
             rivals={"quick": ("adamw", "fromage")},
         )
         for name, settings in SMALL.items()
@@ -95,7 +95,7 @@ def test_runs_in_other_processes_are_the_same(
     script = load("evidence")
     # Other processes read the module afresh; what they run is in the cell.
     experiment = script.EXPERIMENTS["depth"]
-    few = dataclasses.replace(experiment, settings={"quick": ("1",)}, steps={"quick": 3})
+    few = dataclasses.replace(experiment, settings={"quick": ("1",)}, steps={"quick": 3, "here": 3})
     monkeypatch.setitem(script.EXPERIMENTS, "depth", few)
     found = []
     for jobs in (1, 2):
