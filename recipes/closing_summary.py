@@ -211,14 +211,12 @@ ROWS: tuple[Row, ...] = (
     Row("AdamW 0.002, the best of three", "adamw_torch", 0.002, 0.1, 94.1),
     Row("Fromage 0.03, the paper's rule", "fromage", 0.03, 0.0, 166.7),
 )
-# What a run's record must say to be one of the record's, besides the optimizer and its seed.
+# What a run's record must say to be one of the record's, besides the optimizer and its seed; all
+# else is not given there.
 SETTINGS: dict[str, Any] = {
-    "model_name_or_path": None, "config_name": None, "model_type": None, "config_overrides": None,
-    "tokenizer_name": None, "vocab_size": 4096, "dataset_name": None, "dataset_config_name": None,
-    "train_file": None, "validation_file": None, "validation_share": 0.05, "text_column": None,
-    "block_size": None, "max_train_samples": None, "max_eval_samples": None, "sample_prompt": None,
-    "optim_args": None, "max_steps": 400, "num_train_epochs": 3.0, "weight_decay": 0.0,
-    "bf16": False, "fp16": False, "lr_scheduler_type": "linear", "sequences_per_step": 16,
+    "vocab_size": 4096, "validation_share": 0.05, "max_steps": 400, "num_train_epochs": 3.0,
+    "weight_decay": 0.0, "bf16": False, "fp16": False, "lr_scheduler_type": "linear",
+    "sequences_per_step": 16,
 }  # fmt: skip
 _APART = {"optim", "learning_rate", "warmup_steps", "seed", "max_grad_norm"}
 
@@ -245,4 +243,6 @@ def comparison(record: Mapping[str, Any]) -> list[str]:
 
 
 def _apart_from(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _APART}
+    return {
+        name: value for name, value in settings.items() if name not in _APART and value is not None
+    }

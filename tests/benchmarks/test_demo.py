@@ -104,7 +104,7 @@ def test_the_demo_is_the_run_that_the_record_is_of(recipe, monkeypatch, tmp_path
         {"seed": 7}, {"optim_args": "p_bound=2.0"}, {"learning_rate": 0.01}, {"optim": "madam"},
         {"max_steps": 500}, {"train_file": "x.txt"}, {"vocab_size": 2048}, {"bf16": True},
         {"config_overrides": "n_layer=2"}, {"sequences_per_step": 32}, {"warmup_steps": 10},
-        {"lr_scheduler_type": "cosine"}, {"max_train_samples": 10},
+        {"lr_scheduler_type": "cosine"}, {"max_train_samples": 10}, {"lns_format": "lns8"},
     ],
     ids=str,
 )  # fmt: skip
