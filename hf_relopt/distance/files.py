@@ -129,6 +129,11 @@ class FileWeights:
 
     def _check_codes(self) -> None:
         coded = {self._at[name][1] for name in self._codes}
+        if self.damaged:
+            # What lies in the lost files cannot be told; the rest is compared.
+            for name in [name for name in self._codes if self._at[name][1] not in self._scales]:
+                del self.shapes[name], self._at[name], self._codes[name]
+            return
         for own in self._scales.keys() - coded:
             raise FormatError(
                 f"{self._scales[own]} holds {own} in codes without the note of their shapes that "
@@ -137,11 +142,10 @@ class FileWeights:
                 "AutoModel.from_pretrained(FOLDER)), after `import hf_relopt`."
             )
         for own in coded - self._scales.keys():
-            if not self.damaged:
-                raise FormatError(
-                    f"{self.label} holds {own} in codes, and their scales are not there. It is "
-                    "incomplete: write or download it again."
-                )
+            raise FormatError(
+                f"{self.label} holds {own} in codes, and their scales are not there. It is "
+                "incomplete: write or download it again."
+            )
 
     def read(self, name: str, where: Slices) -> Tensor:
         """A copy of a piece."""

@@ -340,6 +340,18 @@ def test_files_in_codes_are_compared_as_the_numbers_they_stand_for(folder, shard
     assert network_distance(folder / "codes", decompress(model)).drt == 0
 
 
+def test_of_files_in_codes_the_sound_ones_are_compared(folder):
+    compress(gpt2(), "lns12").save_pretrained(folder / "codes", max_shard_size="3KB")
+    shards = sorted((folder / "codes").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    for lost in shards:
+        whole = lost.read_bytes()
+        lost.write_bytes(whole[:20])
+        found = network_distance(folder / "numbers", folder / "codes")
+        assert found.partial and found.drt < 0.1
+        lost.write_bytes(whole)
+
+
 def test_files_in_codes_that_lack_something_are_not_compared(folder):
     compress(gpt2()).save_pretrained(folder / "codes")
     file = folder / "codes" / "model.safetensors"
