@@ -202,10 +202,11 @@ def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> N
     rows = math.ceil(len(titles) / columns)
     size = (5.5 * columns, 4.5 * rows)
     figure, grid = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-    panels = grid.flatten()
-    for empty in panels[len(titles) :]:
-        empty.set_axis_off()
-    for panel, title in zip(panels, titles, strict=False):
+    places = grid.flatten()
+    panels, empty = places[: len(titles)], places[len(titles) :]
+    for place in empty:
+        place.set_axis_off()
+    for panel, title in zip(panels, titles, strict=True):
         for number, (rival, own) in enumerate(found.items()):
             style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
             if by_number:
@@ -224,7 +225,7 @@ def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> N
     _zoom(panels[0], found, experiment)
     for first in grid[:, 0]:
         first.set_ylabel(experiment.measure.replace("_", " "))
-    panels[len(titles) - 1].legend(fontsize=7)
+    panels[-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

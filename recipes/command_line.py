@@ -227,8 +227,8 @@ def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
         ConfigError: if they do not make an optimizer, or if the Trainer would not read an option.
     """
     name = optimizer_name(args)
-    trained = [(n, weight) for n, weight in model.named_parameters() if weight.requires_grad]
-    coded = next((n for n, weight in trained if is_lns(weight)), None)
+    named = model.named_parameters()
+    coded = next((n for n, weight in named if weight.requires_grad and is_lns(weight)), None)
     if name == "integer_madam" and coded is None:
         remedy = "Pass --lns_format lns12 (or lns8, lns10, lns16), or name a model in codes."
         if hasattr(model, "peft_config"):

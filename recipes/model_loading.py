@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_relopt import compress
 from hf_relopt.errors import ConfigError
+from hf_relopt.lns.scale import HEADROOM
 from hf_relopt.lns.tensor import is_lns
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _OTHER_TOKENIZER = (
     "Save the model's tokenizer there (tokenizer.save_pretrained), or name another one; "
     "pretrain_clm.py takes --tokenizer_name."
 )
+# As Madam's p_scale from scratch.
+FROM_SCRATCH_HEADROOM = 5.0
 CHECK_NAME = "Check the name, and whether the hub can be reached."
 CAUSAL, CLASSIFIER, ANSWERER = "causal language model", "classifier", "question answerer"
 _CLASSES: dict[str, Mapping[str, Any]] = {
@@ -129,7 +132,8 @@ def in_codes(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
             f"lns_format is {source.lns_format!r}, and {source.model_name_or_path} is stored in "
             "codes already. Leave --lns_format out, or name the model in numbers."
         )
-    return compress(model, source.lns_format, headroom=3.0 if source.model_name_or_path else 5.0)
+    headroom = HEADROOM if source.model_name_or_path else FROM_SCRATCH_HEADROOM
+    return compress(model, source.lns_format, headroom=headroom)
 
 
 def require_class(config: PreTrainedConfig, name: str, kind: str) -> None:

@@ -137,10 +137,7 @@ class ModelSource:
     _argument_group_name = "Model"
 
     model_name_or_path: str | None = pretrained("")
-    lns_format: str | None = option(
-        None,
-        "codes for integer_madam: lns8, lns10, lns12, lns16",
-    )
+    lns_format: str | None = option(None, "codes for integer_madam: lns8, lns10, lns12, lns16")
 
     def look(self) -> None:
         """Raise a ConfigError for a name that can only be a path, and is none of a folder."""

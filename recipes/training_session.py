@@ -332,10 +332,9 @@ class RenamedWeights(TrainerCallback):
         **_: Any,
     ) -> None:
         """After Trainer has loaded the checkpoint, before the first step."""
-        if (
-            model is not None
-            and saved_names(self.checkpoint) - flattened(model.state_dict()).keys()
-        ):
+        if model is None:
+            return
+        if saved_names(self.checkpoint) - flattened(model.state_dict()).keys():
             whole = type(model).from_pretrained(self.checkpoint)
             model.load_state_dict(whole.state_dict())
 
