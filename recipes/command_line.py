@@ -21,6 +21,7 @@ import hf_relopt  # noqa: F401  (adds fromage and others to the choices of --opt
 from hf_relopt import plan
 from hf_relopt.errors import ConfigError, RelOptError
 from hf_relopt.hf import optim_args
+from hf_relopt.hf.guards import check_model_arguments
 from hf_relopt.lns.tensor import is_lns
 from hf_relopt.shipped import OPTIMIZER_NAMES
 
@@ -225,7 +226,9 @@ def check_optimizer(args: TrainingArguments, model: torch.nn.Module) -> None:
 
     Raises:
         ConfigError: if they do not make an optimizer, or if the Trainer would not read an option.
+        UnsupportedSetup: the launch mode cannot train such a model.
     """
+    check_model_arguments(args, model)
     name = optimizer_name(args)
     named = model.named_parameters()
     coded = next((n for n, weight in named if weight.requires_grad and is_lns(weight)), None)

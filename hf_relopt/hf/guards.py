@@ -31,9 +31,21 @@ def check_arguments(args: Any) -> None:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         if not os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
             _refuse_zero(int(stage) if stage.isdigit() else 2)
-    if args.fsdp or is_set("ACCELERATE_USE_FSDP"):
+    if _asks_for_fsdp(args):
         version = os.environ.get("FSDP_VERSION", "")
         _refuse_fsdp1(version or _fsdp_version(getattr(args, "fsdp_plugin_args", None)))
+
+
+def check_model_arguments(args: Any, model: nn.Module) -> None:
+    """Refuse a launch mode that TrainingArguments or the launcher ask for, over such a model.
+
+    For a caller that has both before there is an Accelerator, and so before anything is written.
+
+    Raises:
+        UnsupportedSetup: Accelerate's FSDP over weights in codes.
+    """
+    if _asks_for_fsdp(args):
+        _refuse_codes(model)
 
 
 def check_launch(model: nn.Module | None) -> None:
@@ -90,12 +102,8 @@ def check_accelerate(model: nn.Module | None, *, resumes: bool, rounds: bool = F
     plugin = AcceleratorState._shared_state.get("fsdp_plugin")
     if plugin is None:
         return
-    if model is not None and any(map(is_lns, model.parameters())):
-        raise UnsupportedSetup(
-            "Accelerate's FSDP2 cannot shard weights in codes: it finds an optimizer's weights "
-            "again by their addresses, which codes have not. Use DDP, whose processes hold codes "
-            "of 1 to 2 bytes per weight, or torch's fully_shard(model) before making the optimizer."
-        )
+    if model is not None:
+        _refuse_codes(model)
     versions = numbers(__version__), numbers(torch.__version__)
     params = list(model.parameters()) if model is not None else []
     mixed = str(AcceleratorState._shared_state.get("_mixed_precision", "no"))
@@ -108,6 +116,19 @@ def check_accelerate(model: nn.Module | None, *, resumes: bool, rounds: bool = F
     for fault, is_met in meets.items():
         if is_met and fault.is_in(*versions):
             raise UnsupportedSetup(f"accelerate {__version__}: {fault.what} {fault.do}")
+
+
+def _asks_for_fsdp(args: Any) -> bool:
+    return bool(args.fsdp) or is_set("ACCELERATE_USE_FSDP")
+
+
+def _refuse_codes(model: nn.Module) -> None:
+    if any(map(is_lns, model.parameters())):
+        raise UnsupportedSetup(
+            "Accelerate's FSDP2 cannot shard weights in codes: it finds an optimizer's weights "
+            "again by their addresses, which codes have not. Use DDP, whose processes hold codes "
+            "of 1 to 2 bytes per weight, or torch's fully_shard(model) before making the optimizer."
+        )
 
 
 def _has_tied_embeddings(model: nn.Module | None) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_relopt import UnsupportedSetup
+from hf_relopt import UnsupportedSetup, compress
 from hf_relopt.hf import guards
 from tests.hf.tiny import arguments, gpt2, passed, python
 
@@ -65,6 +65,15 @@ def test_fsdp_from_accelerate_launch(word, tmp_path, monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UnsupportedSetup, match="FSDP1"):
         arguments(tmp_path, optim="fromage")
+
+
+def test_fsdp_over_codes_is_refused_as_soon_as_there_is_a_model(tmp_path):
+    fsdp = arguments(tmp_path, optim="madam", fsdp=True, fsdp_config={"version": 2})
+    guards.check_model_arguments(fsdp, gpt2())
+    model = compress(gpt2(), "lns8")
+    guards.check_model_arguments(arguments(tmp_path, optim="integer_madam"), model)
+    with pytest.raises(UnsupportedSetup, match="cannot shard weights in codes"):
+        guards.check_model_arguments(fsdp, model)
 
 
 def test_an_ordinary_model_passes(tmp_path):

@@ -93,6 +93,16 @@ def test_a_preset_by_name(tiny_text, tmp_path, capsys):
     assert RunFolder(tmp_path / "on").record["steps"] == 4
 
 
+def test_weights_in_codes_are_not_sharded_by_accelerate(tiny_text, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "codes"
+    words = tiny_pretraining(tiny_text, folder, optim="integer_madam", lns_format="lns12")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    line = refusal(main, words, capsys)
+    assert "FSDP2 cannot shard weights in codes" in line and "Use DDP" in line
+    assert not folder.exists()
+
+
 def test_weights_in_codes_resume_to_the_same_result(tiny_text, tmp_path, capsys):
     folder = tmp_path / "codes"
     words = {"optim": "integer_madam", "max_steps": 4, "save_steps": 2}
