@@ -79,6 +79,7 @@ class Experiment:
         data: what is read if the command line says nothing.
         run: one run's figures.
         full_data: the same at full size; "" for no other.
+        near: a loss of the measure that a user would not tune for; 0 where there is no such.
         recommended: learning rates by the name of an optimizer, where a user begins with others
             than from scratch.
         powers: by pass, where POWERS have too many or too far ones.
@@ -95,6 +96,7 @@ class Experiment:
     data: str
     run: Callable[[Cell, Options], dict[str, Any]]
     full_data: str = ""
+    near: float = 0.0
     recommended: Mapping[str, float] = field(default_factory=dict)
     powers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 

@@ -269,6 +269,7 @@ GAN = Experiment(
     data=DIGITS,
     run=_run,
     full_data="uoft-cs/cifar10",
+    near=1.0,
     # Adam's is between the paper's two.
     recommended={"adamw": 2e-4, "sgd": 0.01},
 )

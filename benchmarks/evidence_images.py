@@ -151,4 +151,5 @@ PICTURES = Experiment(
     data="digits",
     run=_run,
     full_data="uoft-cs/cifar10",
+    near=0.05,
 )

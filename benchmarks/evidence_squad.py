@@ -240,6 +240,7 @@ SQUAD = Experiment(
     data=MADE,
     run=_run,
     full_data="rajpurkar/squad",
+    near=3.0,
     # A pretrained model wants smaller steps than one from scratch.
     recommended={
         **dict.fromkeys(OURS, FINE_TUNING_LR),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -25,6 +26,7 @@ class Sweep:
         values: by learning rate, the mean over seeds; infinite where one of them has no number.
             Of the seeds alone that all rates have; where there is none, of those of the recommended
             rate, and of rates that have them.
+        apart: by learning rate, the largest value over those seeds less the smallest.
         recommended: the rate a user begins with.
         rising: is more of it better?
         records: all of its runs.
@@ -32,6 +34,7 @@ class Sweep:
     """
 
     values: dict[float, float]
+    apart: dict[float, float]
     recommended: float
     rising: bool
     records: list[dict[str, Any]]
@@ -62,6 +65,27 @@ class Sweep:
     def is_at_edge(self) -> bool:
         """Is the best rate the lowest or highest that was run? Then a better one may lie beyond."""
         return len(self.values) > 1 and self.best_rate in (min(self.values), max(self.values))
+
+    def valley(self, near: float) -> tuple[float, float]:
+        """The lowest and highest rate about the best one, up to which values are as good but for
+        `near`.
+
+        Between two rates of the sweep values lie on a line in the rate's logarithm; a rate without
+        a number ends the valley at the rate before it.
+        """
+        rates = list(self.values)
+        best = rates.index(self.best_rate)
+        return self._end(rates[best::-1], near), self._end(rates[best:], near)
+
+    def _end(self, rates: list[float], near: float) -> float:
+        for inner, outer in itertools.pairwise(rates):
+            if not math.isfinite(self.values[outer]):
+                return inner
+            lost, next_lost = (abs(self.values[rate] - self.best) for rate in (inner, outer))
+            if next_lost > near:
+                share = (near - lost) / (next_lost - lost)
+                return inner * (outer / inner) ** share
+        return rates[-1]
 
 
 # Optimizer without a rate -> setting -> its sweep.
@@ -102,7 +126,8 @@ def _sweep(records: list[dict[str, Any]], rival: str, experiment: Experiment) ->
         if record["key"]["seed"] in kept and kept <= seeds[record["lr"]]:
             by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
     values = {rate: statistics.mean(by_rate[rate]) for rate in sorted(by_rate)}
-    return Sweep(values, first, experiment.rising, records, kept)
+    apart = {rate: max(found) - min(found) for rate, found in by_rate.items()}
+    return Sweep(values, apart, first, experiment.rising, records, kept)
 
 
 def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
@@ -123,17 +148,28 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
     def best(sweep: Sweep) -> str:
         if not math.isfinite(sweep.best):
             return sweep.without_number
-        return f"{number(sweep.best)} at {sweep.best_rate:g}" + " (edge)" * sweep.is_at_edge
+        half = sweep.apart[sweep.best_rate] / 2
+        seeds = f" ± {number(half)}" * (len(sweep.seeds) > 1)
+        return f"{number(sweep.best)}{seeds} at {sweep.best_rate:g}" + " (edge)" * sweep.is_at_edge
 
     def cost(sweep: Sweep) -> str:
         first = sweep.at_recommended
         return "" if first is None or not math.isfinite(first) else number(abs(first - sweep.best))
+
+    def wide(sweep: Sweep) -> str:
+        if not math.isfinite(sweep.best):
+            return ""
+        low, high = sweep.valley(experiment.near)
+        ends_beyond = low == min(sweep.values) or high == max(sweep.values)
+        return "at least " * ends_beyond + f"{high / low:.2g}"
 
     kinds: dict[str, Callable[[Sweep], str]] = {
         f"{measure} at the recommended rate": first,
         f"{measure} at the best rate": best,
         "what tuning gains": cost,
     }
+    if experiment.near:
+        kinds[f"by which factor rates may differ that lose less than {experiment.near:g}"] = wide
     shown = []
     for title, cell in kinds.items():
         rows = [

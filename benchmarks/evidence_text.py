@@ -94,6 +94,7 @@ TEXT = Experiment(
     data=PYTHON,
     run=_run_words,
     full_data="Salesforce/wikitext",
+    near=0.1,
 )
 
 RATES = Experiment(
@@ -116,4 +117,5 @@ RATES = Experiment(
     steps={"quick": 300, "here": 300, "full": 2_000},
     data=PYTHON,
     run=_run_characters,
+    near=0.1,
 )

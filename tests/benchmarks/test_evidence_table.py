@@ -33,7 +33,7 @@ def test_the_best_of_the_rates_is_over_seeds(load, experiment) -> None:
     assert (sweep.best_rate, sweep.best) == (0.1, pytest.approx(0.6))
     assert sweep.at_recommended == sweep.best and not sweep.is_at_edge
     page = table.tables(runs, experiment)
-    assert "| `sgd` | 0.1 | 0.60 |" in page and "| `sgd` | 0.1 | 0.60 at 0.1 |" in page
+    assert "| `sgd` | 0.1 | 0.60 |" in page and "| `sgd` | 0.1 | 0.60 ± 0.10 at 0.1 |" in page
     assert "| `sgd` | 0.1 | 0.00 |" in page and "| `sgd` | 6 | 2 | 1 | 4.00 |" in page
 
 
@@ -46,6 +46,39 @@ def test_means_are_of_the_seeds_that_all_rates_have(load, experiment) -> None:
     assert "| `sgd` | 4 | 1 | 1 | 4.00 |" in table.tables(runs, experiment)
     apart = [run("sgd:lr=1", 0.6, seed=1), run("sgd:lr=0.1", 0.5)]
     assert table.sweeps(apart, experiment)["sgd"]["1"].values == {0.1: 0.5}
+
+
+def test_the_best_says_how_far_seeds_are_apart(load, experiment) -> None:
+    table = load("evidence_table")
+    runs = [run("sgd:lr=0.1", value, seed=seed) for seed, value in enumerate((0.5, 0.7))]
+    assert "| `sgd` | 0.1 | 0.60 ± 0.10 at 0.1 |" in table.tables(runs, experiment)
+    assert "±" not in table.tables(runs[:1], experiment)
+
+
+def test_the_valley_ends_where_values_are_worse_by_what_a_user_minds(load, experiment) -> None:
+    table = load("evidence_table")
+    values = {0.001: 9.0, 0.01: 1.4, 0.1: 1.0, 1.0: 1.1, 10.0: 0.9}
+    runs = [run(f"sgd:lr={rate:g}", value) for rate, value in values.items()]
+    runs[-1]["diverged_at"] = 5
+    sweep = table.sweeps(runs, experiment)["sgd"]["1"]
+    # .2 is half of the way from 1.0 to 1.4; above, 10 has no number.
+    assert sweep.valley(0.2) == (pytest.approx(0.1 / 10**0.5), 1.0)
+    assert sweep.valley(0.05) == (pytest.approx(0.1 / 10**0.125), pytest.approx(0.1 * 10**0.5))
+    assert sweep.valley(99.0) == (0.001, 1.0)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+def test_the_page_says_how_far_rates_may_differ(load, experiment, rising) -> None:
+    table = load("evidence_table")
+    near = dataclasses.replace(experiment, near=0.25, rising=rising)
+    sign = -1.0 if rising else 1.0
+    values = {0.01: 2.0, 0.1: 1.0, 1.0: 1.5, 10.0: 1.9}
+    runs = [run(f"sgd:lr={rate:g}", sign * value) for rate, value in values.items()]
+    assert "by which factor" not in table.tables(runs, dataclasses.replace(near, near=0.0)).lower()
+    page = table.tables(runs, near)
+    assert f"| `sgd` | 0.1 | {10**0.75:.2g} |" in page and "lose less than 0.25" in page
+    assert "| `sgd` | 0.1 | at least 3.2 |" in table.tables(runs[1:], near)
+    assert "| `sgd` | 0.1 |  |" in table.tables([{**runs[1], "diverged_at": 2}], near)
 
 
 def test_how_far_the_best_rate_moves(load, experiment) -> None:
