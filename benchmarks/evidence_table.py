@@ -161,7 +161,8 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
             return ""
         low, high = sweep.valley(experiment.near)
         ends_beyond = low == min(sweep.values) or high == max(sweep.values)
-        return "at least " * ends_beyond + f"{high / low:.2g}"
+        factor = high / low
+        return "at least " * ends_beyond + (f"{factor:.2g}" if factor < 100 else f"{factor:.0f}")
 
     kinds: dict[str, Callable[[Sweep], str]] = {
         f"{measure} at the recommended rate": first,
@@ -236,8 +237,10 @@ def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> N
     titles = ["recommended rate", "best rate"] if by_number else settings[:MOST_PANELS]
     columns = min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
-    size = (5.5 * columns, 4.5 * rows)
-    figure, grid = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    size = (5.5 * columns + 3.0, 4.5 * rows)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     places = grid.flatten()
     panels, empty = places[: len(titles)], places[len(titles) :]
     for place in empty:
@@ -261,8 +264,10 @@ def draw(path: Path, records: list[dict[str, Any]], experiment: Experiment) -> N
     _zoom(panels[0], found, experiment)
     for first in grid[:, 0]:
         first.set_ylabel(experiment.measure.replace("_", " "))
-    panels[-1].legend(fontsize=7)
-    figure.tight_layout()
+    # Beside the panels: within one it would hide what it names.
+    named = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    shown = {name: line for name, line in named.items() if name in found}
+    figure.legend(shown.values(), shown.keys(), loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

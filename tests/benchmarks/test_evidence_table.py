@@ -78,6 +78,7 @@ def test_the_page_says_how_far_rates_may_differ(load, experiment, rising) -> Non
     page = table.tables(runs, near)
     assert f"| `sgd` | 0.1 | {10**0.75:.2g} |" in page and "lose less than 0.25" in page
     assert "| `sgd` | 0.1 | at least 3.2 |" in table.tables(runs[1:], near)
+    assert "| at least 1000 |" in table.tables(runs, dataclasses.replace(near, near=9.0))
     assert "| `sgd` | 0.1 |  |" in table.tables([{**runs[1], "diverged_at": 2}], near)
 
 
