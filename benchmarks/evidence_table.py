@@ -157,7 +157,7 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
         return "" if first is None or not math.isfinite(first) else number(abs(first - sweep.best))
 
     def wide(sweep: Sweep) -> str:
-        if not math.isfinite(sweep.best):
+        if not math.isfinite(sweep.best) or len(sweep.values) < 2:
             return ""
         low, high = sweep.valley(experiment.near)
         ends_beyond = low == min(sweep.values) or high == max(sweep.values)

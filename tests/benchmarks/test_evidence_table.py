@@ -80,6 +80,7 @@ def test_the_page_says_how_far_rates_may_differ(load, experiment, rising) -> Non
     assert "| `sgd` | 0.1 | at least 3.2 |" in table.tables(runs[1:], near)
     assert "| at least 1000 |" in table.tables(runs, dataclasses.replace(near, near=9.0))
     assert "| `sgd` | 0.1 |  |" in table.tables([{**runs[1], "diverged_at": 2}], near)
+    assert "at least" not in table.tables(runs[1:2], near)
 
 
 def test_how_far_the_best_rate_moves(load, experiment) -> None:
