@@ -194,8 +194,8 @@ def _report(name: str, experiment: Experiment, options: Options, log: RunLog) ->
 
 _CAPTION = (
     "In a pass every optimizer has as many learning rates; (edge): the best is the lowest or "
-    "highest. What diverged or was refused has no number. In the picture a ring is at the "
-    "recommended rate."
+    "highest; ±: half of how far seeds are apart. What diverged or was refused has no number. In "
+    "the picture a ring is at the recommended rate."
 )
 
 
