@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from evidence_experiment import Cell, Experiment, Options, trained
+from length_batches import alike_in_length
 from optimizer_spec import OURS
 from small_questions import write_squad_file
 from sst2 import packaged_model
@@ -38,8 +40,6 @@ from hf_relopt.plans.plan import FINE_TUNING_LR
 METRIC = Path(__file__).resolve().parent.parent / "recipes" / "metrics" / "answer_exact_and_f1"
 BATCH = 12
 EVAL_BATCH = 50
-# Batches of one length are cut from this many batches at a time, so padding stays small.
-SORTED_TOGETHER = 25
 # Windows of a short look at the validation part.
 GLANCE = 50
 MADE, MINILM = "made", "minilm"
@@ -76,15 +76,14 @@ class Windows:
     def batches(self, steps: int, seed: int) -> Iterator[Mapping[str, Any]]:
         """Random batches: in each epoch every window at most once, and no smaller batch."""
         generator = torch.Generator().manual_seed(seed)
-        lengths, size, done = self.lengths, min(BATCH, len(self.rows)), 0
+        size, done = min(BATCH, len(self.rows)), 0
         while done < steps:
-            order = torch.randperm(len(lengths), generator=generator)
-            for part in order[: len(order) // size * size].split(SORTED_TOGETHER * size):
-                together = part[lengths[part].argsort(stable=True)].split(size)
-                mixed = torch.randperm(len(together), generator=generator).tolist()
-                for number in mixed[: steps - done]:
-                    yield self.batch(together[number].tolist())
-                    done += 1
+            order = torch.randperm(len(self.rows), generator=generator)
+            full = order[: len(order) // size * size]
+            made = alike_in_length(full, self.lengths, size, generator)
+            for places in islice(made, steps - done):
+                yield self.batch(places.tolist())
+                done += 1
 
     @cached_property
     def lengths(self) -> Tensor:

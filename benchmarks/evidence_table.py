@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,31 @@ class Sweep:
     """One optimizer in one setting.
 
     Attributes:
-        values: by learning rate, the mean over seeds; infinite where one of them has no number.
-            Of the seeds alone that all rates have; where there is none, of those of the recommended
-            rate, and of rates that have them.
-        apart: by learning rate, the largest value over those seeds less the smallest.
+        found: by learning rate, in rising order, the value of each seed; infinite where a run has
+            no number. Of the seeds alone that all rates have; where there is none, of those of the
+            recommended rate, and of rates that have them.
         recommended: the rate a user begins with.
         rising: is more of it better?
         records: all of its runs.
-        seeds: that the means are of.
+        seeds: that the values are of.
     """
 
-    values: dict[float, float]
-    apart: dict[float, float]
+    found: dict[float, list[float]]
     recommended: float
     rising: bool
     records: list[dict[str, Any]]
     seeds: set[int]
+
+    @cached_property
+    def values(self) -> dict[float, float]:
+        """By learning rate, the mean over seeds."""
+        return {rate: statistics.mean(values) for rate, values in self.found.items()}
+
+    @property
+    def apart(self) -> float:
+        """At the best rate, the largest value over seeds less the smallest."""
+        values = self.found[self.best_rate]
+        return max(values) - min(values)
 
     @property
     def at_recommended(self) -> float | None:
@@ -125,9 +135,7 @@ def _sweep(records: list[dict[str, Any]], rival: str, experiment: Experiment) ->
     for record in records:
         if record["key"]["seed"] in kept and kept <= seeds[record["lr"]]:
             by_rate.setdefault(record["lr"], []).append(value_of(record, experiment))
-    values = {rate: statistics.mean(by_rate[rate]) for rate in sorted(by_rate)}
-    apart = {rate: max(found) - min(found) for rate, found in by_rate.items()}
-    return Sweep(values, apart, first, experiment.rising, records, kept)
+    return Sweep(dict(sorted(by_rate.items())), first, experiment.rising, records, kept)
 
 
 def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
@@ -148,8 +156,7 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
     def best(sweep: Sweep) -> str:
         if not math.isfinite(sweep.best):
             return sweep.without_number
-        half = sweep.apart[sweep.best_rate] / 2
-        seeds = f" ± {number(half)}" * (len(sweep.seeds) > 1)
+        seeds = f" ± {number(sweep.apart / 2)}" * (len(sweep.seeds) > 1)
         return f"{number(sweep.best)}{seeds} at {sweep.best_rate:g}" + " (edge)" * sweep.is_at_edge
 
     def cost(sweep: Sweep) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from length_batches import alike_in_length
 from optimizer_spec import NAMES, OptimizerSpec, optimizer_spec
 from run_log import MONTH, RESULTS, RunLog, markdown_table, write_report
 from torch import nn
@@ -29,8 +30,6 @@ BATCH = 32
 EVAL_BATCH = 109
 # Sentences of a short look at the validation part.
 GLANCE = 2 * EVAL_BATCH
-# Batches of one length are cut from this many batches at a time, so padding stays small.
-SORTED_TOGETHER = 25
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,8 @@ def train_batches(data: Sentences, steps: int, seed: int) -> list[torch.Tensor]:
             for _ in range(-(-steps * BATCH // len(data.tokens)))
         ]
     )[: steps * BATCH]
-    batches: list[torch.Tensor] = []
-    for part in places.split(SORTED_TOGETHER * BATCH):
-        lengths = torch.tensor([len(data.tokens[place]) for place in part.tolist()])
-        together = part[lengths.argsort(stable=True)].split(BATCH)
-        order = torch.randperm(len(together), generator=generator).tolist()
-        batches += [together[place] for place in order]
-    return batches
+    lengths = torch.tensor([len(part) for part in data.tokens])
+    return list(alike_in_length(places, lengths, BATCH, generator))
 
 
 def sst2_task(make_model: Callable[[], nn.Module], data: Sentences, valid: Sentences) -> Task:

@@ -42,6 +42,14 @@ def test_a_malformed_spec_is_refused(load, text: str) -> None:
         load("optimizer_spec").optimizer_spec(text)
 
 
+def test_the_read_me_s_table_has_every_name(load) -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    table = page.split("| name | what |\n")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[1:]]
+    named = [name.strip() for cell in cells for name in cell.split(",")]
+    assert sorted(named) == sorted(load("optimizer_spec").NAMES)
+
+
 def test_the_two_schedules_start_and_end_where_the_setting_says(load) -> None:
     spec = load("optimizer_spec")
     linear = spec.linear_to_zero(10)
