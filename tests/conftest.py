@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Without a GPU the kernels run in Triton's interpreter, which has to be chosen before its import.
 if not torch.cuda.is_available():

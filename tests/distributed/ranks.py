@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -74,6 +75,7 @@ def _be_a_rank(words: Sequence[str], env: Mapping[str, str], out: Path, errors: 
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(env)
+    faulthandler.enable()  # a crash in native code says where it was
     sys.argv = list(words)
     sys.path.insert(0, str(Path(words[0]).parent))  # as Python does for a script
     runpy.run_path(words[0], run_name="__main__")

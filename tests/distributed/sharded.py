@@ -77,9 +77,10 @@ def compare(
     collectives: int = 1,
     build: Callable[..., torch.optim.Optimizer] | None = None,
     close: float = 1e-6,
+    steps: int = STEPS,
     **options: Any,
 ) -> None:
-    """Twenty steps on given gradients: whole tensors in one process against cut ones."""
+    """Steps on given gradients: whole tensors in one process against cut ones."""
     build = SETTINGS[name] if build is None else build
     alone = [nn.Parameter(tensor) for tensor in whole("weight", 0, dtype)]
     cut = [
@@ -88,13 +89,13 @@ def compare(
     ]
     assert sum(isinstance(param, DTensor) for param in cut) == sum(map(sharded, range(len(cut))))
     one, many = build(alone, **options), build(cut, **options)
-    for step in range(STEPS):
+    for step in range(steps):
         for a, c, grad in zip(alone, cut, whole("grad", step, dtype), strict=True):
             a.grad = grad
             c.grad = distribute(grad, mesh, placements) if isinstance(c, DTensor) else grad.clone()
         one.step()
         # "compiled" runs under no dispatch mode, and a step under one takes several times as long.
-        if options.get("backend") == "compiled" or 2 <= step < STEPS - 1:
+        if options.get("backend") == "compiled" or 2 <= step < steps - 1:
             many.step()
             continue
         with CommDebugMode() as comm:
@@ -125,10 +126,10 @@ def compiled_is_exact() -> None:
 
 
 def kernels_are_exact() -> None:
-    """In Triton's interpreter, around the one all-reduce; columns are walked by strides."""
+    """In Triton's slow interpreter, around the one all-reduce; columns are walked by strides."""
     if HAS_TRITON:
         for name, placements in (("fromage p_bound", [Shard(0)]), ("madam", [Shard(1)])):
-            compare(name, world(), placements, backend="triton")
+            compare(name, world(), placements, backend="triton", steps=5)
 
 
 def stochastic_rounding_has_the_same_bits() -> None:
