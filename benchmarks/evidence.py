@@ -7,8 +7,9 @@
     squad      question answering, fine-tuned
     sizes      a GPT-2 of several depths and widths: how far does the best learning rate move?
 
-Every optimizer gets as many learning rates, which lie alike around the one that is recommended for
-it. So each experiment answers two questions: which is best, and what does it cost not to tune?
+Every optimizer gets the same number of learning rates, spaced alike around the one that is
+recommended for it. So each experiment answers two questions: which is best, and what does it cost
+not to tune?
 
     python benchmarks/evidence.py --size quick --jobs 2             # all of it, in 20 minutes
     python benchmarks/evidence.py --experiment depth --jobs 2
@@ -193,9 +194,9 @@ def _report(name: str, experiment: Experiment, options: Options, log: RunLog) ->
 
 
 _CAPTION = (
-    "In a pass every optimizer has as many learning rates; (edge): the best is the lowest or "
-    "highest; ±: half of how far seeds are apart. What diverged or was refused has no number. In "
-    "the picture a ring is at the recommended rate."
+    "In a pass every optimizer has the same number of learning rates; (edge): the best is the "
+    "lowest or highest; ±: half of how far seeds are apart. What diverged or was refused has no "
+    "number. In the picture a ring is at the recommended rate."
 )
 
 
