@@ -24,7 +24,7 @@ class Sweep:
     """One optimizer in one setting.
 
     Attributes:
-        found: by learning rate, in rising order, the value of each seed; infinite where a run has
+        by_rate: by learning rate, in rising order, the value of each seed; infinite where a run has
             no number. Of the seeds alone that all rates have; where there is none, of those of the
             recommended rate, and of rates that have them.
         recommended: the rate a user begins with.
@@ -33,7 +33,7 @@ class Sweep:
         seeds: that the values are of.
     """
 
-    found: dict[float, list[float]]
+    by_rate: dict[float, list[float]]
     recommended: float
     rising: bool
     records: list[dict[str, Any]]
@@ -42,12 +42,12 @@ class Sweep:
     @cached_property
     def values(self) -> dict[float, float]:
         """By learning rate, the mean over seeds."""
-        return {rate: statistics.mean(values) for rate, values in self.found.items()}
+        return {rate: statistics.mean(values) for rate, values in self.by_rate.items()}
 
     @property
     def apart(self) -> float:
         """At the best rate, the largest value over seeds less the smallest."""
-        values = self.found[self.best_rate]
+        values = self.by_rate[self.best_rate]
         return max(values) - min(values)
 
     @property

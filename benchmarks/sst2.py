@@ -12,6 +12,7 @@ import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class Sentences:
 
     tokens: list[torch.Tensor]
     labels: torch.Tensor
+
+    @cached_property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each sentence."""
+        return torch.tensor([len(part) for part in self.tokens])
 
     def batch(self, places: torch.Tensor) -> dict[str, torch.Tensor]:
         """The sentences at `places`, padded to the longest of them; 0 is BERT's padding."""
@@ -69,8 +75,7 @@ def train_batches(data: Sentences, steps: int, seed: int) -> list[torch.Tensor]:
             for _ in range(-(-steps * BATCH // len(data.tokens)))
         ]
     )[: steps * BATCH]
-    lengths = torch.tensor([len(part) for part in data.tokens])
-    return list(alike_in_length(places, lengths, BATCH, generator))
+    return list(alike_in_length(places, data.lengths, BATCH, generator))
 
 
 def sst2_task(make_model: Callable[[], nn.Module], data: Sentences, valid: Sentences) -> Task:
@@ -107,10 +112,9 @@ def run(spec: OptimizerSpec, task: Task, steps: int, seed: int) -> dict[str, Any
 @torch.no_grad()
 def evaluate(model: nn.Module, valid: Sentences) -> dict[str, float]:
     """Accuracy in percent and mean cross-entropy over all of `valid`; `model` is in eval mode."""
-    lengths = torch.tensor([len(part) for part in valid.tokens])
     right = 0
     loss = 0.0
-    for places in lengths.argsort(stable=True).split(EVAL_BATCH):
+    for places in valid.lengths.argsort(stable=True).split(EVAL_BATCH):
         batch = valid.batch(places)
         logits = model(**batch).logits
         right += int((logits.argmax(-1) == batch["labels"]).sum())
