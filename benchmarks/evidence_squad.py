@@ -47,6 +47,8 @@ MADE, MINILM = "made", "minilm"
 MADE_COUNTS = (2000, 400)
 # SQuAD's own names of its files.
 FILES = ("train-v1.1.json", "dev-v1.1.json")
+# The recipe's messages speak of its own options.
+_SOURCES = f"--data squad= takes {MADE}, a folder with {' and '.join(FILES)}, or a hub name."
 # In tokens. Our own questions and paragraphs have 110 at most.
 SHORT = {"max_length": 128, "doc_stride": 32}
 _RIVALS = (
@@ -131,7 +133,7 @@ def read_questions(source: str, model_name: str, lengths: dict[str, Any]) -> Que
             settings = QuestionSource(**_where(source, Path(made)), **lengths)
             tables = load_questions(settings, seed=0)
     except ConfigError as error:
-        raise SystemExit(f"--data squad={source}: {error}") from error
+        raise SystemExit(f"--data squad={source}: {error} {_SOURCES}") from error
     train, valid = (encode(tables[part], tokenizer, settings) for part in ("train", "validation"))
     metric = evaluate.load(str(METRIC), keep_in_memory=True)
     longest = settings.max_answer_length

@@ -121,6 +121,14 @@ def test_a_folder_with_squads_files_is_read(
         script.read_questions(str(tmp_path), str(reader), {})
 
 
+def test_a_source_that_is_not_there_says_what_is_taken(
+    script: ModuleType, reader: Path, tmp_path: Path
+) -> None:
+    gone = str(tmp_path / "gone")
+    with pytest.raises(SystemExit, match=re.escape(gone) + r".* takes made, a folder .* hub name"):
+        script.read_questions(gone, str(reader), {})
+
+
 def test_rates_lie_around_those_of_fine_tuning(load, script: ModuleType) -> None:
     squad = script.SQUAD
     rates = {"fromage": 1e-3, "madam": 1e-3, "adamw:weight_decay=0.0": 5e-5, "sgd": 0.1}
