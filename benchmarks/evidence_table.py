@@ -161,7 +161,10 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
 
     def cost(sweep: Sweep) -> str:
         first = sweep.at_recommended
-        return "" if first is None or not math.isfinite(first) else number(abs(first - sweep.best))
+        # One rate says nothing about what others would gain.
+        if first is None or not math.isfinite(first) or len(sweep.values) < 2:
+            return ""
+        return number(abs(first - sweep.best))
 
     def wide(sweep: Sweep) -> str:
         if not math.isfinite(sweep.best) or len(sweep.values) < 2:

@@ -83,6 +83,14 @@ def test_the_page_says_how_far_rates_may_differ(load, experiment, rising) -> Non
     assert "at least" not in table.tables(runs[1:2], near)
 
 
+def test_one_rate_does_not_say_what_tuning_gains(load, experiment) -> None:
+    tables = load("evidence_table").tables
+    assert "0.00" not in tables([run("sgd:lr=0.1", 0.5)], experiment)
+    assert "| `sgd` | 0.1 | 0.20 |" in tables(
+        [run("sgd:lr=0.1", 0.5), run("sgd:lr=1", 0.3)], experiment
+    )
+
+
 def test_how_far_the_best_rate_moves(load, experiment) -> None:
     table = load("evidence_table")
     bests = {"2x64": 0.1, "2x128": 0.01}
