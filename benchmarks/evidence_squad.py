@@ -31,6 +31,7 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
 
 from finetune_squad import QuestionSource
+from local_files import looks_local
 from model_loading import named_model, padding_tokenizer
 from squad_training import MODEL_INPUTS, encode, load_questions, scores_of
 
@@ -48,7 +49,7 @@ MADE_COUNTS = (2000, 400)
 # SQuAD's own names of its files.
 FILES = ("train-v1.1.json", "dev-v1.1.json")
 # The recipe's messages speak of its own options.
-_SOURCES = f"--data squad= takes {MADE}, a folder with {' and '.join(FILES)}, or a hub name."
+_SOURCES = f"--data squad= takes {MADE}, a folder with SQuAD's files, or a hub name."
 # In tokens. Our own questions and paragraphs have 110 at most.
 SHORT = {"max_length": 128, "doc_stride": 32}
 _RIVALS = (
@@ -129,6 +130,9 @@ def read_questions(source: str, model_name: str, lengths: dict[str, Any]) -> Que
     """
     try:
         tokenizer = padding_tokenizer(model_name)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+    try:
         with TemporaryDirectory() as made:
             settings = QuestionSource(**_where(source, Path(made)), **lengths)
             tables = load_questions(settings, seed=0)
@@ -152,8 +156,8 @@ def _where(source: str, folder: Path) -> dict[str, Any]:
     if source == MADE:
         for seed, (name, count) in enumerate(zip(FILES, MADE_COUNTS, strict=True)):
             write_squad_file(folder / name, count, seed)
-    elif Path(source).is_dir():
-        folder = Path(source)
+    elif looks_local(source) or Path(source).is_dir():
+        folder = Path(source).expanduser()
     else:
         return {"dataset_name": source}
     return {"train_file": str(folder / FILES[0]), "validation_file": str(folder / FILES[1])}

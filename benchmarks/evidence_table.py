@@ -72,9 +72,14 @@ class Sweep:
         return "refused" if all("refused" in record for record in self.records) else "diverged"
 
     @property
+    def compares(self) -> bool:
+        """Was more than one rate run? One says nothing about what others would gain or lose."""
+        return len(self.values) > 1
+
+    @property
     def is_at_edge(self) -> bool:
         """Is the best rate the lowest or highest that was run? Then a better one may lie beyond."""
-        return len(self.values) > 1 and self.best_rate in (min(self.values), max(self.values))
+        return self.compares and self.best_rate in (min(self.values), max(self.values))
 
     def valley(self, near: float) -> tuple[float, float]:
         """The lowest and highest rate about the best one, up to which values are as good but for
@@ -161,13 +166,12 @@ def tables(records: list[dict[str, Any]], experiment: Experiment) -> str:
 
     def cost(sweep: Sweep) -> str:
         first = sweep.at_recommended
-        # One rate says nothing about what others would gain.
-        if first is None or not math.isfinite(first) or len(sweep.values) < 2:
+        if first is None or not math.isfinite(first) or not sweep.compares:
             return ""
         return number(abs(first - sweep.best))
 
     def wide(sweep: Sweep) -> str:
-        if not math.isfinite(sweep.best) or len(sweep.values) < 2:
+        if not math.isfinite(sweep.best) or not sweep.compares:
             return ""
         low, high = sweep.valley(experiment.near)
         ends_beyond = low == min(sweep.values) or high == max(sweep.values)

@@ -124,9 +124,20 @@ def test_a_folder_with_squads_files_is_read(
 def test_a_source_that_is_not_there_says_what_is_taken(
     script: ModuleType, reader: Path, tmp_path: Path
 ) -> None:
-    gone = str(tmp_path / "gone")
-    with pytest.raises(SystemExit, match=re.escape(gone) + r".* takes made, a folder .* hub name"):
-        script.read_questions(gone, str(reader), {})
+    # A path is no hub name: what is missing is the file.
+    gone = tmp_path / "gone"
+    taken = re.escape(str(gone / script.FILES[0])) + r".* takes made, a folder .* hub name"
+    with pytest.raises(SystemExit, match=taken) as told:
+        script.read_questions(str(gone), str(reader), {})
+    assert "--dataset_name" not in str(told.value)
+
+
+def test_a_model_that_is_not_there_is_no_fault_of_the_data(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"tokenizer .*no_model") as told:
+        script.read_questions("made", str(tmp_path / "no_model"), {})
+    assert "--data" not in str(told.value)
 
 
 def test_rates_lie_around_those_of_fine_tuning(load, script: ModuleType) -> None:
